@@ -1,0 +1,53 @@
+# Two commands do all the set-up: `make serve` and `make test`.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Flags for `make serve`, for example ARGS="--port 8080 --api-key sk-secret".
+ARGS   ?=
+
+.PHONY: help install serve check test clean
+
+help:
+	@echo "make serve     install what serving needs, fetch the model, serve on 127.0.0.1:8000"
+	@echo "make install   the same without serving"
+	@echo "make test      add what the tests need and run them all"
+	@echo "make check     formatting, lint, types, layers"
+	@echo "make clean     remove the virtual environment"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the server ..."
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	@echo "Installing what the tests and the model tools need (torch among it) ..."
+	$(PIP) --editable '.[dev,torch]'
+	@touch $@
+
+install: $(VENV)/.base
+	$(BIN)/embedding-server models pull
+
+serve: install
+	$(BIN)/embedding-server serve $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
+	npm ci --prefix tests/node --no-audit --no-fund --loglevel=error
+	@touch $@
+
+test: install $(VENV)/.dev tests/node/node_modules
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) tests/node/node_modules

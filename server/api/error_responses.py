@@ -1,0 +1,36 @@
+"""Every failure as one JSON shape: {"error": {message, type, param, code}}."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from server.errors import ApiError, InvalidRequest, MethodNotAllowed, UrlNotFound
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The answer for an error of ours."""
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+async def _on_api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's own refusals: no such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return error_response(UrlNotFound(request.method, request.url.path))
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        return error_response(MethodNotAllowed(request.method, request.url.path, allow))
+    return error_response(InvalidRequest(str(error.detail)))
+
+
+def install(app: FastAPI) -> None:
+    """Answer all errors that reach the application in the one shape."""
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)

@@ -1,0 +1,206 @@
+"""The shapes on the wire: reading an embeddings request, writing its answer.
+
+Knows nothing of how vectors are made.
+"""
+
+from __future__ import annotations
+
+import binascii
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+)
+
+from server.catalog.card import Card
+from server.errors import InvalidRequest, MissingArgument, UnrecognizedArgument
+from server.inference.inputs import Inputs, TextInputs, TokenIdInputs
+
+MAX_INPUTS = 2048
+
+_ITEMS = {"minItems": 1, "maxItems": MAX_INPUTS}
+_TEXT = {"type": "string", "minLength": 1}
+_TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_INPUT_SCHEMA = {
+    "description": "A text, a list of texts, a list of token ids, or a list of such lists.",
+    "anyOf": [
+        _TEXT,
+        {"type": "array", "items": _TEXT, **_ITEMS},
+        _TOKEN_IDS,
+        {"type": "array", "items": _TOKEN_IDS, **_ITEMS},
+    ],
+}
+
+
+def read_inputs(value: object) -> Inputs:
+    """The `input` field in any of its four forms.
+
+    Raises:
+        InvalidRequest: names the position of the first input that is wrong.
+    """
+    if isinstance(value, str):
+        return TextInputs(is_list=False, texts=_check_texts([value], is_list=False))
+    if not isinstance(value, list):
+        raise _wrong(
+            "input", "must be a string, a list of strings, or lists of token ids", got=value
+        )
+    if not value:
+        raise _wrong("input", "must not be an empty list")
+    first = value[0]
+    if type(first) is int:
+        return TokenIdInputs(is_list=False, token_ids=[_check_ids(value, "input")])
+    if len(value) > MAX_INPUTS:
+        raise _wrong("input", f"holds {len(value)} inputs, more than the {MAX_INPUTS} allowed")
+    if isinstance(first, str):
+        return TextInputs(is_list=True, texts=_check_texts(value, is_list=True))
+    if isinstance(first, list):
+        ids = [_check_ids(inner, f"input[{index}]") for index, inner in enumerate(value)]
+        return TokenIdInputs(is_list=True, token_ids=ids)
+    raise _wrong("input[0]", "must be a string, a list of token ids, or a token id", got=first)
+
+
+def _check_texts(values: list[Any], *, is_list: bool) -> list[str]:
+    for index, text in enumerate(values):
+        if not isinstance(text, str):
+            raise _wrong(f"input[{index}]", "must be a string like the inputs before it", got=text)
+        if not text:
+            name = f"input[{index}]" if is_list else "input"
+            raise _wrong(name, "must not be an empty string")
+    return values
+
+
+def _check_ids(values: object, name: str) -> list[int]:
+    if not isinstance(values, list):
+        raise _wrong(name, "must be a list of token ids like the inputs before it", got=values)
+    if not values:
+        raise _wrong(name, "must not be an empty list")
+    for index, token_id in enumerate(values):
+        if type(token_id) is not int:  # bool is a subclass of int
+            raise _wrong(f"{name}[{index}]", "must be a token id (an integer)", got=token_id)
+        if token_id < 0:
+            raise _wrong(f"{name}[{index}]", "must be a token id of at least 0")
+    return values
+
+
+_JSON_NAMES = {
+    str: "a string", bool: "a boolean", int: "an integer", float: "a number", list: "a list",
+    dict: "an object", type(None): "null",
+}  # fmt: skip
+
+
+def _wrong(name: str, rule: str, *, got: object = ...) -> InvalidRequest:
+    found = "" if got is ... else f", not {_JSON_NAMES[type(got)]}"
+    return InvalidRequest(f"Invalid value for '{name}': {name} {rule}{found}.", param="input")
+
+
+class EmbeddingRequest(BaseModel):
+    """The body of POST /v1/embeddings."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    model: str = Field(description="Name or alias of a served model.")
+    input: Annotated[Inputs, PlainValidator(read_inputs), WithJsonSchema(_INPUT_SCHEMA)]
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Size of the vectors, for Matryoshka-capable models."
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="How vectors are written: numbers (default) or base64 of float32."
+    )
+    user: str | None = Field(None, description="Who this request is for.")
+    safety_identifier: str | None = Field(None, description="The newer name of `user`.")
+    truncate: bool | None = Field(None, description="Cut an over-long input, do not refuse it.")
+    input_type: Literal["query", "document"] | None = Field(
+        None, description="Puts the model's own prompt for this purpose before each input."
+    )
+
+    @classmethod
+    def read(cls, body: bytes | bytearray) -> EmbeddingRequest:
+        """Parse and check a request body.
+
+        Raises:
+            InvalidRequest: not JSON, or it violates the contract; names the field.
+        """
+        try:
+            fields = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(f"The request body is not valid JSON: {error.msg} at byte "
+                                 f"{error.pos}.") from None  # fmt: skip
+        if not isinstance(fields, dict):
+            found = _JSON_NAMES[type(fields)]
+            raise InvalidRequest(f"The request body must be a JSON object, not {found}.")
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise _explain(error) from None
+
+
+def _explain(error: ValidationError) -> InvalidRequest:
+    problems = error.errors(include_url=False)
+    unknown = [str(p["loc"][0]) for p in problems if p["type"] == "extra_forbidden"]
+    if unknown:
+        return UnrecognizedArgument(unknown)
+    problem = problems[0]
+    name = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        return MissingArgument(name)
+    rule = problem["msg"].removeprefix("Input should be ")
+    got = problem["input"]
+    shown = f"'{got[:50]}'" if isinstance(got, str) else str(got)[:50]
+    if isinstance(got, dict | list):
+        shown = _JSON_NAMES[type(got)]
+    return InvalidRequest(
+        f"Invalid value for '{name}': {name} must be {rule}, not {shown}.", param=name
+    )
+
+
+def embeddings_json(
+    vectors: NDArray[np.float32],
+    *,
+    model: str,
+    num_tokens: int,
+    encoding_format: Literal["float", "base64"],
+) -> bytes:
+    """The answer's body, in the order of `vectors` (texts, dimensions), C-contiguous float32.
+
+    base64 is the padded base64 of each row's little-endian float32 bytes; `float` writes the
+    shortest decimals that read back as the same float32.
+    """
+    rows: Any = vectors
+    if encoding_format == "base64":
+        little_endian = vectors.astype("<f4", copy=False)
+        rows = [binascii.b2a_base64(row, newline=False).decode("ascii") for row in little_endian]
+    answer = {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": row}
+            for index, row in enumerate(rows)
+        ],
+        "model": model,
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+    }
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def model_object(card: Card) -> dict[str, Any]:
+    """One model as OpenAI's model object with this server's own fields behind."""
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": card.created_unix_s,
+        "owned_by": card.owned_by,
+        "embedding_dim": card.embedding_dim,
+        "max_input_tokens": card.max_input_tokens,
+        "matryoshka": card.matryoshka is not None,
+        "dimensions": list(card.matryoshka.dimensions) if card.matryoshka else None,
+        "aliases": list(card.aliases),
+        "prompts": dict(card.prompts),
+        "fingerprint": card.fingerprint,
+    }

@@ -1,0 +1,83 @@
+"""The ASGI application: routes, errors, and a lifespan that loads and closes the models."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import FastAPI
+
+from server import __version__
+from server.access.static_keys import StaticKeys
+from server.api import embeddings, error_responses, health, models
+from server.api.deps import Services
+from server.api.request_context import RequestContext
+from server.catalog.registry import read_registry
+from server.catalog.verify import check_present
+from server.engine.served_models import ServedModels
+from server.errors import SettingError, StartupError
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+    on_failure: Callable[[StartupError], None] = lambda error: None,
+) -> FastAPI:
+    """The application for these settings; `app.state.services` holds what its routes work with.
+
+    Cards and files are looked at here; the models are read while the application already answers
+    (`/readyz` says when they are there).
+
+    Args:
+        on_ready: called once all models are loaded.
+        on_failure: called if one cannot be; the server stays unready.
+
+    Raises:
+        StartupError: a card, a file or a setting is missing or wrong.
+    """
+    registry = read_registry(settings.models_dir).select(settings.model)
+    for card in registry.cards:
+        check_present(card)
+    unserved = set(settings.model_token_ids) - {card.name for card in registry.cards}
+    if unserved:
+        raise SettingError(f"setting model_token_ids: {min(unserved)} is not a served model")
+    services = Services(settings, StaticKeys(settings.secrets()), ServedModels(registry, settings))
+
+    async def load() -> None:
+        try:
+            await services.models.load()
+        except StartupError as error:
+            on_failure(error)
+        except Exception as error:
+            log.exception("loading failed")
+            on_failure(StartupError(f"loading the models failed: {error}"))
+        else:
+            on_ready()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(load())
+        yield
+        loading.cancel()
+        services.models.close()
+
+    # The pages at /docs would load their scripts from a CDN, which an air-gapped site cannot reach.
+    app = FastAPI(
+        title="embedding-server",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.services = services
+    app.add_middleware(RequestContext)
+    error_responses.install(app)
+    for room in (embeddings, models, health):
+        app.include_router(room.router)
+    return app

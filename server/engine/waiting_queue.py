@@ -1,0 +1,130 @@
+"""Sequences that wait for a worker, fair by tokens.
+
+Each request is a flow of start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996): its
+sequences get consecutive turns in virtual tokens from the moment it arrives, so a short request
+has its turn soon, however many tokens arrived before it. Virtual time advances by the tokens
+served divided by the requests waiting, hence no turn is put off for ever.
+
+Any thread may call; all state is guarded by one lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from bisect import bisect_left, insort
+from collections import Counter
+from operator import attrgetter
+
+from server.engine.policy import select
+from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
+
+_BY_LENGTH = attrgetter("order")
+# Splitting an idle server's only work over its workers pays down to about this many tokens each.
+MIN_SHARE_TOKENS = 96
+
+
+class _Lengths:
+    """The waiting sequences' lengths as a sequence, without copying them."""
+
+    def __init__(self, sequences: list[TokenSequence]) -> None:
+        self._sequences = sequences
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __getitem__(self, index: int) -> int:
+        return self._sequences[index].num_tokens
+
+
+class WaitingQueue:
+    """Waiting sequences, handed out as micro-batches of at most `max_batch_tokens`."""
+
+    def __init__(self, max_batch_tokens: int, workers: int) -> None:
+        self._max_batch_tokens = max_batch_tokens
+        self._workers = workers
+        self._changed = threading.Condition()
+        self._closed = False
+        self._serial = itertools.count()
+        self._virtual_tokens = 0.0
+        self._tokens = 0
+        self._by_length: list[TokenSequence] = []  # ascending `order`
+        self._by_urgency: list[tuple[tuple[float, int], TokenSequence]] = []  # heap, may hold gone
+        self._waiting: Counter[SequenceGroup] = Counter()  # sequences still here, by group
+
+    def put(self, group: SequenceGroup) -> None:
+        """Let all sequences of a request wait, together."""
+        with self._changed:
+            turn = self._virtual_tokens
+            for sequence in group.sequences:
+                sequence.urgency = (turn, next(self._serial))
+                sequence.order = (sequence.num_tokens, sequence.urgency)
+                turn += sequence.num_tokens
+                self._tokens += sequence.num_tokens
+                heapq.heappush(self._by_urgency, (sequence.urgency, sequence))
+            if len(group.sequences) == 1:
+                insort(self._by_length, group.sequences[0], key=_BY_LENGTH)
+            else:
+                self._by_length.extend(group.sequences)
+                self._by_length.sort(key=_BY_LENGTH)
+            self._waiting[group] = len(group.sequences)
+            self._changed.notify(len(group.sequences))
+
+    def take(self) -> MicroBatch | None:
+        """The next micro-batch; blocks while nothing waits. None once the queue is closed."""
+        with self._changed:
+            while not self._by_length and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            return self._pop()
+
+    def drop(self, group: SequenceGroup) -> None:
+        """Forget what still waits of a group: its client went away or it has failed."""
+        with self._changed:
+            if self._waiting.pop(group, 0):
+                self._by_length = [s for s in self._by_length if s.group is not group]
+                self._tokens = sum(s.num_tokens for s in self._by_length)
+                self._by_urgency = [(s.urgency, s) for s in self._by_length]
+                heapq.heapify(self._by_urgency)
+
+    def lower_budget(self) -> int:
+        """Halve `max_batch_tokens` after the backend ran out of memory; returns the new one."""
+        with self._changed:
+            self._max_batch_tokens = max(1, self._max_batch_tokens // 2)
+            return self._max_batch_tokens
+
+    def close(self) -> list[SequenceGroup]:
+        """Send the workers home; returns the groups that still waited."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            return list(self._waiting)
+
+    def _pop(self) -> MicroBatch:
+        head = self._most_urgent()
+        budget = min(
+            self._max_batch_tokens,
+            max(-(-self._tokens // self._workers), MIN_SHARE_TOKENS),
+        )
+        index = bisect_left(self._by_length, head.order, key=_BY_LENGTH)
+        start, stop = select(_Lengths(self._by_length), index, budget)
+        chosen = self._by_length[start:stop]
+        del self._by_length[start:stop]
+        tokens = sum(sequence.num_tokens for sequence in chosen)
+        self._virtual_tokens += tokens / len(self._waiting)
+        self._tokens -= tokens
+        for sequence in chosen:
+            self._waiting[sequence.group] -= 1
+            if not self._waiting[sequence.group]:
+                del self._waiting[sequence.group]
+        return MicroBatch(chosen)
+
+    def _most_urgent(self) -> TokenSequence:
+        while True:
+            _, sequence = heapq.heappop(self._by_urgency)
+            # Sequences that filled an earlier micro-batch are still in the heap.
+            index = bisect_left(self._by_length, sequence.order, key=_BY_LENGTH)
+            if index < len(self._by_length) and self._by_length[index] is sequence:
+                return sequence

@@ -1,0 +1,273 @@
+"""Every error the server can answer or stop with, declared once.
+
+    EmbeddingServerError
+      ApiError                    one HTTP answer in OpenAI's error shape
+        InvalidRequest            400  invalid_request_error
+          UnrecognizedArgument
+          MissingArgument
+          ContextLengthExceeded        context_length_exceeded
+          TooManyTokens                max_tokens_per_request
+        AuthenticationFailed      401  authentication_error
+          MissingApiKey
+          IncorrectApiKey              invalid_api_key
+        UrlNotFound               404  invalid_request_error, unknown_url
+        ModelNotFound             404  invalid_request_error, model_not_found
+        MethodNotAllowed          405  invalid_request_error, method_not_allowed
+        BodyTooLarge              413  invalid_request_error, body_too_large
+        InferenceFailed           500  internal_server_error
+        Unavailable               503  upstream_error, with Retry-After
+          ModelLoading
+          Draining
+      StartupError                the command stops with one line and exit code 2
+        SettingError
+        CardError
+        ModelFileError
+        ModelLoadError
+        AddressError
+
+Status, type and code live on the class; a message names the field, its position and the value's
+length or type, never a whole secret. This module knows nothing of the HTTP framework.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EmbeddingServerError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ApiError(EmbeddingServerError):
+    """One answer in OpenAI's error shape; subclasses fix status, type and code."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal_server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Extra response headers that belong to this error."""
+        return {}
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The JSON object OpenAI's clients parse: always all four keys."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class InvalidRequest(ApiError):
+    """The request violates the wire contract; `param` names the field."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnrecognizedArgument(InvalidRequest):
+    """The body holds fields the contract does not know."""
+
+    def __init__(self, names: list[str]) -> None:
+        plural = "s" if len(names) > 1 else ""
+        shown = ", ".join(name[:100] for name in names[:10])
+        super().__init__(
+            f"Unrecognized request argument{plural} supplied: {shown}", param=names[0][:100]
+        )
+
+
+class MissingArgument(InvalidRequest):
+    """A required field is absent."""
+
+    code = "missing_required_parameter"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Missing required parameter: '{name}'.", param=name)
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """One input is longer than the model reads, and cutting it was not asked for."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, position: str, num_tokens: int, max_input_tokens: int) -> None:
+        super().__init__(
+            f"This model's maximum context length is {max_input_tokens} tokens, however you "
+            f"requested {num_tokens} tokens ({position}). Shorten the input, or send "
+            '"truncate": true to have it cut.',
+            param="input",
+        )
+
+
+class TooManyTokens(InvalidRequest):
+    """All inputs of one request together are too long."""
+
+    code = "max_tokens_per_request"
+
+    def __init__(self, *, max_request_tokens: int, position: str) -> None:
+        super().__init__(
+            f"Requested more than {max_request_tokens} tokens, the most that all inputs of one "
+            f"request may hold together (the limit was reached at {position}). Send several "
+            "smaller requests.",
+            param="input",
+        )
+
+
+class AuthenticationFailed(ApiError):
+    """The request carries no usable API key."""
+
+    status = 401
+    type = "authentication_error"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class MissingApiKey(AuthenticationFailed):
+    """No Authorization header, or not of the form `Bearer KEY`."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "You didn't provide an API key. Provide it in an Authorization header of the form "
+            "'Authorization: Bearer YOUR_KEY'."
+        )
+
+
+class IncorrectApiKey(AuthenticationFailed):
+    """A key was sent, but this server does not know it."""
+
+    code = "invalid_api_key"
+
+    def __init__(self, secret: str) -> None:
+        # Enough to recognise one's own key by, never enough to use it.
+        hint = f"{secret[:3]}***{secret[-4:]}" if len(secret) >= 20 else "***"
+        super().__init__(f"Incorrect API key provided: {hint}.")
+
+
+class UrlNotFound(ApiError):
+    """No route has this path."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "unknown_url"
+
+    def __init__(self, method: str, path: str) -> None:
+        super().__init__(f"Unknown request URL: {method} {path[:200]}.")
+
+
+class ModelNotFound(ApiError):
+    """No served model has this name or alias."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+    def __init__(self, name: str, available: list[str]) -> None:
+        super().__init__(
+            f"The model '{name[:200]}' does not exist on this server. It serves: "
+            f"{', '.join(available)}.",
+            param="model",
+        )
+
+
+class MethodNotAllowed(ApiError):
+    """The path exists, the method does not."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+    def __init__(self, method: str, path: str, allow: str) -> None:
+        super().__init__(f"Method {method} is not allowed for {path[:200]}; allowed: {allow}.")
+        self.allow = allow
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Allow": self.allow}
+
+
+class BodyTooLarge(ApiError):
+    """The request body is larger than `max_body_bytes`."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+    def __init__(self, max_body_bytes: int) -> None:
+        super().__init__(f"The request body is larger than this server's {max_body_bytes} bytes.")
+
+
+class InferenceFailed(ApiError):
+    """The model raised or gave a vector that is not finite; safe to retry."""
+
+
+class Unavailable(ApiError):
+    """The server cannot take work right now; `retry_after_s` says when to come back."""
+
+    status = 503
+    type = "upstream_error"
+    retry_after_s: ClassVar[int] = 1  # seconds, 1 to 60
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_s)}
+
+
+class ModelLoading(Unavailable):
+    """The models are still being read from disk."""
+
+    code = "model_loading"
+
+    def __init__(self) -> None:
+        super().__init__("The server is still loading its models; try again in a moment.")
+
+
+class Draining(Unavailable):
+    """The server was told to stop and takes no new work."""
+
+    code = "server_draining"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        # Keep-alive would bring the client back to a server that is about to be gone.
+        return {**super().headers, "Connection": "close"}
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down; send the request again.")
+
+
+class StartupError(EmbeddingServerError):
+    """The server cannot start or go on; the command prints the message and exits with 2."""
+
+
+class SettingError(StartupError):
+    """A setting is unknown, malformed or unsafe."""
+
+
+class CardError(StartupError):
+    """A model card cannot be read or contradicts another."""
+
+
+class ModelFileError(StartupError):
+    """A model file is missing, or its bytes are not those its card vouches for."""
+
+
+class ModelLoadError(StartupError):
+    """The files are right but the model cannot be made ready."""
+
+
+class AddressError(StartupError):
+    """The host and port cannot be listened on."""

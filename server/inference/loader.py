@@ -1,0 +1,77 @@
+"""From a card to something that computes.
+
+Reads files, checks their bytes, knows nothing of queues, HTTP or keys. Any thread may call.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card
+from server.catalog.verify import check_files
+from server.errors import ModelLoadError
+from server.inference.backend import Backend
+from server.inference.onnx_backend import OnnxBackend
+from server.inference.tokenizer import Tokenizer
+
+# float32 rounding of a 384 x 384 product stays well below this.
+_ORTHOGONALITY_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """What turns text into vectors: shared by all cards with the same base."""
+
+    tokenizer: Tokenizer
+    backend: Backend
+    embedding_dim: int
+
+
+def load_encoder(card: Card) -> Encoder:
+    """Tokenizer and forward pass of a card that has no base, every byte checked.
+
+    Raises:
+        ModelFileError: a file's sha256 differs from the card.
+        ModelLoadError: a file cannot be used, or the graph gives another size than the card.
+    """
+    with ThreadPoolExecutor(max_workers=1) as hashing:
+        checked = hashing.submit(check_files, card)  # at the same time, on another core
+        try:
+            tokenizer = Tokenizer(card.path(TOKENIZER_FILE), card.max_input_tokens)
+            backend = OnnxBackend(card.path(GRAPH_FILE))
+            vector = backend.forward(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
+        except Exception:
+            checked.result()  # wrong bytes are the better explanation
+            raise
+        checked.result()
+    if vector.shape != (1, card.embedding_dim):
+        raise ModelLoadError(
+            f"model {card.name}: the graph gives vectors of {vector.shape[-1]} dimensions, the card "
+            f"says {card.embedding_dim}"
+        )
+    return Encoder(tokenizer, backend, card.embedding_dim)
+
+
+def load_rotation(card: Card) -> NDArray[np.float32] | None:
+    """The card's Matryoshka rotation, (embedding_dim, embedding_dim), or None if it has none.
+
+    Raises:
+        ModelFileError: the file's sha256 differs from the card.
+        ModelLoadError: it holds no orthogonal matrix of the right size.
+    """
+    if card.matryoshka is None or card.matryoshka.rotation is None:
+        return None
+    check_files(card)
+    path = card.path(card.matryoshka.rotation)
+    rotation = load_file(path).get("rotation")
+    size = (card.embedding_dim, card.embedding_dim)
+    if rotation is None or rotation.shape != size or rotation.dtype != np.float32:
+        raise ModelLoadError(f"{path}: holds no float32 tensor `rotation` of shape {size}")
+    if np.abs(rotation.T @ rotation - np.eye(size[0])).max() > _ORTHOGONALITY_TOLERANCE:
+        raise ModelLoadError(f"{path}: the rotation is not orthogonal")
+    return rotation

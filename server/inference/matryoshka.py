@@ -1,0 +1,59 @@
+"""Cutting vectors to fewer dimensions.
+
+Matryoshka representation learning (Kusupati et al., 2022, arXiv:2205.13147) makes prefixes of a
+vector useful by themselves. A model that was not trained for it gets there by an orthogonal
+rotation, which leaves full-size cosines as they are. Pure functions; any thread may call.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.catalog.card import Card
+from server.errors import InvalidRequest
+
+
+def check_dimensions(requested: int | None, card: Card) -> int:
+    """The size of the answer's vectors: `requested`, or the model's native size if None.
+
+    Raises:
+        InvalidRequest: the model cannot be cut, or the size is not within 1 to its native size.
+    """
+    if requested is None:
+        return card.embedding_dim
+    if card.matryoshka is None:
+        raise InvalidRequest(
+            "This model does not support specifying dimensions.", param="dimensions"
+        )
+    if not 1 <= requested <= card.embedding_dim:
+        raise InvalidRequest(
+            f"Invalid value for 'dimensions': {requested} is not between 1 and "
+            f"{card.embedding_dim}, the native size of {card.name}.",
+            param="dimensions",
+        )
+    return requested
+
+
+def truncate(
+    vectors: NDArray[np.float32], dimensions: int, rotation: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """The first `dimensions` of each vector, after the rotation if there is one, at length 1.
+
+    Args:
+        vectors: (texts, embedding_dim), float32.
+        rotation: (embedding_dim, embedding_dim), orthogonal, float32.
+
+    Returns:
+        (texts, dimensions), float32, C-contiguous. At native size without a rotation the vectors
+        are returned as they came.
+    """
+    if rotation is not None:
+        cut = vectors @ rotation[:, :dimensions]
+    elif dimensions < vectors.shape[1]:
+        cut = vectors[:, :dimensions]
+    else:
+        return vectors
+    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
+    tiny = np.finfo(np.float32).tiny  # a prefix of zeros stays zeros
+    return np.ascontiguousarray(cut / np.maximum(lengths, tiny), dtype=np.float32)

@@ -1,0 +1,116 @@
+"""The server process: listen, announce, drain on a signal, stop.
+
+bind -> load (in the background) -> ready line -> SIGTERM or SIGINT -> no new work, what is in
+flight is finished or, after `drain_timeout_s`, answered with 503 -> exit 0
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+
+from server.api.deps import Services
+from server.app import create_app
+from server.errors import AddressError, StartupError
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 2048
+# After the drain only answers already written are left to send.
+_CLOSE_TIMEOUT_S = 2
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal; returns after a clean drain.
+
+    Raises:
+        StartupError: the server could not start, or its models could not be loaded.
+    """
+    settings.check_exposure()
+    failure: list[StartupError] = []
+
+    def stop(error: StartupError) -> None:
+        failure.append(error)
+        server.should_exit = True
+
+    app = create_app(settings, on_ready=lambda: _announce(settings, port), on_failure=stop)
+    listener = bind(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive_timeout_s,
+        timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+        backlog=BACKLOG,
+    )
+    server = DrainingServer(config, app.state.services)
+    server.run(sockets=[listener])
+    if failure:
+        raise failure[0]
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens on this address.
+
+    Raises:
+        AddressError: the address is in use, unknown or not allowed.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AddressError(f"cannot listen on {host} port {port}: {reason}") from error
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, which on the first signal drains and on the second stops at once."""
+
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+        super().__init__(config)
+        self._services = services
+        self._drain_deadline: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Signal handler; what uvicorn does is not wanted: it would exit by the signal."""
+        if self._drain_deadline is not None:
+            self.should_exit = self.force_exit = True
+            return
+        log.info("%s: finishing work in flight", signal.Signals(sig).name)
+        self._services.models.drain()
+        self._drain_deadline = time.monotonic() + self._services.settings.drain_timeout_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second while serving; True stops."""
+        if self._drain_deadline is not None:
+            if time.monotonic() >= self._drain_deadline:
+                log.warning("drain timeout: %d requests are cut", len(self.server_state.tasks))
+                self._services.models.close()
+                self.should_exit = True
+            elif not self.server_state.tasks:
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _announce(settings: Settings, port: int) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    if settings.host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.secrets() else ""
+    print(
+        f"Ready. Try: curl http://{host}:{port}/v1/embeddings -H 'Content-Type: application/json'"
+        f"""{key} -d '{{"model": "{settings.model[0]}", "input": "Hello, world"}}'""",
+        flush=True,
+    )

@@ -1,0 +1,216 @@
+"""Every setting of the server, declared once: name, default, bounds, unit (as suffix) and help.
+
+Four sources fill this one declaration, the first that names a setting wins: command-line flags,
+environment variables (`EMBEDDING_SERVER_` + the name in capitals), a TOML file, the default.
+This module knows of no other room.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from server.errors import SettingError
+
+ENV_PREFIX = "EMBEDDING_SERVER_"
+
+
+def _split_commas(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+# In the environment a list is written with commas; NoDecode keeps it from being read as JSON.
+StrList = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
+SecretList = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split_commas)]
+
+
+def default_models_dir() -> Path:
+    """The `models` folder of the source checkout, else the one a wheel installs beside Python."""
+    checkout = Path(__file__).resolve().parent.parent / "models"
+    return checkout if checkout.is_dir() else Path(sys.prefix, "share/embedding-server/models")
+
+
+class Settings(BaseSettings):
+    """All settings; instances are immutable. Build one with `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=False
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    model: StrList = Field(
+        ["all-MiniLM-L6-v2-matryoshka", "all-MiniLM-L6-v2"],
+        description="Model to serve, by its card's name (repeatable; the first is the default).",
+    )
+    models_dir: Path = Field(
+        default_factory=default_models_dir, description="Folder that holds the models."
+    )
+    api_key: SecretList = Field(
+        [], description="Key that clients must send (repeatable). Without any, no key is asked."
+    )
+    api_key_file: Path | None = Field(None, description="File with one API key a line.")
+    allow_no_keys: bool = Field(
+        False, description="Allow listening beyond this machine without API keys."
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Worker threads a model; default: the physical cores this process may use.",
+    )
+    max_batch_tokens: int = Field(
+        512, ge=1, le=1_048_576, description="Token budget of a micro-batch, padding counted."
+    )
+    max_request_tokens: int = Field(
+        300_000, ge=1, description="Most tokens all inputs of one request may hold together."
+    )
+    max_body_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, description="Largest request body, in bytes."
+    )
+    truncate_inputs: bool = Field(
+        False, description="Cut over-long inputs when the request does not say `truncate`."
+    )
+    model_token_ids: StrList = Field(
+        [],
+        description="Model whose token-id inputs are its own vocabulary's ids instead of OpenAI's "
+        "cl100k_base (repeatable).",
+    )
+    drain_timeout_s: float = Field(
+        30.0, ge=0, le=3600, description="Seconds that work in flight may take after SIGTERM."
+    )
+    keep_alive_timeout_s: int = Field(
+        75, ge=1, le=3600, description="Seconds an idle client connection is kept open."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line that is written."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read nothing by itself: `load_settings` alone decides where values come from."""
+        return (init_settings,)
+
+    def secrets(self) -> list[str]:
+        """All API keys, from `api_key` and `api_key_file`.
+
+        Raises:
+            SettingError: the file cannot be read, or a key is empty or holds white space.
+        """
+        keys = [key.get_secret_value() for key in self.api_key]
+        if self.api_key_file is not None:
+            try:
+                lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingError(f"api_key_file {self.api_key_file}: {_reason(error)}") from error
+            file_keys = [line.strip() for line in lines]
+            file_keys = [key for key in file_keys if key and not key.startswith("#")]
+            if not file_keys:
+                raise SettingError(f"api_key_file {self.api_key_file}: holds no key")
+            keys += file_keys
+        for number, key in enumerate(keys, start=1):
+            if not key or not key.isascii() or not key.isprintable() or " " in key:
+                raise SettingError(
+                    f"API key number {number} is empty or holds white space or characters that "
+                    "cannot travel in a header"
+                )
+        return keys
+
+    def check_exposure(self) -> None:
+        """Refuse to listen beyond this machine when anybody could use the server.
+
+        Raises:
+            SettingError: `host` is not loopback, no key is set and `allow_no_keys` is off.
+        """
+        if _is_loopback(self.host) or self.allow_no_keys or self.secrets():
+            return
+        raise SettingError(
+            f"refusing to listen on {self.host} without API keys: anybody who reaches this address "
+            "could use the server. Set --api-key (or --api-key-file), or allow it with "
+            "--allow-no-keys"
+        )
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None,
+    config: Path | None = None,
+) -> Settings:
+    """Settings from flags, environment and an optional TOML file, in this order of precedence.
+
+    Raises:
+        SettingError: a value is out of bounds, a name is unknown, or the file cannot be read. The
+            message names the setting and where it was set, never the value of a secret.
+    """
+    by_source = {
+        "flags": dict(flags or {}),
+        "environment": EnvSettingsSource(Settings)(),
+        "file": _read_toml(config) if config is not None else {},
+    }
+    values: dict[str, Any] = {}
+    for given in reversed(by_source.values()):
+        values |= given
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        name = str(problem["loc"][0])
+        source = next(source for source, given in by_source.items() if name in given)
+        spelled = {
+            "flags": "--" + name.replace("_", "-"),
+            "environment": ENV_PREFIX + name.upper(),
+            "file": str(config),
+        }[source]
+        raise SettingError(f"setting {name} ({spelled}): {problem['msg']}") from None
+
+
+def unknown_environment_variables(environ: Mapping[str, str]) -> list[str]:
+    """Names that look like settings of this server but are none (most likely typing errors)."""
+    known = {ENV_PREFIX + name.upper() for name in (*Settings.model_fields, "config")}
+    return sorted(key for key in environ if key.startswith(ENV_PREFIX) and key not in known)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"configuration file {path}: {_reason(error)}") from error
+    for name in table:
+        if name not in Settings.model_fields:
+            near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingError(f"configuration file {path}: unknown setting {name}{hint}")
+    return table
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
