@@ -74,6 +74,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect of a POST loses its body with many clients
     )
     app.state.services = services
     app.add_middleware(RequestContext)

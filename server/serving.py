@@ -22,7 +22,7 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
-# After the drain only answers already written are left to send.
+# After the drain only answers are left to send; a client that stalls its upload is cut then.
 _CLOSE_TIMEOUT_S = 2
 
 
@@ -56,6 +56,7 @@ def serve(settings: Settings) -> None:
     )
     server = DrainingServer(config, app.state.services)
     server.run(sockets=[listener])
+    app.state.services.models.join()
     if failure:
         raise failure[0]
 
@@ -76,7 +77,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which on the first signal drains and on the second stops at once."""
+    """uvicorn's server, which drains on the first signal and cuts the drain short on the second."""
 
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
@@ -86,7 +87,7 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Signal handler; what uvicorn does is not wanted: it would exit by the signal."""
         if self._drain_deadline is not None:
-            self.should_exit = self.force_exit = True
+            self._drain_deadline = time.monotonic()
             return
         log.info("%s: finishing work in flight", signal.Signals(sig).name)
         self._services.models.drain()

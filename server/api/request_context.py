@@ -5,6 +5,7 @@ Plain ASGI, since Starlette's BaseHTTPMiddleware costs a task a request and hide
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.error_responses import error_response
-from server.errors import ApiError
+from server.errors import ApiError, Draining
 from server.logs import ACCESS_LOGGER, request_id
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,10 @@ class RequestContext:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:  # uvicorn cuts what is left at the end of a drain
+            if status != CLIENT_CLOSED_REQUEST:
+                raise
+            await error_response(Draining())(scope, receive, send_with_headers)
         except Exception:
             log.exception("request %s failed", own_id)
             if status != CLIENT_CLOSED_REQUEST:  # the answer has begun; only cutting it is left

@@ -73,7 +73,7 @@ class Quality(_Strict):
 class Card(_Strict):
     """A model card as read from disk; `folder` is where it was read."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.\-]*(/[\w.\-]+)*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?$")
     description: str
     license: str
     owned_by: str

@@ -70,5 +70,7 @@ def read_registry(models_dir: Path) -> Registry:
     """
     if not models_dir.is_dir():
         raise CardError(f"models folder {models_dir} does not exist; set --models-dir")
-    folders = sorted(path.parent for path in models_dir.glob(f"**/{CARD_FILE}"))
+    # `model` or `organisation/model`; unlike "**", these patterns follow linked folders.
+    cards = (*models_dir.glob(f"*/{CARD_FILE}"), *models_dir.glob(f"*/*/{CARD_FILE}"))
+    folders = sorted(path.parent for path in cards)
     return Registry(read_card(folder, models_dir) for folder in folders)

@@ -43,7 +43,7 @@ class Engine:
         self._encoder = encoder
         self._max_request_tokens = max_request_tokens
         self._loop = asyncio.get_running_loop()
-        self._queue = WaitingQueue(max_batch_tokens, workers=threads)
+        self._queue = WaitingQueue(max_batch_tokens)
         self._tokenizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
         self._replicas = [
             Replica(f"replica-{number}", self._queue, encoder.backend, self._deliver)
@@ -94,6 +94,14 @@ class Engine:
             if not group.future.done():
                 group.future.set_exception(Draining())
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
+
+    def join(self) -> None:
+        """Wait until the worker threads have ended, each after at most one micro-batch.
+
+        A thread that is inside ONNX Runtime while the interpreter ends would abort the process.
+        """
+        for replica in self._replicas:
+            replica.join()
 
     def _tokenize(
         self, inputs: Inputs, *, prompt: str, truncate: bool, own_token_ids: bool

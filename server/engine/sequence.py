@@ -43,7 +43,7 @@ class TokenSequence:
         self.token_ids = token_ids  # (num_tokens,)
         self.num_tokens = len(token_ids)
         self.error: Exception | None = None
-        # Set by the queue: when its turn is, in virtual tokens, and its place among the lengths.
+        # Set by the queue: when it is due, in virtual tokens, and its place among the lengths.
         self.urgency = (0.0, 0)
         self.order = (self.num_tokens, self.urgency)
 

@@ -104,6 +104,11 @@ class ServedModels:
         for engine in self._engines:
             engine.close()
 
+    def join(self) -> None:
+        """Wait for the worker threads of closed engines; blocks, for after the event loop."""
+        for engine in self._engines:
+            engine.join()
+
 
 def _load_and_warm_up(card: Card) -> Encoder:
     encoder = load_encoder(card)

@@ -1,9 +1,10 @@
 """Sequences that wait for a worker, fair by tokens.
 
-Each request is a flow of start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996): its
-sequences get consecutive turns in virtual tokens from the moment it arrives, so a short request
-has its turn soon, however many tokens arrived before it. Virtual time advances by the tokens
-served divided by the requests waiting, hence no turn is put off for ever.
+Each request is a flow of weighted fair queueing (Demers, Keshav, Shenker, SIGCOMM 1989): from the
+virtual time at which it arrives, its sequences are due one after the other, each when a fair share
+of the machine would have finished it. A short request is therefore due soon, however many tokens
+arrived before it. Virtual time advances by the tokens served divided by the requests waiting, so
+nothing is put off for ever.
 
 Any thread may call; all state is guarded by one lock.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 from bisect import bisect_left, insort
 from collections import Counter
@@ -23,6 +25,8 @@ from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
 _BY_LENGTH = attrgetter("order")
 # Splitting an idle server's only work over its workers pays down to about this many tokens each.
 MIN_SHARE_TOKENS = 96
+# A forward pass over one token takes about as long as this many tokens take in a larger one.
+MIN_COST_TOKENS = 32
 
 
 class _Lengths:
@@ -41,9 +45,9 @@ class _Lengths:
 class WaitingQueue:
     """Waiting sequences, handed out as micro-batches of at most `max_batch_tokens`."""
 
-    def __init__(self, max_batch_tokens: int, workers: int) -> None:
+    def __init__(self, max_batch_tokens: int) -> None:
         self._max_batch_tokens = max_batch_tokens
-        self._workers = workers
+        self._idle_workers = 0  # threads that are in `take`
         self._changed = threading.Condition()
         self._closed = False
         self._serial = itertools.count()
@@ -58,9 +62,9 @@ class WaitingQueue:
         with self._changed:
             turn = self._virtual_tokens
             for sequence in group.sequences:
+                turn += sequence.num_tokens
                 sequence.urgency = (turn, next(self._serial))
                 sequence.order = (sequence.num_tokens, sequence.urgency)
-                turn += sequence.num_tokens
                 self._tokens += sequence.num_tokens
                 heapq.heappush(self._by_urgency, (sequence.urgency, sequence))
             if len(group.sequences) == 1:
@@ -74,11 +78,13 @@ class WaitingQueue:
     def take(self) -> MicroBatch | None:
         """The next micro-batch; blocks while nothing waits. None once the queue is closed."""
         with self._changed:
-            while not self._by_length and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                return None
-            return self._pop()
+            self._idle_workers += 1
+            try:
+                while not self._by_length and not self._closed:
+                    self._changed.wait()
+                return None if self._closed else self._pop()
+            finally:
+                self._idle_workers -= 1
 
     def drop(self, group: SequenceGroup) -> None:
         """Forget what still waits of a group: its client went away or it has failed."""
@@ -104,16 +110,15 @@ class WaitingQueue:
 
     def _pop(self) -> MicroBatch:
         head = self._most_urgent()
-        budget = min(
-            self._max_batch_tokens,
-            max(-(-self._tokens // self._workers), MIN_SHARE_TOKENS),
-        )
+        # A machine with idle workers shares out what there is; a busy one fills its micro-batches.
+        share = max(math.ceil(self._tokens / self._idle_workers), MIN_SHARE_TOKENS)
+        budget = min(self._max_batch_tokens, share)
         index = bisect_left(self._by_length, head.order, key=_BY_LENGTH)
         start, stop = select(_Lengths(self._by_length), index, budget)
         chosen = self._by_length[start:stop]
         del self._by_length[start:stop]
         tokens = sum(sequence.num_tokens for sequence in chosen)
-        self._virtual_tokens += tokens / len(self._waiting)
+        self._virtual_tokens += max(tokens, MIN_COST_TOKENS) / len(self._waiting)
         self._tokens -= tokens
         for sequence in chosen:
             self._waiting[sequence.group] -= 1

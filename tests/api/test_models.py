@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from server.catalog.card import Card
+from tests.conftest import MATRYOSHKA, PLAIN
+
+
+def test_each_model_has_openais_fields_and_ours(
+    http: httpx.Client, plain_card: Card, matryoshka_card: Card
+) -> None:
+    answer = http.get("/v1/models").json()
+    assert answer["object"] == "list"
+    assert answer["data"] == [
+        {
+            "id": MATRYOSHKA,
+            "object": "model",
+            "created": 1630281600,  # 2021-08-30
+            "owned_by": "sentence-transformers",
+            "embedding_dim": 384,
+            "max_input_tokens": 256,
+            "matryoshka": True,
+            "dimensions": [384, 256, 128, 64, 32],
+            "aliases": [
+                "text-embedding-3-small",
+                "text-embedding-3-large",
+                "text-embedding-ada-002",
+            ],
+            "prompts": {},
+            "fingerprint": matryoshka_card.fingerprint,
+        },
+        {
+            "id": PLAIN,
+            "object": "model",
+            "created": 1630281600,
+            "owned_by": "sentence-transformers",
+            "embedding_dim": 384,
+            "max_input_tokens": 256,
+            "matryoshka": False,
+            "dimensions": None,
+            "aliases": [],
+            "prompts": {},
+            "fingerprint": plain_card.fingerprint,
+        },
+    ]
+    assert plain_card.fingerprint != matryoshka_card.fingerprint
+
+
+@pytest.mark.parametrize("name", [MATRYOSHKA, "text-embedding-3-small"])
+def test_a_model_is_found_by_name_and_alias(http: httpx.Client, name: str) -> None:
+    assert http.get(f"/v1/models/{name}").json()["id"] == MATRYOSHKA
+
+
+@pytest.mark.parametrize("name", ["gpt-5", "organisation/model", "organisation%2Fmodel"])
+def test_an_unknown_model_is_not_found_also_with_a_slash(http: httpx.Client, name: str) -> None:
+    response = http.get(f"/v1/models/{name}")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert response.json()["error"]["type"] == "invalid_request_error"

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import httpx
+from fastapi import FastAPI
+
+from server.app import create_app
+from server.settings import Settings
+
+
+def test_a_sane_request_id_comes_back_and_others_are_replaced(http: httpx.Client) -> None:
+    kept = http.get("/livez", headers={"x-request-id": "trace-42:a/b"})
+    assert kept.headers["x-request-id"] == "trace-42:a/b"
+    for insane in ("", "two words", "x" * 129, 'quote"'):
+        replaced = http.get("/livez", headers={"x-request-id": insane})
+        assert replaced.headers["x-request-id"].startswith("req_")
+    first, second = (http.get("/livez").headers["x-request-id"] for _ in range(2))
+    assert first != second
+
+
+def test_the_time_taken_is_told_in_whole_milliseconds(http: httpx.Client) -> None:
+    assert int(http.get("/livez").headers["openai-processing-ms"]) >= 0
+    assert int(http.get("/nowhere").headers["openai-processing-ms"]) >= 0
+
+
+async def test_an_unexpected_failure_is_a_500_in_the_one_shape_without_a_traceback() -> None:
+    app: FastAPI = create_app(Settings())
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("secret detail")
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.get("/broken")
+    assert response.status_code == 500
+    assert "secret detail" not in response.text
+    assert response.json()["error"]["type"] == "internal_server_error"
+    assert response.headers["x-request-id"].startswith("req_")

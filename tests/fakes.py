@@ -1,0 +1,45 @@
+"""Stand-ins for what reality will not provoke: failing, slow and exhausted forward passes."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.inference.backend import OutOfMemory
+
+FAKE_DIM = 3
+RAISES = 90  # token ids with a meaning for the fake
+GIVES_NAN = 91
+
+
+class FakeBackend:
+    """Vectors that tell what was computed: (sum of ids, number of tokens, first id).
+
+    Raises for a micro-batch that holds the token RAISES, gives NaN for one with GIVES_NAN, runs out
+    of memory over `memory_tokens` padded tokens, and waits for `gate` before each pass.
+    """
+
+    def __init__(self, *, memory_tokens: int | None = None) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self._memory_tokens = memory_tokens
+
+    def forward(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        self.shapes.append(input_ids.shape)
+        self.entered.release()
+        assert self.gate.wait(timeout=30)
+        if self._memory_tokens is not None and input_ids.size > self._memory_tokens:
+            raise OutOfMemory("fake")
+        if (input_ids == RAISES).any():
+            raise RuntimeError("fake failure")
+        ids = input_ids * attention_mask
+        vectors = np.stack([ids.sum(1), attention_mask.sum(1), ids[:, 0]], axis=1)
+        vectors = vectors.astype(np.float32)
+        vectors[(input_ids == GIVES_NAN).any(axis=1)] = np.nan
+        return vectors

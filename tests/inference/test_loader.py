@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from server.catalog.card import Card, FilePin
+from server.catalog.verify import check_files
+from server.errors import ModelFileError, ModelLoadError
+from server.inference.loader import Encoder, load_encoder, load_rotation
+
+
+def copy_of(card: Card, folder: Path) -> Card:
+    """The model's files in a folder that may be damaged."""
+    for name in card.files:
+        shutil.copy(card.path(name), folder / name)
+    return card.model_copy(update={"folder": folder})
+
+
+def repinned(card: Card) -> Card:
+    """The card with the hashes that its files have now."""
+    import hashlib
+
+    pins = {}
+    for name in card.files:
+        content = card.path(name).read_bytes()
+        pins[name] = FilePin(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    return card.model_copy(update={"files": pins})
+
+
+def test_the_default_model_computes_unit_vectors(encoder: Encoder) -> None:
+    ids = np.array([[101, 7592, 102, 0], [101, 7592, 2088, 102]], np.int64)
+    vectors = encoder.backend.forward(ids, (ids > 0).astype(np.int64))
+    assert vectors.shape == (2, encoder.embedding_dim) == (2, 384)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_padding_does_not_reach_the_vector(encoder: Encoder) -> None:
+    ids = np.array([[101, 7592, 2088, 102]], np.int64)
+    alone = encoder.backend.forward(ids, np.ones_like(ids))
+    padded_ids = np.pad(ids, ((0, 3), (0, 200)))
+    padded_ids[1:] = 2003
+    mask = np.ones_like(padded_ids)
+    mask[0, 4:] = 0
+    padded = encoder.backend.forward(padded_ids, mask)
+    np.testing.assert_allclose(padded[0], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("file", ["graph.onnx", "model.safetensors", "tokenizer.json"])
+def test_one_changed_byte_in_any_file_is_refused(
+    plain_card: Card, tmp_path: Path, file: str
+) -> None:
+    card = copy_of(plain_card, tmp_path)
+    with card.path(file).open("r+b") as opened:
+        opened.seek(-1000, 2)
+        byte = opened.read(1)
+        opened.seek(-1000, 2)
+        opened.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(ModelFileError, match=file.replace(".", r"\.")):
+        load_encoder(card)
+
+
+def test_a_graph_that_is_none_is_named(plain_card: Card, tmp_path: Path) -> None:
+    card = copy_of(plain_card, tmp_path)
+    card.path("graph.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ModelLoadError, match=r"graph\.onnx"):
+        load_encoder(repinned(card))
+
+
+def test_a_card_with_another_size_than_the_graph_is_refused(plain_card: Card) -> None:
+    with pytest.raises(ModelLoadError, match="384 dimensions, the card says 512"):
+        load_encoder(plain_card.model_copy(update={"embedding_dim": 512}))
+
+
+def test_the_rotation_is_orthogonal(matryoshka_card: Card) -> None:
+    check_files(matryoshka_card)
+    rotation = load_rotation(matryoshka_card)
+    assert rotation is not None
+    assert np.abs(rotation.T @ rotation - np.eye(384)).max() < 1e-5
+
+
+def test_a_model_without_rotation_has_none(plain_card: Card) -> None:
+    assert load_rotation(plain_card) is None
+
+
+@pytest.mark.parametrize(
+    ("tensors", "complaint"),
+    [
+        ({"rotation": np.eye(383, dtype=np.float32)}, "no float32 tensor"),
+        ({"rotation": np.eye(384, dtype=np.float64)}, "no float32 tensor"),
+        ({"another": np.eye(384, dtype=np.float32)}, "no float32 tensor"),
+        ({"rotation": 1.01 * np.eye(384, dtype=np.float32)}, "not orthogonal"),
+    ],
+)
+def test_a_rotation_that_would_bend_cosines_is_refused(
+    matryoshka_card: Card,
+    tmp_path: Path,
+    tensors: dict[str, np.ndarray[tuple[int, int], np.dtype[np.float32]]],
+    complaint: str,
+) -> None:
+    save_file(tensors, tmp_path / "rotation.safetensors")
+    card = repinned(matryoshka_card.model_copy(update={"folder": tmp_path}))
+    with pytest.raises(ModelLoadError, match=complaint):
+        load_rotation(card)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as RustTokenizer
+
+from server.catalog.card import TOKENIZER_FILE, Card
+from server.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, TooManyTokens
+from server.inference import tokenizer as module
+from server.inference.inputs import TextInputs, TokenIdInputs
+from server.inference.tokenizer import SLICE_CHARS, Tokenizer
+
+CLS, SEP = 101, 102
+
+
+@pytest.fixture(scope="module")
+def tokenizer(plain_card: Card) -> Tokenizer:
+    return Tokenizer(plain_card.path(TOKENIZER_FILE), max_input_tokens=256)
+
+
+@pytest.fixture(scope="module")
+def reference(plain_card: Card) -> RustTokenizer:
+    rust = RustTokenizer.from_file(str(plain_card.path(TOKENIZER_FILE)))
+    rust.no_padding()
+    rust.no_truncation()
+    return rust
+
+
+def encode(
+    tokenizer: Tokenizer,
+    *texts: str,
+    truncate: bool = False,
+    prompt: str = "",
+    max_request_tokens: int = 300_000,
+) -> list[list[int]]:
+    inputs = TextInputs(is_list=True, texts=list(texts))
+    encoded = tokenizer.encode_texts(
+        inputs, prompt=prompt, truncate=truncate, max_request_tokens=max_request_tokens
+    )
+    return [token_ids.tolist() for token_ids in encoded]
+
+
+def test_the_files_own_padding_and_cut_at_128_do_not_apply(tokenizer: Tokenizer) -> None:
+    short, long = encode(tokenizer, "hello", "hello " * 200)
+    assert len(short) == 3
+    assert len(long) == 202
+
+
+def test_texts_keep_their_order_across_chunks(
+    tokenizer: Tokenizer, reference: RustTokenizer
+) -> None:
+    texts = [f"text number {n} " + "filler " * (n % 90) for n in range(2048)]
+    assert sum(map(len, texts)) > module.CHUNK_CHARS
+    assert encode(tokenizer, *texts) == [reference.encode(text).ids for text in texts]
+
+
+def test_a_text_at_the_limit_passes_and_one_token_more_is_refused(tokenizer: Tokenizer) -> None:
+    assert len(encode(tokenizer, "hello " * 254)[0]) == 256
+    with pytest.raises(ContextLengthExceeded, match=r"257 tokens \(input\[1\]\)"):
+        encode(tokenizer, "fine", "hello " * 255)
+
+
+def test_a_cut_text_keeps_its_special_tokens(tokenizer: Tokenizer) -> None:
+    (cut,) = encode(tokenizer, "one two " * 500, truncate=True)
+    assert len(cut) == 256
+    assert (cut[0], cut[-1]) == (CLS, SEP)
+    assert SEP not in cut[:-1]
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_a_huge_text_gives_the_ids_that_one_pass_gives(
+    tokenizer: Tokenizer, reference: RustTokenizer, truncate: bool
+) -> None:
+    text = "The naïve fox, 12 km away, jumps over 東京 lazily. " * 4000
+    assert len(text) > 2 * SLICE_CHARS
+    if truncate:
+        reference_ids = reference.encode(text[:5000]).ids
+        assert encode(tokenizer, text, truncate=True)[0] == [*reference_ids[:255], SEP]
+    else:
+        with pytest.raises(ContextLengthExceeded) as caught:
+            encode(tokenizer, text)
+        assert f"requested {len(reference.encode(text).ids)} tokens" in caught.value.message
+
+
+@given(st.text(max_size=400), st.integers(20, 60))
+def test_slicing_changes_no_id_where_there_are_blanks_to_cut_at(
+    tokenizer: Tokenizer, reference: RustTokenizer, text: str, slice_chars: int
+) -> None:
+    words = " ".join(text[i : i + 5] for i in range(0, len(text), 5)) or "x"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SLICE_CHARS", slice_chars)
+        patch.setattr(module, "_CUT_WINDOW_CHARS", 20)
+        sliced = tokenizer._encode_slices(words, stop_after=10**9).tolist()
+    assert sliced == reference.encode(words).ids
+
+
+def test_a_huge_text_is_left_when_it_is_over_the_requests_limit(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TooManyTokens, match="300000"):
+        encode(tokenizer, "word " * 2_000_000)
+
+
+def test_all_texts_together_are_limited_after_the_cut(tokenizer: Tokenizer) -> None:
+    encode(tokenizer, *["hello " * 300] * 4, truncate=True, max_request_tokens=1024)
+    with pytest.raises(TooManyTokens, match=r"input\[4\]"):
+        encode(tokenizer, *["hello " * 300] * 5, truncate=True, max_request_tokens=1024)
+
+
+def test_the_prompt_is_read_and_counted(tokenizer: Tokenizer, reference: RustTokenizer) -> None:
+    assert encode(tokenizer, "fox", prompt="query: ") == [reference.encode("query: fox").ids]
+    huge = "fox " * SLICE_CHARS
+    (cut,) = encode(tokenizer, huge, prompt="query: ", truncate=True)
+    assert cut[:4] == reference.encode("query: fox fox").ids[:4]
+
+
+def test_white_space_and_odd_characters_are_texts_like_others(tokenizer: Tokenizer) -> None:
+    assert encode(tokenizer, " ", "\t\n", "\x00", "�") == [[CLS, SEP]] * 4
+
+
+def test_own_token_ids_are_read_as_they_are(tokenizer: Tokenizer) -> None:
+    inputs = TokenIdInputs(is_list=True, token_ids=[[CLS, 7592, SEP], [7592]])
+    read = tokenizer.read_token_ids(inputs, truncate=False, max_request_tokens=10)
+    assert [ids.tolist() for ids in read] == inputs.token_ids
+
+
+def test_own_token_ids_are_cut_or_refused_like_texts(tokenizer: Tokenizer) -> None:
+    long = TokenIdInputs(is_list=False, token_ids=[[CLS, *[7592] * 300, SEP]])
+    with pytest.raises(ContextLengthExceeded, match=r"302 tokens \(input\)"):
+        tokenizer.read_token_ids(long, truncate=False, max_request_tokens=1000)
+    (cut,) = tokenizer.read_token_ids(long, truncate=True, max_request_tokens=1000)
+    assert cut.tolist() == [CLS, *[7592] * 254, SEP]
+    bare = TokenIdInputs(is_list=False, token_ids=[[7592] * 300])
+    (cut,) = tokenizer.read_token_ids(bare, truncate=True, max_request_tokens=1000)
+    assert cut.tolist() == [7592] * 256
+
+
+def test_an_unknown_own_token_id_is_named_with_its_position(tokenizer: Tokenizer) -> None:
+    inputs = TokenIdInputs(is_list=True, token_ids=[[1], [1, 30522]])
+    with pytest.raises(InvalidRequest, match=r"input\[1\]\[1\]: token id 30522"):
+        tokenizer.read_token_ids(inputs, truncate=False, max_request_tokens=10)
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
+        Tokenizer(tmp_path / "tokenizer.json", max_input_tokens=8)

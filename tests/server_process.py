@@ -1,0 +1,86 @@
+"""A real server process for tests: started by the real command, ended by its own pid."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 30
+
+
+class ServerProcess:
+    """`embedding-server serve` on a free loopback port; a context manager."""
+
+    def __init__(
+        self,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+    ) -> None:
+        self._stderr = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115
+        command = [*wrapper, sys.executable, "-m", "server", "serve", "--port", "0", *flags]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+        assert self.process.stdout is not None
+        self.ready_line = self.process.stdout.readline()
+        found = re.search(r"http://(\S+?)/v1/embeddings", self.ready_line)
+        if found is None:
+            log = self.log()
+            self.close()
+            raise AssertionError(f"the server did not start: {log}")
+        self.url = f"http://{found.group(1)}"
+
+    @property
+    def base_url(self) -> str:
+        """What OpenAI's clients call base_url."""
+        return f"{self.url}/v1"
+
+    def log(self) -> str:
+        """Everything written to standard error so far."""
+        self._stderr.flush()
+        self._stderr.seek(0)
+        return self._stderr.read()
+
+    def stop(self, with_signal: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal, wait, return the exit code."""
+        self.process.send_signal(with_signal)
+        return self.process.wait(timeout=STOP_TIMEOUT_S)
+
+    def resident_bytes(self) -> int:
+        """Resident memory of the process."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process if it still runs, and let go of its output."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._stderr.close()
