@@ -26,8 +26,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
-models_app = typer.Typer(help="The models on this machine.", no_args_is_help=True)
+models_app = typer.Typer(
+    help="The models on this machine.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(models_app, name="models")
 
 ConfigFile = Annotated[
@@ -63,8 +66,11 @@ def _flag(name: str) -> inspect.Parameter:
     switch = field.annotation is bool
     default = field.get_default(call_default_factory=True)
     shown = f" (default: {default})" if not many and default is not None else ""
+    spelled = name.replace("_", "-")
     option = typer.Option(
-        "--" + name.replace("_", "-"), help=f"{field.description}{shown}", show_default=False
+        f"--{spelled}/--no-{spelled}" if switch else f"--{spelled}",
+        help=f"{field.description}{shown}",
+        show_default=False,
     )
     kind: Any = list[str] if many else bool if switch else str
     return inspect.Parameter(
@@ -133,8 +139,7 @@ def list_models(settings: Settings) -> None:
             "\n".join(card.aliases),
         )
     # A pipe has no width; there no cell may be cut.
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(table)
+    (Console() if sys.stdout.isatty() else Console(width=10_000)).print(table)
 
 
 @models_app.command("pull")
@@ -144,11 +149,15 @@ def pull_models(
         typer.Argument(help="Models, by their cards' names; default: those that are served."),
     ] = None,
     models_dir: Annotated[Path | None, typer.Option(help="Folder that holds the models.")] = None,
+    config: ConfigFile = None,
 ) -> None:
     """Fetch the files of models that are not there yet, and check every byte."""
     from server.catalog.pull import pull
     from server.catalog.registry import read_registry
 
-    settings = load_settings({"models_dir": models_dir} if models_dir else {})
+    settings = load_settings({"models_dir": models_dir} if models_dir else {}, config)
+    pulled: set[str] = set()
     for card in read_registry(settings.models_dir).select(names or settings.model).cards:
-        pull(card, print)
+        if card.name not in pulled:  # as another one's base
+            pull(card, lambda line: print(line, flush=True))
+            pulled |= {card.name, card.encoder.name}

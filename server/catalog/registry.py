@@ -28,7 +28,10 @@ class Registry:
             for name in (card.name, *card.aliases):
                 other = self._by_name.setdefault(name, card)
                 if other is not card:
-                    raise CardError(f"models {other.name} and {card.name} both claim {name!r}")
+                    raise CardError(
+                        f"models {other.name} and {card.name} both claim {name!r} "
+                        f"({other.folder}, {card.folder})"
+                    )
 
     def resolve(self, name: str) -> Card:
         """The card with this name or alias.

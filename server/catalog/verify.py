@@ -6,7 +6,7 @@ Knows nothing of HTTP or batching; may be called from any thread (hashing releas
 from __future__ import annotations
 
 import hashlib
-import hmac
+from pathlib import Path
 
 from server.catalog.card import Card
 from server.errors import ModelFileError
@@ -42,15 +42,20 @@ def check_files(card: Card) -> None:
     for name, pin in card.files.items():
         path = card.path(name)
         try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256_of(path)
         except OSError as error:
             raise ModelFileError(f"model {card.name}: {path}: {error.strerror}") from error
-        if not hmac.compare_digest(found, pin.sha256):
+        if found != pin.sha256:
             raise ModelFileError(
                 f"model {card.name}: {path} has sha256 {found}, but the card says {pin.sha256}; "
                 f"delete the file and fetch it with: embedding-server models pull {card.name}"
             )
+
+
+def sha256_of(path: Path) -> str:
+    """The file's digest in hex; raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _owners(card: Card) -> list[Card]:

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server import __version__
+from server.settings import Settings
+from tests.catalog import FILES, card_table, pins, variant_table, write_card, write_model
+
+MODELS_DIR = Path(__file__).parent.parent / "models"
+# Tests wait for a process that does not end, but not for ever.
+PATIENCE_S = 60
+
+Outcome = subprocess.CompletedProcess[str]
+
+
+def command(*arguments: str | Path, environ: dict[str, str] | None = None) -> Outcome:
+    """Run the command as a user's shell would, without settings in the environment."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("EMBEDDING_")}
+    for shaping in ("COLUMNS", "FORCE_COLOR", "TERMINAL_WIDTH", "TTY_COMPATIBLE"):
+        clean.pop(shaping, None)
+    return subprocess.run(
+        [sys.executable, "-m", "server", *map(str, arguments)],
+        env=clean | (environ or {}),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def assert_mistake(outcome: Outcome, *named: str) -> None:
+    """One line on standard error that names these, nothing else, and exit code 2."""
+    assert len(outcome.stderr.splitlines()) == 1, outcome.stderr
+    assert outcome.stderr.startswith("embedding-server: ")
+    assert [text for text in named if text not in outcome.stderr] == []
+    assert outcome.stdout == ""
+    assert outcome.returncode == 2
+
+
+@pytest.fixture
+def models_dir(tmp_path: Path) -> Path:
+    """A models folder that passes the look at its files' sizes, which is all that precedes
+    listening; there is nothing in it to compute with."""
+    write_model(tmp_path / "models", card_table())
+    return tmp_path / "models"
+
+
+def serve(models_dir: Path, *arguments: str | Path) -> Outcome:
+    return command("serve", "--model", "tiny", "--models-dir", models_dir, *arguments)
+
+
+def test_the_version_is_printed() -> None:
+    outcome = command("--version")
+    assert (outcome.stdout, outcome.stderr) == (f"embedding-server {__version__}\n", "")
+    assert outcome.returncode == 0
+
+
+def test_the_installed_command_is_the_module() -> None:
+    script = Path(sys.executable).with_name("embedding-server")
+    outcome = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert outcome.stdout == command("--version").stdout
+
+
+class TestHelp:
+    def test_serve_has_a_flag_for_every_setting(self) -> None:
+        outcome = command("serve", "--help")
+        flags = set(re.findall(r"(?<!\S)--[a-z-]+", outcome.stdout))
+        expected = {"--" + name.replace("_", "-") for name in Settings.model_fields}
+        assert expected <= flags
+        assert outcome.returncode == 0
+
+    def test_serve_tells_what_each_setting_is_for_and_no_secret(self) -> None:
+        environ = {"EMBEDDING_SERVER_API_KEY": "sk-do-not-print-me"}
+        outcome = command("serve", "--help", environ=environ)
+        text = " ".join(re.findall(r"[^\s│]+", outcome.stdout))  # without line breaks and frames
+        descriptions = [field.description or "" for field in Settings.model_fields.values()]
+        assert [each for each in descriptions if each not in text] == []
+        assert "sk-do-not-print-me" not in outcome.stdout + outcome.stderr
+
+
+class TestMistakes:
+    def test_an_unknown_model_is_named_with_those_there_are(self, models_dir: Path) -> None:
+        outcome = command("serve", "--model", "tinny", "--models-dir", models_dir)
+        assert_mistake(outcome, "model tinny not found", "tiny", "did you mean tiny?")
+
+    def test_a_models_folder_that_is_absent_is_named(self, tmp_path: Path) -> None:
+        outcome = serve(tmp_path / "absent")
+        assert_mistake(outcome, str(tmp_path / "absent"), "--models-dir")
+
+    def test_files_not_fetched_yet_are_named_with_the_command_that_fetches_them(
+        self, tmp_path: Path
+    ) -> None:
+        for card in MODELS_DIR.glob("*/card.toml"):
+            (tmp_path / card.parent.name).mkdir()
+            shutil.copy(card, tmp_path / card.parent.name)
+        outcome = command("serve", "--models-dir", tmp_path)
+        assert_mistake(
+            outcome, "all-MiniLM-L6-v2/model.safetensors", "embedding-server models pull"
+        )
+
+    def test_a_file_with_wrong_bytes_is_named(self, models_dir: Path) -> None:
+        weights = models_dir / "tiny" / "model.safetensors"
+        weights.write_bytes(b"x" * len(FILES["model.safetensors"]))
+        assert_mistake(serve(models_dir, "--port", "0"), str(weights), "sha256")
+
+    def test_files_that_are_right_but_no_model_are_named(self, models_dir: Path) -> None:
+        outcome = serve(models_dir, "--port", "0")
+        assert_mistake(outcome, str(models_dir / "tiny" / "tokenizer.json"))
+
+    @pytest.mark.parametrize("port", ["http", "65536"])
+    def test_a_bad_port_is_named(self, models_dir: Path, port: str) -> None:
+        assert_mistake(serve(models_dir, f"--port={port}"), "setting port (--port)")
+
+    def test_a_port_in_use_is_named(self, models_dir: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            outcome = serve(models_dir, "--port", str(port))
+        assert_mistake(outcome, f"cannot listen on 127.0.0.1 port {port}", "in use")
+
+    @pytest.mark.parametrize("host", ["192.0.2.1", "a..b"])
+    def test_an_address_that_is_not_this_machines_is_named(
+        self, models_dir: Path, host: str
+    ) -> None:
+        outcome = serve(models_dir, "--host", host, "--port", "0", "--allow-no-keys")
+        assert_mistake(outcome, f"cannot listen on {host} port 0")
+
+    def test_listening_beyond_this_machine_without_keys_is_refused_with_the_way_out(
+        self, models_dir: Path
+    ) -> None:
+        outcome = serve(models_dir, "--host", "0.0.0.0")
+        assert_mistake(outcome, "0.0.0.0", "--api-key", "--allow-no-keys")
+
+    def test_a_switch_can_be_turned_off_again_by_its_flag(self, models_dir: Path) -> None:
+        outcome = command(
+            *("serve", "--models-dir", models_dir, "--model", "tiny", "--host", "0.0.0.0"),
+            "--no-allow-no-keys",
+            environ={"EMBEDDING_SERVER_ALLOW_NO_KEYS": "true"},
+        )
+        assert_mistake(outcome, "refusing to listen on 0.0.0.0")
+
+    def test_a_configuration_file_that_is_no_toml_is_named(self, tmp_path: Path) -> None:
+        config = tmp_path / "settings.toml"
+        config.write_text("port = 80 80")
+        assert_mistake(command("serve", "--config", config), str(config), "line 1")
+
+    def test_a_configuration_file_that_is_absent_is_named(self, tmp_path: Path) -> None:
+        config = tmp_path / "settings.toml"
+        assert_mistake(command("serve", "--config", config), str(config), "No such file")
+
+    def test_an_unknown_setting_is_named_with_the_nearest(self, tmp_path: Path) -> None:
+        config = tmp_path / "settings.toml"
+        config.write_text("prot = 8080")
+        outcome = command("serve", environ={"EMBEDDING_SERVER_CONFIG": str(config)})
+        assert_mistake(outcome, str(config), "unknown setting prot", "did you mean port?")
+
+    def test_a_bad_value_in_the_environment_is_named(self) -> None:
+        outcome = command("serve", environ={"EMBEDDING_SERVER_THREADS": "many"})
+        assert_mistake(outcome, "setting threads (EMBEDDING_SERVER_THREADS)")
+
+    def test_a_key_file_that_is_absent_is_named(self, models_dir: Path, tmp_path: Path) -> None:
+        outcome = serve(models_dir, "--api-key-file", tmp_path / "keys")
+        assert_mistake(outcome, str(tmp_path / "keys"))
+
+    def test_an_unusable_key_is_not_shown(self, models_dir: Path) -> None:
+        outcome = serve(models_dir, "--api-key", "sk-do not-print-me")
+        assert_mistake(outcome, "setting api_key: key number 1")
+        assert "print-me" not in outcome.stderr
+
+    def test_token_ids_of_a_model_that_is_not_served_are_refused(self, models_dir: Path) -> None:
+        outcome = serve(models_dir, "--model-token-ids", "other")
+        assert_mistake(outcome, "model_token_ids", "other")
+
+    def test_an_unknown_flag_ends_with_the_same_code_and_names_the_nearest(self) -> None:
+        outcome = command("serve", "--prot", "8080")
+        assert "--prot" in outcome.stderr
+        assert "--port" in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+        assert outcome.returncode == 2
+
+    def test_an_environment_variable_that_names_no_setting_is_told(self, models_dir: Path) -> None:
+        outcome = command(
+            *("serve", "--models-dir", models_dir, "--model", "tinny"),
+            environ={"EMBEDDING_SERVER_PROT": "8080"},
+        )
+        warning, mistake = outcome.stderr.splitlines()
+        assert warning == "embedding-server: warning: EMBEDDING_SERVER_PROT names no setting"
+        assert mistake.startswith("embedding-server: model tinny not found")
+
+    def test_pulling_an_unknown_model_is_refused(self, models_dir: Path) -> None:
+        outcome = command("models", "pull", "tinny", "--models-dir", models_dir)
+        assert_mistake(outcome, "model tinny not found", "did you mean tiny?")
+
+
+class TestModelsList:
+    LONG = "organisation/a-model-with-a-name-that-is-longer-than-most-v2"
+    ALIASES = ("text-embedding-3-small", "text-embedding-3-large", "another-quite-long-alias-1")
+
+    @pytest.fixture
+    def listed(self, models_dir: Path) -> Path:
+        write_card(models_dir, card_table(self.LONG, aliases=self.ALIASES, embedding_dim=1024))
+        rotation = {"rotation.safetensors": b"x"}
+        matryoshka = {"dimensions": [8, 4, 2], "rotation": "rotation.safetensors"}
+        table = variant_table("variant", files=pins(rotation), matryoshka=matryoshka)
+        write_model(models_dir, table, rotation)
+        return models_dir
+
+    @pytest.mark.parametrize(
+        "environ",
+        [{"COLUMNS": "40"}, {"FORCE_COLOR": "1"}],
+        ids=lambda environ: next(iter(environ)),
+    )
+    def test_in_a_pipe_nothing_is_cut(self, listed: Path, environ: dict[str, str]) -> None:
+        outcome = command("models", "list", "--models-dir", listed, environ=environ)
+        wanted = ["tiny", "variant", "8, 4, 2", "1024", self.LONG, *self.ALIASES]
+        wanted += [f"{self.LONG}/{file}" for file in FILES]
+        assert [text for text in wanted if text not in outcome.stdout] == []
+        assert "…" not in outcome.stdout
+        assert outcome.returncode == 0
+
+    def test_each_model_says_whether_its_files_are_there(self, listed: Path) -> None:
+        (listed / "tiny" / "graph.onnx").unlink()
+        outcome = command("models", "list", "--models-dir", listed)
+        rows = {line.split()[1]: line for line in outcome.stdout.splitlines() if "│" in line}
+        assert "missing: tiny/graph.onnx" in rows["tiny"]
+        assert "missing: tiny/graph.onnx" in rows["variant"]
+
+    def test_a_model_whose_files_are_there_is_present(self, models_dir: Path) -> None:
+        outcome = command("models", "list", "--models-dir", models_dir)
+        assert "present" in outcome.stdout
+        assert "missing" not in outcome.stdout

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import server
+from server import errors
+from server.errors import (
+    ApiError,
+    AuthenticationFailed,
+    BodyTooLarge,
+    ContextLengthExceeded,
+    Draining,
+    EmbeddingServerError,
+    IncorrectApiKey,
+    InferenceFailed,
+    InvalidRequest,
+    MethodNotAllowed,
+    MissingApiKey,
+    MissingArgument,
+    ModelLoading,
+    ModelNotFound,
+    StartupError,
+    TooManyTokens,
+    Unavailable,
+    UnrecognizedArgument,
+    UrlNotFound,
+)
+
+# The wire contract: the OpenAI type that belongs to each status this server answers with.
+CONTRACT = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    500: "internal_server_error",
+    503: "upstream_error",
+}
+
+# One example of every answer, with its status, code and the field it names.
+EXAMPLES: dict[
+    type[ApiError], tuple[Callable[[], ApiError], tuple[int, str | None, str | None]]
+] = {
+    ApiError: (lambda: ApiError("m"), (500, None, None)),
+    InvalidRequest: (lambda: InvalidRequest("m", param="input"), (400, None, "input")),
+    UnrecognizedArgument: (lambda: UnrecognizedArgument(["inptu"]), (400, None, "inptu")),
+    MissingArgument: (
+        lambda: MissingArgument("model"),
+        (400, "missing_required_parameter", "model"),
+    ),
+    ContextLengthExceeded: (
+        lambda: ContextLengthExceeded(position="input[3]", num_tokens=812, max_input_tokens=256),
+        (400, "context_length_exceeded", "input"),
+    ),
+    TooManyTokens: (
+        lambda: TooManyTokens(max_request_tokens=300_000, position="input[7]"),
+        (400, "max_tokens_per_request", "input"),
+    ),
+    AuthenticationFailed: (lambda: AuthenticationFailed("m"), (401, None, None)),
+    MissingApiKey: (MissingApiKey, (401, None, None)),
+    IncorrectApiKey: (lambda: IncorrectApiKey("sk-wrong"), (401, "invalid_api_key", None)),
+    UrlNotFound: (lambda: UrlNotFound("GET", "/v2"), (404, "unknown_url", None)),
+    ModelNotFound: (lambda: ModelNotFound("gpt-5", ["tiny"]), (404, "model_not_found", "model")),
+    MethodNotAllowed: (
+        lambda: MethodNotAllowed("GET", "/v1/embeddings", "POST"),
+        (405, "method_not_allowed", None),
+    ),
+    BodyTooLarge: (lambda: BodyTooLarge(1024), (413, "body_too_large", None)),
+    InferenceFailed: (lambda: InferenceFailed("m"), (500, None, None)),
+    Unavailable: (lambda: Unavailable("m"), (503, None, None)),
+    ModelLoading: (ModelLoading, (503, "model_loading", None)),
+    Draining: (Draining, (503, "server_draining", None)),
+}
+
+every_answer = pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)
+
+
+def tree(root: type[EmbeddingServerError]) -> set[type[EmbeddingServerError]]:
+    """`root` and all classes below it that the package declares."""
+    below = (tree(child) for child in root.__subclasses__() if child.__module__[:7] == "server.")
+    return {root}.union(*below)
+
+
+@pytest.fixture(scope="module")
+def whole_package() -> None:
+    for module in pkgutil.walk_packages(server.__path__, "server."):
+        if module.name != "server.__main__":  # runs the command
+            importlib.import_module(module.name)
+
+
+@pytest.mark.usefixtures("whole_package")
+def test_every_answer_the_package_can_give_is_covered_by_these_tests() -> None:
+    assert tree(ApiError) == set(EXAMPLES)
+
+
+@every_answer
+def test_an_answer_has_the_status_code_and_field_of_the_contract(kind: type[ApiError]) -> None:
+    make, (status, code, param) = EXAMPLES[kind]
+    error = make()
+    assert (error.status, error.code, error.param) == (status, code, param)
+
+
+@every_answer
+def test_an_answer_has_the_type_that_the_contract_gives_its_status(kind: type[ApiError]) -> None:
+    assert kind.type == CONTRACT[kind.status]
+
+
+def test_every_status_of_the_contract_has_an_answer() -> None:
+    assert {kind.status for kind in EXAMPLES} == set(CONTRACT)
+
+
+@every_answer
+def test_a_body_always_has_the_four_keys(kind: type[ApiError]) -> None:
+    error = EXAMPLES[kind][0]()
+    assert json.loads(json.dumps(error.body())) == {
+        "error": {
+            "message": error.message,
+            "type": kind.type,
+            "param": error.param,
+            "code": kind.code,
+        }
+    }
+    assert error.message
+    assert str(error) == error.message
+
+
+@every_answer
+def test_retry_after_comes_with_503_alone_in_whole_seconds_up_to_a_minute(
+    kind: type[ApiError],
+) -> None:
+    headers = EXAMPLES[kind][0]().headers
+    assert ("Retry-After" in headers) == (kind.status == 503)
+    assert 1 <= int(headers.get("Retry-After", "1")) <= 60
+
+
+@every_answer
+def test_401_names_the_scheme(kind: type[ApiError]) -> None:
+    headers = EXAMPLES[kind][0]().headers
+    assert headers.get("WWW-Authenticate") == ("Bearer" if kind.status == 401 else None)
+
+
+def test_405_names_the_methods_that_are_allowed() -> None:
+    error = MethodNotAllowed("PUT", "/v1/models", "GET, HEAD")
+    assert error.headers == {"Allow": "GET, HEAD"}
+    assert "GET, HEAD" in error.message
+
+
+def test_a_draining_server_sends_its_clients_away() -> None:
+    assert Draining().headers["Connection"] == "close"
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0xFF), min_size=1))
+def test_a_wrong_key_is_recognised_by_its_owner_and_useless_to_others(secret: str) -> None:
+    message = IncorrectApiKey(secret).message
+    prefix, _, hint = message.partition(": ")
+    assert prefix == "Incorrect API key provided"  # litellm looks for it
+    shown = hint.removesuffix(".").split("***")
+    assert len(shown) == 2 or "***" in secret
+    assert secret not in hint or not secret.strip("*.")
+    assert sum(map(len, shown)) <= 7
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0xFF), min_size=1, max_size=19))
+def test_of_a_short_wrong_key_nothing_is_shown(secret: str) -> None:
+    assert IncorrectApiKey(secret).message == "Incorrect API key provided: ***."
+
+
+def test_of_a_long_wrong_key_beginning_and_end_are_shown() -> None:
+    assert IncorrectApiKey("sk-0123456789abcdefghij").message == (
+        "Incorrect API key provided: sk-***ghij."
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["inptu"], "Unrecognized request argument supplied: inptu"),
+        (["a", "b"], "Unrecognized request arguments supplied: a, b"),
+    ],
+)
+def test_unknown_fields_are_named(names: list[str], message: str) -> None:
+    assert UnrecognizedArgument(names).message == message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnrecognizedArgument(["x" * 5_000] * 500),
+        UrlNotFound("GET", "/" + "x" * 50_000),
+        MethodNotAllowed("GET", "/" + "x" * 50_000, "POST"),
+        ModelNotFound("x" * 50_000, ["tiny"]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_client_sent_is_echoed_shortened(error: ApiError) -> None:
+    assert len(json.dumps(error.body())) < 2_000
+
+
+def test_an_overlong_input_is_answered_with_both_lengths_and_its_position() -> None:
+    error = ContextLengthExceeded(position="input[3]", num_tokens=812, max_input_tokens=256)
+    assert error.message.startswith(
+        "This model's maximum context length is 256 tokens, however you requested 812 tokens "
+        "(input[3])"
+    )
+    assert "truncate" in error.message
+
+
+def test_an_unknown_model_is_answered_with_the_models_there_are() -> None:
+    error = ModelNotFound("gpt-5", ["tiny", "large"])
+    assert error.message == (
+        "The model 'gpt-5' does not exist on this server. It serves: tiny, large."
+    )
+
+
+def test_what_stops_the_start_is_no_http_answer() -> None:
+    assert {kind.__name__ for kind in tree(StartupError)} == {
+        "StartupError",
+        "SettingError",
+        "CardError",
+        "ModelFileError",
+        "ModelLoadError",
+        "AddressError",
+    }
+    assert not tree(StartupError) & tree(ApiError)
+
+
+def declared() -> list[type[EmbeddingServerError]]:
+    return [
+        member
+        for _, member in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(member, EmbeddingServerError)
+    ]
+
+
+@pytest.mark.parametrize("kind", declared(), ids=lambda kind: kind.__name__)
+def test_the_drawing_of_the_tree_shows_every_error_below_its_parent(
+    kind: type[EmbeddingServerError],
+) -> None:
+    lines = (errors.__doc__ or "").splitlines()
+    drawn = {line.split()[0]: len(line) - len(line.lstrip()) for line in lines if line.strip()}
+    depth = len(inspect.getmro(kind)) - len(inspect.getmro(EmbeddingServerError))
+    assert drawn[kind.__name__] == 4 + 2 * depth
