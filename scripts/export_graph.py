@@ -19,12 +19,15 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # since 1.29 it reports to its makers by default
 
 try:
     import numpy as np

@@ -11,13 +11,12 @@ from fastapi import FastAPI
 
 from server import __version__
 from server.access.static_keys import StaticKeys
-from server.api import embeddings, error_responses, health, models
+from server.api import embeddings, error_responses, health
+from server.api import models as models_routes
 from server.api.deps import Services
 from server.api.request_context import RequestContext
-from server.catalog.registry import read_registry
-from server.catalog.verify import check_present
 from server.engine.served_models import ServedModels
-from server.errors import SettingError, StartupError
+from server.errors import StartupError
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,6 +24,7 @@ log = logging.getLogger(__name__)
 
 def create_app(
     settings: Settings,
+    models: ServedModels | None = None,
     *,
     on_ready: Callable[[], None] = lambda: None,
     on_failure: Callable[[StartupError], None] = lambda error: None,
@@ -35,19 +35,15 @@ def create_app(
     (`/readyz` says when they are there).
 
     Args:
+        models: what to serve, if their reading has begun already.
         on_ready: called once all models are loaded.
         on_failure: called if one cannot be; the server stays unready.
 
     Raises:
         StartupError: a card, a file or a setting is missing or wrong.
     """
-    registry = read_registry(settings.models_dir).select(settings.model)
-    for card in registry.cards:
-        check_present(card)
-    unserved = set(settings.model_token_ids) - {card.name for card in registry.cards}
-    if unserved:
-        raise SettingError(f"setting model_token_ids: {min(unserved)} is not a served model")
-    services = Services(settings, StaticKeys(settings.secrets()), ServedModels(registry, settings))
+    models = models or ServedModels.find(settings)
+    services = Services(settings, StaticKeys(settings.secrets()), models)
 
     async def load() -> None:
         try:
@@ -79,6 +75,6 @@ def create_app(
     app.state.services = services
     app.add_middleware(RequestContext)
     error_responses.install(app)
-    for room in (embeddings, models, health):
+    for room in (embeddings, models_routes, health):
         app.include_router(room.router)
     return app

@@ -108,12 +108,18 @@ def serve(settings: Settings) -> None:
     # The workers share the cores among themselves; a thread pool in numpy would fight them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from server import logs
-    from server.serving import serve as run_server
+    from server.engine.served_models import ServedModels
 
     logs.configure(settings.log_level)
     for name in unknown_environment_variables(os.environ):
         print(f"embedding-server: warning: {name} names no setting", file=sys.stderr)
-    run_server(settings)
+    settings.check_exposure()
+    models = ServedModels.find(settings)
+    models.start_reading()
+    # Importing the HTTP framework takes about as long as reading a small model.
+    from server.serving import serve as run_server
+
+    run_server(settings, models)
 
 
 @models_app.command("list")

@@ -14,8 +14,8 @@ from types import FrameType
 
 import uvicorn
 
-from server.api.deps import Services
 from server.app import create_app
+from server.engine.served_models import ServedModels
 from server.errors import AddressError, StartupError
 from server.settings import Settings
 
@@ -26,20 +26,19 @@ BACKLOG = 2048
 _CLOSE_TIMEOUT_S = 2
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, models: ServedModels) -> None:
     """Serve until a signal; returns after a clean drain.
 
     Raises:
         StartupError: the server could not start, or its models could not be loaded.
     """
-    settings.check_exposure()
     failure: list[StartupError] = []
 
     def stop(error: StartupError) -> None:
         failure.append(error)
         server.should_exit = True
 
-    app = create_app(settings, on_ready=lambda: _announce(settings, port), on_failure=stop)
+    app = create_app(settings, models, on_ready=lambda: _announce(settings, port), on_failure=stop)
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
     config = uvicorn.Config(
@@ -54,9 +53,9 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
         backlog=BACKLOG,
     )
-    server = DrainingServer(config, app.state.services)
+    server = DrainingServer(config, models, settings.drain_timeout_s)
     server.run(sockets=[listener])
-    app.state.services.models.join()
+    models.join()
     if failure:
         raise failure[0]
 
@@ -79,9 +78,12 @@ def bind(host: str, port: int) -> socket.socket:
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, which drains on the first signal and cuts the drain short on the second."""
 
-    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+    def __init__(
+        self, config: uvicorn.Config, models: ServedModels, drain_timeout_s: float
+    ) -> None:
         super().__init__(config)
-        self._services = services
+        self._models = models
+        self._drain_timeout_s = drain_timeout_s
         self._drain_deadline: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -90,15 +92,15 @@ class DrainingServer(uvicorn.Server):
             self._drain_deadline = time.monotonic()
             return
         log.info("%s: finishing work in flight", signal.Signals(sig).name)
-        self._services.models.drain()
-        self._drain_deadline = time.monotonic() + self._services.settings.drain_timeout_s
+        self._models.drain()
+        self._drain_deadline = time.monotonic() + self._drain_timeout_s
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second while serving; True stops."""
         if self._drain_deadline is not None:
             if time.monotonic() >= self._drain_deadline:
                 log.warning("drain timeout: %d requests are cut", len(self.server_state.tasks))
-                self._services.models.close()
+                self._models.close()
                 self.should_exit = True
             elif not self.server_state.tasks:
                 self.should_exit = True

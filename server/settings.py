@@ -60,7 +60,8 @@ class Settings(BaseSettings):
         description="Model to serve, by its card's name (repeatable; the first is the default).",
     )
     models_dir: Path = Field(
-        default_factory=default_models_dir, description="Folder that holds the models."
+        default_factory=default_models_dir,
+        description="Folder that holds the models; default: the one this software came with.",
     )
     api_key: SecretList = Field(
         [], description="Key that clients must send (repeatable). Without any, no key is asked."

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
-from server.catalog.registry import Registry
+from server.catalog.registry import Registry, read_registry
+from server.catalog.verify import check_present
 from server.engine.engine import Engine, warm_up
-from server.errors import Draining, ModelLoading
+from server.errors import Draining, ModelLoading, SettingError
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder, load_encoder, load_rotation
 from server.settings import Settings
@@ -47,7 +49,33 @@ class ServedModels:
         self.phase = Phase.LOADING
         self._settings = settings
         self._models: dict[str, ServedModel] = {}
-        self._engines: list[Engine] = []
+        self._engines: dict[str, Engine] = {}  # by the encoder's name
+        self._reading: dict[str, Future[Encoder]] = {}
+
+    @classmethod
+    def find(cls, settings: Settings) -> ServedModels:
+        """The models that the settings name, all their files there, not yet read.
+
+        Raises:
+            StartupError: a card, a file or a setting is missing or wrong.
+        """
+        registry = read_registry(settings.models_dir).select(settings.model)
+        for card in registry.cards:
+            check_present(card)
+        unserved = set(settings.model_token_ids) - {card.name for card in registry.cards}
+        if unserved:
+            raise SettingError(f"setting model_token_ids: {min(unserved)} is not a served model")
+        return cls(registry, settings)
+
+    def start_reading(self) -> None:
+        """Begin to read the models from disk, in threads; `load` waits for them.
+
+        Callable before there is an event loop: the rest of the start needs the time as well.
+        """
+        encoders = {card.encoder.name: card.encoder for card in self.registry.cards}
+        threads = ThreadPoolExecutor(thread_name_prefix="read-model")
+        self._reading = {n: threads.submit(_load_and_warm_up, c) for n, c in encoders.items()}
+        threads.shutdown(wait=False)
 
     async def load(self) -> None:
         """Read every model from disk, off the event loop, and turn ready.
@@ -55,24 +83,23 @@ class ServedModels:
         Raises:
             StartupError: a file is wrong or cannot be used.
         """
-        encoders: dict[str, Engine] = {}
+        if not self._reading:
+            self.start_reading()
+        for name, reading in self._reading.items():
+            self._engines[name] = Engine(
+                await asyncio.wrap_future(reading),
+                threads=self._settings.threads or usable_cores(),
+                max_batch_tokens=self._settings.max_batch_tokens,
+                max_request_tokens=self._settings.max_request_tokens,
+            )
         for card in self.registry.cards:
-            if card.encoder.name not in encoders:
-                encoder = await asyncio.to_thread(_load_and_warm_up, card.encoder)
-                engine = Engine(
-                    encoder,
-                    threads=self._settings.threads or usable_cores(),
-                    max_batch_tokens=self._settings.max_batch_tokens,
-                    max_request_tokens=self._settings.max_request_tokens,
-                )
-                encoders[card.encoder.name] = engine
-                self._engines.append(engine)
             self._models[card.name] = ServedModel(
                 card=card,
-                engine=encoders[card.encoder.name],
+                engine=self._engines[card.encoder.name],
                 rotation=await asyncio.to_thread(load_rotation, card),
                 own_token_ids=card.name in self._settings.model_token_ids,
             )
+        self._reading.clear()
         if self.phase is Phase.LOADING:
             self.phase = Phase.READY
 
@@ -101,12 +128,12 @@ class ServedModels:
     def close(self) -> None:
         """Answer what is still in flight with Draining and end the worker threads."""
         self.drain()
-        for engine in self._engines:
+        for engine in self._engines.values():
             engine.close()
 
     def join(self) -> None:
         """Wait for the worker threads of closed engines; blocks, for after the event loop."""
-        for engine in self._engines:
+        for engine in self._engines.values():
             engine.join()
 
 
