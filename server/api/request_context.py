@@ -20,6 +20,8 @@ from server.logs import ACCESS_LOGGER, request_id
 log = logging.getLogger(__name__)
 access_log = logging.getLogger(ACCESS_LOGGER)
 
+# Supervisors ask these every few seconds; only a refusal is worth a line.
+PROBES = frozenset({"/livez", "/readyz", "/health"})
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; only in the log
 
 
@@ -61,7 +63,9 @@ class RequestContext:
             failure = ApiError("The server failed unexpectedly; trying again is safe.")
             await error_response(failure)(scope, receive, send_with_headers)
         finally:
-            access_log.info(
+            probed = scope["path"] in PROBES and status == 200
+            access_log.log(
+                logging.DEBUG if probed else logging.INFO,
                 "%s %s %s %d %.1f ms",
                 own_id, scope["method"], scope["path"], status, _elapsed_ms(started),
             )  # fmt: skip

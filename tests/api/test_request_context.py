@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import httpx
 from fastapi import FastAPI
 
 from server.app import create_app
 from server.settings import Settings
+from tests.conftest import PLAIN
+from tests.server_process import ServerProcess
 
 
 def test_a_sane_request_id_comes_back_and_others_are_replaced(http: httpx.Client) -> None:
@@ -20,6 +24,19 @@ def test_a_sane_request_id_comes_back_and_others_are_replaced(http: httpx.Client
 def test_the_time_taken_is_told_in_whole_milliseconds(http: httpx.Client) -> None:
     assert int(http.get("/livez").headers["openai-processing-ms"]) >= 0
     assert int(http.get("/nowhere").headers["openai-processing-ms"]) >= 0
+
+
+def test_one_line_a_request_is_logged_but_none_for_a_probe_that_succeeds() -> None:
+    with ServerProcess("--model", PLAIN) as running:
+        headers = {"x-request-id": "trace-7"}
+        httpx.get(f"{running.url}/readyz", headers=headers)
+        body = {"model": PLAIN, "input": "a text that must not be logged"}
+        httpx.post(f"{running.base_url}/embeddings", json=body, headers=headers)
+        running.stop()
+        lines = [line for line in running.log().splitlines() if "trace-7" in line]
+    assert len(lines) == 1
+    assert re.search(r"trace-7 POST /v1/embeddings 200 \d+\.\d ms$", lines[0])
+    assert "must not be logged" not in lines[0]
 
 
 async def test_an_unexpected_failure_is_a_500_in_the_one_shape_without_a_traceback() -> None:
