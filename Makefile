@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # Flags for `make serve`, for example ARGS="--port 8080 --api-key sk-secret".
 ARGS   ?=
+# stsb-dev.csv, if it is at hand: adds the test of quality on the STS Benchmark.
+STSB   ?=
 
 .PHONY: help install serve check test clean
 
@@ -47,7 +49,7 @@ tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
 	@touch $@
 
 test: install $(VENV)/.dev tests/node/node_modules
-	$(BIN)/pytest
+	$(BIN)/pytest $(if $(STSB),--stsb $(STSB))
 
 clean:
 	rm -rf $(VENV) tests/node/node_modules
