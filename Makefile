@@ -49,7 +49,7 @@ tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
 	@touch $@
 
 test: install $(VENV)/.dev tests/node/node_modules
-	$(BIN)/pytest $(if $(STSB),--stsb $(STSB))
+	$(BIN)/pytest $(if $(STSB),--stsb=$(STSB))
 
 clean:
 	rm -rf $(VENV) tests/node/node_modules
