@@ -12,13 +12,14 @@ from server.inference.backend import OutOfMemory
 FAKE_DIM = 3
 RAISES = 90  # token ids with a meaning for the fake
 GIVES_NAN = 91
+LOSES_ROWS = 92
 
 
 class FakeBackend:
     """Vectors that tell what was computed: (sum of ids, number of tokens, first id).
 
-    Raises for a micro-batch that holds the token RAISES, gives NaN for one with GIVES_NAN, runs out
-    of memory over `memory_tokens` padded tokens, and waits for `gate` before each pass.
+    Raises for a micro-batch that holds the token RAISES, gives NaN for one with GIVES_NAN, returns a
+    vector too few for one with LOSES_ROWS, runs out of memory over `memory_tokens` padded tokens, and waits for `gate` before each pass.
     """
 
     def __init__(self, *, memory_tokens: int | None = None) -> None:
@@ -42,4 +43,4 @@ class FakeBackend:
         vectors = np.stack([ids.sum(1), attention_mask.sum(1), ids[:, 0]], axis=1)
         vectors = vectors.astype(np.float32)
         vectors[(input_ids == GIVES_NAN).any(axis=1)] = np.nan
-        return vectors
+        return vectors[1:] if (input_ids == LOSES_ROWS).any() else vectors

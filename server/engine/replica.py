@@ -49,6 +49,8 @@ class Replica(threading.Thread):
             vectors = self._backend.forward(*micro_batch.padded())
             if not np.isfinite(vectors).all():
                 raise NotFinite("the model gave a vector that is not finite")
+            for sequence, vector in zip(micro_batch.sequences, vectors, strict=True):
+                sequence.group.vectors[sequence.row] = vector
         except Exception as error:
             if isinstance(error, OutOfMemory):
                 log.warning("out of memory; micro-batches lowered: %d", self._queue.lower_budget())
@@ -58,6 +60,3 @@ class Replica(threading.Thread):
                 return
             for half in micro_batch.halves():
                 self._compute(half)
-            return
-        for sequence, vector in zip(micro_batch.sequences, vectors, strict=True):
-            sequence.group.vectors[sequence.row] = vector

@@ -21,6 +21,7 @@ from operator import attrgetter
 
 from server.engine.policy import select
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
+from server.errors import Draining
 
 _BY_LENGTH = attrgetter("order")
 # Splitting an idle server's only work over its workers pays down to about this many tokens each.
@@ -58,8 +59,14 @@ class WaitingQueue:
         self._waiting: Counter[SequenceGroup] = Counter()  # sequences still here, by group
 
     def put(self, group: SequenceGroup) -> None:
-        """Let all sequences of a request wait, together."""
+        """Let all sequences of a request wait, together.
+
+        Raises:
+            Draining: the queue is closed; nobody would serve them.
+        """
         with self._changed:
+            if self._closed:
+                raise Draining
             turn = self._virtual_tokens
             for sequence in group.sequences:
                 turn += sequence.num_tokens
@@ -92,8 +99,7 @@ class WaitingQueue:
             if self._waiting.pop(group, 0):
                 self._by_length = [s for s in self._by_length if s.group is not group]
                 self._tokens = sum(s.num_tokens for s in self._by_length)
-                self._by_urgency = [(s.urgency, s) for s in self._by_length]
-                heapq.heapify(self._by_urgency)
+                self._forget_the_gone()
 
     def lower_budget(self) -> int:
         """Halve `max_batch_tokens` after the backend ran out of memory; returns the new one."""
@@ -124,7 +130,14 @@ class WaitingQueue:
             self._waiting[sequence.group] -= 1
             if not self._waiting[sequence.group]:
                 del self._waiting[sequence.group]
+        if len(self._by_urgency) > 2 * len(self._by_length):
+            self._forget_the_gone()
         return MicroBatch(chosen)
+
+    def _forget_the_gone(self) -> None:
+        """Drop from the heap what filled micro-batches or was dropped; it would keep groups alive."""
+        self._by_urgency = [(s.urgency, s) for s in self._by_length]
+        heapq.heapify(self._by_urgency)
 
     def _most_urgent(self) -> TokenSequence:
         while True:

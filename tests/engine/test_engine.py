@@ -15,7 +15,7 @@ from server.inference.backend import Backend
 from server.inference.inputs import TextInputs, TokenIdInputs
 from server.inference.loader import Encoder
 from server.inference.tokenizer import TokenIds
-from tests.fakes import FAKE_DIM, GIVES_NAN, RAISES, FakeBackend
+from tests.fakes import FAKE_DIM, GIVES_NAN, LOSES_ROWS, RAISES, FakeBackend
 
 MakeEngine = Callable[[Backend], Engine]
 
@@ -61,7 +61,7 @@ async def test_many_requests_at_once_are_not_mixed_up(make_engine: MakeEngine) -
         assert vectors.tolist() == [[s.sum(), len(s), s[0]] for s in sequences]
 
 
-@pytest.mark.parametrize("guilty_token", [RAISES, GIVES_NAN])
+@pytest.mark.parametrize("guilty_token", [RAISES, GIVES_NAN, LOSES_ROWS])
 async def test_only_the_request_with_the_guilty_text_fails(
     make_engine: MakeEngine, guilty_token: int
 ) -> None:

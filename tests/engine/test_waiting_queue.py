@@ -5,11 +5,13 @@ import threading
 import time
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
 from server.engine.waiting_queue import MIN_COST_TOKENS, WaitingQueue
+from server.errors import Draining
 
 
 def group_of(*lengths: int) -> SequenceGroup:
@@ -141,6 +143,25 @@ def test_closing_returns_the_groups_that_still_waited() -> None:
     queue.put(group)
     assert queue.close() == [group]
     assert queue.take() is None
+
+
+def test_a_closed_queue_refuses_work_that_nobody_would_do() -> None:
+    queue = WaitingQueue(512)
+    queue.close()
+    with pytest.raises(Draining):
+        queue.put(group_of(5))
+
+
+def test_what_was_served_or_dropped_is_not_kept_alive() -> None:
+    queue = WaitingQueue(512)
+    for _ in range(50):
+        queue.put(group_of(*[20] * 30))
+    dropped = group_of(7, 8)
+    queue.put(dropped)
+    queue.drop(dropped)
+    while queue._by_length:
+        take(queue)
+        assert len(queue._by_urgency) <= 2 * len(queue._by_length)
 
 
 def test_the_budget_is_halved_down_to_one_token() -> None:
