@@ -15,7 +15,7 @@ from server.api import embeddings, error_responses, health
 from server.api import models as models_routes
 from server.api.deps import Services
 from server.api.request_context import RequestContext
-from server.engine.served_models import ServedModels
+from server.engine.served_models import Phase, ServedModels
 from server.errors import StartupError
 from server.settings import Settings
 
@@ -54,7 +54,8 @@ def create_app(
             log.exception("loading failed")
             on_failure(StartupError(f"loading the models failed: {error}"))
         else:
-            on_ready()
+            if models.phase is Phase.READY:
+                on_ready()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -70,6 +71,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        responses={"4XX": error_responses.DOCUMENTED, "5XX": error_responses.DOCUMENTED},
         redirect_slashes=False,  # a redirect of a POST loses its body with many clients
     )
     app.state.services = services

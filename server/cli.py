@@ -15,10 +15,11 @@ from typing import Annotated, Any, get_origin
 import typer
 
 from server import __version__
-from server.errors import EmbeddingServerError
+from server.errors import EmbeddingServerError, SettingError
 from server.settings import ENV_PREFIX, Settings, load_settings, unknown_environment_variables
 
 MISTAKE = 2  # exit code of every error that a user can mend
+INTERRUPTED = 130  # as shells report SIGINT
 
 app = typer.Typer(
     name="embedding-server",
@@ -48,6 +49,8 @@ def main() -> None:
     except EmbeddingServerError as error:
         print(f"embedding-server: {error.message}", file=sys.stderr)
         raise SystemExit(MISTAKE) from None
+    except KeyboardInterrupt:  # before the server has its own handler
+        raise SystemExit(INTERRUPTED) from None
 
 
 @app.callback(invoke_without_command=True)
@@ -112,6 +115,8 @@ def serve(settings: Settings) -> None:
 
     logs.configure(settings.log_level)
     for name in unknown_environment_variables(os.environ):
+        if "KEY" in name.upper():
+            raise SettingError(f"{name} names no setting, and looks as if it should set a key")
         print(f"embedding-server: warning: {name} names no setting", file=sys.stderr)
     settings.check_exposure()
     models = ServedModels.find(settings)

@@ -35,9 +35,14 @@ def _split_commas(value: object) -> object:
     return value
 
 
+def _split_keys(value: object) -> object:
+    # Empty parts stay, to be refused: an unset variable must not open the server.
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
 # In the environment a list is written with commas; NoDecode keeps it from being read as JSON.
 StrList = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
-SecretList = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split_commas)]
+SecretList = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split_keys)]
 
 
 def default_models_dir() -> Path:
@@ -83,7 +88,7 @@ class Settings(BaseSettings):
         300_000, ge=1, description="Most tokens all inputs of one request may hold together."
     )
     max_body_bytes: int = Field(
-        64 * 1024 * 1024, ge=1024, description="Largest request body, in bytes."
+        32 * 1024 * 1024, ge=1024, description="Largest request body, in bytes."
     )
     truncate_inputs: bool = Field(
         False, description="Cut over-long inputs when the request does not say `truncate`."
@@ -126,7 +131,7 @@ class Settings(BaseSettings):
         if self.api_key_file is not None:
             try:
                 lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
+            except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no file name
                 raise SettingError(f"api_key_file {self.api_key_file}: {_reason(error)}") from error
             file_keys = [line.strip() for line in lines]
             file_keys = [key for key in file_keys if key and not key.startswith("#")]

@@ -174,6 +174,22 @@ class TestMistakes:
         assert_mistake(outcome, "setting api_key: key number 1")
         assert "print-me" not in outcome.stderr
 
+    @pytest.mark.parametrize("value", ["", ",", "sk-one,"])
+    def test_an_empty_key_in_the_environment_does_not_open_the_server(
+        self, models_dir: Path, value: str
+    ) -> None:
+        environ = {"EMBEDDING_SERVER_API_KEY": value}
+        outcome = command("serve", "--models-dir", models_dir, "--model", "tiny", environ=environ)
+        assert_mistake(outcome, "setting api_key: key number")
+
+    def test_a_variable_that_looks_like_a_key_but_is_none_stops_the_start(
+        self, models_dir: Path
+    ) -> None:
+        environ = {"EMBEDDING_SERVER_API_KEYS": "sk-secret"}
+        outcome = command("serve", "--models-dir", models_dir, "--model", "tiny", environ=environ)
+        assert_mistake(outcome, "EMBEDDING_SERVER_API_KEYS names no setting")
+        assert "sk-secret" not in outcome.stderr
+
     def test_token_ids_of_a_model_that_is_not_served_are_refused(self, models_dir: Path) -> None:
         outcome = serve(models_dir, "--model-token-ids", "other")
         assert_mistake(outcome, "model_token_ids", "other")

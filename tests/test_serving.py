@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -93,6 +94,23 @@ def test_a_second_signal_stops_without_waiting() -> None:
         time.sleep(0.3)
         assert running.stop(signal.SIGINT) == 0
         assert in_flight.result(timeout=60).json()["error"]["code"] == "server_draining"
+
+
+def test_a_slow_reader_gets_its_whole_answer_during_a_drain() -> None:
+    with ServerProcess("--model", PLAIN) as running:
+        host, port = running.url.removeprefix("http://").split(":")
+        body = json.dumps({"model": PLAIN, "input": ["x"] * 2048}).encode()
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            answer = connection.recv(1000)
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(4)  # longer than what is left to those who stall
+            while received := connection.recv(1 << 20):
+                answer += received
+        assert running.process.wait(timeout=30) == 0
+    assert len(json.loads(answer.partition(b"\r\n\r\n")[2])["data"]) == 2048
 
 
 def test_a_client_that_stalls_its_upload_cannot_hold_up_the_drain() -> None:

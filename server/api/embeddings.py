@@ -9,9 +9,11 @@ from fastapi import APIRouter, Request, Response
 from server.api.deps import RequireKey, ServicesDep, abandoned_when_client_leaves, read_body
 from server.api.schemas import EmbeddingRequest, embeddings_json
 from server.catalog.card import Card
+from server.engine.served_models import ServedModel
 from server.errors import InvalidRequest
 from server.inference.inputs import TokenIdInputs
 from server.inference.matryoshka import check_dimensions, truncate
+from server.settings import Settings
 
 # Rotating, cutting and writing this many vectors takes longer than the way to a thread and back.
 THREAD_FROM_VECTORS = 64
@@ -31,20 +33,29 @@ router = APIRouter()
 )
 async def create_embeddings(request: Request, services: ServicesDep) -> Response:
     """Turn texts (or token ids) into vectors."""
-    settings = services.settings
-    asked = EmbeddingRequest.read(await read_body(request, settings.max_body_bytes))
-    model = services.models.resolve(asked.model)
+    asked = EmbeddingRequest.read(await read_body(request, services.settings.max_body_bytes))
+    with services.models.work(asked.model) as model:
+        return await answer(request, asked, model, services.settings)
+
+
+async def answer(
+    request: Request, asked: EmbeddingRequest, model: ServedModel, settings: Settings
+) -> Response:
+    """Check what depends on the model, compute, write.
+
+    Raises:
+        InvalidRequest: the model cannot do what is asked, or an input is too long.
+        ClientDisconnect: the client left before its vectors were there.
+    """
     card, engine = model.card, model.engine
     dimensions = check_dimensions(asked.dimensions, card)
     own_token_ids = model.own_token_ids and isinstance(asked.input, TokenIdInputs)
     prompt = choose_prompt(asked, card, own_token_ids=own_token_ids)
+    cut_inputs = settings.truncate_inputs if asked.truncate is None else asked.truncate
 
     async with abandoned_when_client_leaves(request):
         token_ids = await engine.tokenize(
-            asked.input,
-            prompt=prompt,
-            truncate=settings.truncate_inputs if asked.truncate is None else asked.truncate,
-            own_token_ids=own_token_ids,
+            asked.input, prompt=prompt, truncate=cut_inputs, own_token_ids=own_token_ids
         )
         vectors = await engine.embed(token_ids)
 

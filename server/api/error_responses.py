@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from server.errors import ApiError, InvalidRequest, MethodNotAllowed, UrlNotFound
+
+# For the OpenAPI description.
+DOCUMENTED: dict[str, Any] = {
+    "description": "OpenAI's error object",
+    "content": {
+        "application/json": {
+            "example": InvalidRequest("Invalid value for 'input'.", param="input").body()
+        }
+    },
+}
 
 
 def error_response(error: ApiError) -> JSONResponse:

@@ -9,23 +9,25 @@ from fastapi import APIRouter, Response
 from server.api.deps import ServicesDep
 from server.engine.served_models import Phase
 
+PROBE_METHODS = ["GET", "HEAD"]  # some balancers probe with HEAD
+
 router = APIRouter()
 
 
-@router.get("/livez")
+@router.api_route("/livez", methods=PROBE_METHODS)
 async def alive() -> dict[str, str]:
     """The process answers: 200 also while loading and draining."""
     return {"status": "alive"}
 
 
-@router.get("/readyz")
+@router.api_route("/readyz", methods=PROBE_METHODS)
 async def ready(services: ServicesDep) -> dict[str, str]:
     """200 if the server takes work, 503 while it loads or drains."""
     services.models.check_ready()
     return {"status": "ready"}
 
 
-@router.get("/health")
+@router.api_route("/health", methods=PROBE_METHODS)
 async def health(services: ServicesDep, response: Response) -> dict[str, Any]:
     """The phase and the models, for people; the status is that of /readyz."""
     phase = services.models.phase

@@ -22,6 +22,7 @@ access_log = logging.getLogger(ACCESS_LOGGER)
 
 # Supervisors ask these every few seconds; only a refusal is worth a line.
 PROBES = frozenset({"/livez", "/readyz", "/health"})
+LOGGED_PATH_BYTES = 200
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; only in the log
 
 
@@ -67,8 +68,14 @@ class RequestContext:
             access_log.log(
                 logging.DEBUG if probed else logging.INFO,
                 "%s %s %s %d %.1f ms",
-                own_id, scope["method"], scope["path"], status, _elapsed_ms(started),
+                own_id, scope["method"], _printable_path(scope), status, _elapsed_ms(started),
             )  # fmt: skip
+
+
+def _printable_path(scope: Scope) -> str:
+    """The path as it was sent, percent-encoded: decoded, it could hold a log line of its own."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    return repr(raw[:LOGGED_PATH_BYTES])[2:-1]
 
 
 def _elapsed_ms(started: float) -> float:

@@ -6,6 +6,9 @@ Knows nothing of how vectors are made.
 from __future__ import annotations
 
 import binascii
+import contextlib
+import gc
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -25,6 +28,7 @@ from server.errors import InvalidRequest, MissingArgument, UnrecognizedArgument
 from server.inference.inputs import Inputs, TextInputs, TokenIdInputs
 
 MAX_INPUTS = 2048
+LARGE_BODY_BYTES = 1024 * 1024
 
 _ITEMS = {"minItems": 1, "maxItems": MAX_INPUTS}
 _TEXT = {"type": "string", "minLength": 1}
@@ -82,12 +86,14 @@ def _check_ids(values: object, name: str) -> list[int]:
         raise _wrong(name, "must be a list of token ids like the inputs before it", got=values)
     if not values:
         raise _wrong(name, "must not be an empty list")
+    if set(map(type, values)) == {int} and min(values) >= 0:  # millions of ids take no time
+        return values
     for index, token_id in enumerate(values):
         if type(token_id) is not int:  # bool is a subclass of int
             raise _wrong(f"{name}[{index}]", "must be a token id (an integer)", got=token_id)
         if token_id < 0:
             raise _wrong(f"{name}[{index}]", "must be a token id of at least 0")
-    return values
+    raise AssertionError("unreachable: one of them is wrong")
 
 
 _JSON_NAMES = {
@@ -129,25 +135,41 @@ class EmbeddingRequest(BaseModel):
             InvalidRequest: not JSON, or it violates the contract; names the field.
         """
         try:
-            fields = orjson.loads(body)
+            with _collector_paused(len(body)):
+                fields = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise InvalidRequest(f"The request body is not valid JSON: {error.msg} at byte "
                                  f"{error.pos}.") from None  # fmt: skip
         if not isinstance(fields, dict):
             found = _JSON_NAMES[type(fields)]
             raise InvalidRequest(f"The request body must be a JSON object, not {found}.")
+        unknown = [name for name in fields if name not in cls.model_fields]
+        if unknown:  # found here: pydantic would make an error object for each of a million
+            raise UnrecognizedArgument(unknown)
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
             raise _explain(error) from None
 
 
+@contextlib.contextmanager
+def _collector_paused(body_bytes: int) -> Iterator[None]:
+    """Keep the cycle collector from walking a large body's lists again and again while they grow.
+
+    Four fifths of the time for 33 MB of empty lists, all of it on the event loop.
+    """
+    pause = body_bytes > LARGE_BODY_BYTES and gc.isenabled()
+    if pause:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if pause:
+            gc.enable()
+
+
 def _explain(error: ValidationError) -> InvalidRequest:
-    problems = error.errors(include_url=False)
-    unknown = [str(p["loc"][0]) for p in problems if p["type"] == "extra_forbidden"]
-    if unknown:
-        return UnrecognizedArgument(unknown)
-    problem = problems[0]
+    problem = error.errors(include_url=False)[0]
     name = str(problem["loc"][0])
     if problem["type"] == "missing":
         return MissingArgument(name)

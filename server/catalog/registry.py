@@ -71,9 +71,12 @@ def read_registry(models_dir: Path) -> Registry:
     Raises:
         CardError: the folder is missing, a card is malformed, or two cards claim one name.
     """
-    if not models_dir.is_dir():
-        raise CardError(f"models folder {models_dir} does not exist; set --models-dir")
-    # `model` or `organisation/model`; unlike "**", these patterns follow linked folders.
-    cards = (*models_dir.glob(f"*/{CARD_FILE}"), *models_dir.glob(f"*/*/{CARD_FILE}"))
+    try:
+        if not models_dir.is_dir():
+            raise CardError(f"models folder {models_dir} does not exist; set --models-dir")
+        # `model` or `organisation/model`; unlike "**", these patterns follow linked folders.
+        cards = (*models_dir.glob(f"*/{CARD_FILE}"), *models_dir.glob(f"*/*/{CARD_FILE}"))
+    except (OSError, ValueError) as error:
+        raise CardError(f"models folder {models_dir}: {error}") from error
     folders = sorted(path.parent for path in cards)
     return Registry(read_card(folder, models_dir) for folder in folders)

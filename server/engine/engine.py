@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +26,9 @@ from server.inference.tokenizer import TokenIds
 
 # Below this many characters, tokenising takes less time than the way to a thread and back.
 INLINE_CHARS = 2_000
+TOKENIZING_THREADS = 2  # so that one huge request does not keep the others waiting
+# How many times `max_request_tokens` of OpenAI's ids are decoded when each input is then cut.
+DECODED_BEFORE_CUT = 4
 # (sequences, tokens). A larger one would spare the first large micro-batch 4 % of its time, and
 # cost every start more than that.
 WARM_UP_SHAPE = (1, 16)
@@ -46,7 +50,7 @@ class Engine:
         self._max_request_tokens = max_request_tokens
         self._loop = asyncio.get_running_loop()
         self._queue = WaitingQueue(max_batch_tokens)
-        self._tokenizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
+        self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenize")
         self._replicas = [
             Replica(f"replica-{number}", self._queue, encoder.backend, self._deliver)
             for number in range(threads)
@@ -66,12 +70,21 @@ class Engine:
         Raises:
             InvalidRequest: an id is unknown, an input or all of them are too long.
         """
+        stop = threading.Event()
         encode = functools.partial(
-            self._tokenize, inputs, prompt=prompt, truncate=truncate, own_token_ids=own_token_ids
+            self._tokenize,
+            inputs,
+            prompt=prompt,
+            truncate=truncate,
+            own_token_ids=own_token_ids,
+            stop=stop,
         )
         if not isinstance(inputs, TokenIdInputs) and sum(map(len, inputs.texts)) <= INLINE_CHARS:
             return encode()
-        return await self._loop.run_in_executor(self._tokenizing, encode)
+        try:
+            return await self._loop.run_in_executor(self._tokenizing, encode)
+        finally:
+            stop.set()  # cancelled: the thread goes to those who still wait
 
     async def embed(self, token_ids: Sequence[TokenIds]) -> NDArray[np.float32]:
         """One vector a sequence, (sequences, embedding_dim) float32, in the order given.
@@ -106,7 +119,13 @@ class Engine:
             replica.join()
 
     def _tokenize(
-        self, inputs: Inputs, *, prompt: str, truncate: bool, own_token_ids: bool
+        self,
+        inputs: Inputs,
+        *,
+        prompt: str,
+        truncate: bool,
+        own_token_ids: bool,
+        stop: threading.Event,
     ) -> list[TokenIds]:
         tokenizer = self._encoder.tokenizer
         if isinstance(inputs, TokenIdInputs):
@@ -114,21 +133,25 @@ class Engine:
                 return tokenizer.read_token_ids(
                     inputs, truncate=truncate, max_request_tokens=self._max_request_tokens
                 )
-            total = 0
-            for index, ids in enumerate(inputs.token_ids):
-                total += len(ids)
-                if total > self._max_request_tokens:
-                    raise TooManyTokens(
-                        max_request_tokens=self._max_request_tokens,
-                        position=inputs.position(index),
-                    )
+            self._check_total(inputs, truncate=truncate)
             inputs = cl100k.decode(inputs)
         return tokenizer.encode_texts(
             inputs,
             prompt=prompt,
             truncate=truncate,
             max_request_tokens=self._max_request_tokens,
+            stop=stop,
         )
+
+    def _check_total(self, inputs: TokenIdInputs, *, truncate: bool) -> None:
+        """Refuse too many of OpenAI's ids before they are decoded."""
+        # What is cut away later does not count, but must not take memory without bound either.
+        most = self._max_request_tokens * (DECODED_BEFORE_CUT if truncate else 1)
+        total = 0
+        for index, ids in enumerate(inputs.token_ids):
+            total += len(ids)
+            if total > most:
+                raise TooManyTokens(max_request_tokens=most, position=inputs.position(index))
 
     def _deliver(self, micro_batch: MicroBatch) -> None:
         """Called by a replica: hand a computed micro-batch over to the event loop."""

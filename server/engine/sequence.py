@@ -21,7 +21,7 @@ class SequenceGroup:
     One future a request rather than one a text: an answer is complete or an error.
     """
 
-    __slots__ = ("__weakref__", "future", "remaining", "sequences", "vectors")
+    __slots__ = ("future", "remaining", "sequences", "vectors")
 
     def __init__(self, token_ids: Sequence[TokenIds], embedding_dim: int) -> None:
         self.future: asyncio.Future[NDArray[np.float32]] = (

@@ -6,7 +6,9 @@ Lives in the event loop's thread. Knows nothing of HTTP or keys.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -47,6 +49,7 @@ class ServedModels:
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self.registry = registry
         self.phase = Phase.LOADING
+        self.in_flight = 0  # requests that a drain waits for
         self._settings = settings
         self._models: dict[str, ServedModel] = {}
         self._engines: dict[str, Engine] = {}  # by the encoder's name
@@ -102,6 +105,20 @@ class ServedModels:
         self._reading.clear()
         if self.phase is Phase.LOADING:
             self.phase = Phase.READY
+
+    @contextlib.contextmanager
+    def work(self, name: str) -> Iterator[ServedModel]:
+        """The model with this name or alias; what happens inside is in flight until it ends.
+
+        Raises:
+            ModelNotFound, ModelLoading, Draining: as `resolve`.
+        """
+        model = self.resolve(name)
+        self.in_flight += 1
+        try:
+            yield model
+        finally:
+            self.in_flight -= 1
 
     def resolve(self, name: str) -> ServedModel:
         """The model with this name or alias, if it takes work.

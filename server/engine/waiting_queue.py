@@ -51,6 +51,7 @@ class WaitingQueue:
         self._idle_workers = 0  # threads that are in `take`
         self._changed = threading.Condition()
         self._closed = False
+        self._dropped = False  # whether the lists hold sequences of dropped groups
         self._serial = itertools.count()
         self._virtual_tokens = 0.0
         self._tokens = 0
@@ -87,19 +88,20 @@ class WaitingQueue:
         with self._changed:
             self._idle_workers += 1
             try:
-                while not self._by_length and not self._closed:
+                while not self._has_work() and not self._closed:
                     self._changed.wait()
                 return None if self._closed else self._pop()
             finally:
                 self._idle_workers -= 1
 
     def drop(self, group: SequenceGroup) -> None:
-        """Forget what still waits of a group: its client went away or it has failed."""
+        """Forget what still waits of a group: its client went away or it has failed.
+
+        Takes no time, since the event loop calls it; the next worker clears away, once for many.
+        """
         with self._changed:
             if self._waiting.pop(group, 0):
-                self._by_length = [s for s in self._by_length if s.group is not group]
-                self._tokens = sum(s.num_tokens for s in self._by_length)
-                self._forget_the_gone()
+                self._dropped = True
 
     def lower_budget(self) -> int:
         """Halve `max_batch_tokens` after the backend ran out of memory; returns the new one."""
@@ -133,6 +135,14 @@ class WaitingQueue:
         if len(self._by_urgency) > 2 * len(self._by_length):
             self._forget_the_gone()
         return MicroBatch(chosen)
+
+    def _has_work(self) -> bool:
+        if self._dropped:
+            self._dropped = False
+            self._by_length = [s for s in self._by_length if s.group in self._waiting]
+            self._tokens = sum(sequence.num_tokens for sequence in self._by_length)
+            self._forget_the_gone()
+        return bool(self._by_length)
 
     def _forget_the_gone(self) -> None:
         """Drop from the heap what filled micro-batches or was dropped; it would keep groups alive."""

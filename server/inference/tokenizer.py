@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +26,14 @@ from server.inference.inputs import TextInputs, TokenIdInputs
 
 # Longer texts are encoded slice by slice, so that a body of one huge text cannot take gigabytes.
 SLICE_CHARS = 65_536
+# As a slice is never cut inside a word, this bounds it; its tokens may take 0.5 kB a character.
+MAX_RUN_CHARS = 4 * SLICE_CHARS
 # How much is encoded between two looks at the request's token limit.
 CHUNK_CHARS = 4 * SLICE_CHARS
 # Between two words, tokenizers of every family cut before the blank as they would without a cut.
 _WORD_GAP = re.compile(r"(?<=[^\W_]) (?=[^\W_])")
 _CUT_WINDOW_CHARS = 4096
+_WHITE_SPACE = re.compile(r"\s")
 
 TokenIds = NDArray[np.int32]  # (num_tokens,)
 
@@ -57,24 +62,37 @@ class Tokenizer:
         self._suffix = np.asarray(full[start + len(bare) :], dtype=np.int32)  # e.g. [SEP]
 
     def encode_texts(
-        self, inputs: TextInputs, *, prompt: str, truncate: bool, max_request_tokens: int
+        self,
+        inputs: TextInputs,
+        *,
+        prompt: str,
+        truncate: bool,
+        max_request_tokens: int,
+        stop: threading.Event | None = None,
     ) -> list[TokenIds]:
         """Token ids of each text with special tokens and `prompt` in front, in input order.
 
         Args:
             truncate: cut what is over `max_input_tokens` (special tokens stay) or refuse it.
             max_request_tokens: most tokens of all texts together, counted after the cut.
+            stop: set from elsewhere when nobody waits for the outcome any more.
 
         Raises:
+            InvalidRequest: a text has more than MAX_RUN_CHARS characters without white space.
+            CancelledError: `stop` was set.
             ContextLengthExceeded: a text is too long and `truncate` is off.
             TooManyTokens: all texts together are too long.
         """
         encoded: list[TokenIds] = []
         total = 0
+        stop = stop or threading.Event()
         for chunk in _chunks(inputs.texts):
+            if stop.is_set():
+                raise CancelledError
             if len(chunk) == 1 and len(chunk[0]) > SLICE_CHARS:
-                stop_after = self.max_input_tokens if truncate else max_request_tokens
-                sequences = [self._encode_slices(prompt + chunk[0], stop_after)]
+                enough = self.max_input_tokens if truncate else max_request_tokens
+                position = inputs.position(len(encoded))
+                sequences = [self._encode_slices(prompt + chunk[0], enough, position, stop)]
             else:
                 prompted = [prompt + text for text in chunk] if prompt else chunk
                 sequences = [
@@ -133,15 +151,24 @@ class Tokenizer:
             return np.concatenate((token_ids[: kept - len(suffix)], suffix))
         return token_ids[:kept]
 
-    def _encode_slices(self, text: str, stop_after: int) -> TokenIds:
-        """Ids of a huge text; what lies behind the first `stop_after` tokens may be left out."""
+    def _encode_slices(
+        self, text: str, enough: int, position: str, stop: threading.Event
+    ) -> TokenIds:
+        """Ids of a huge text; what lies behind the first `enough` tokens may be left out."""
         parts = [self._prefix]
         total = len(self._prefix) + len(self._suffix)
         for piece in _slices(text):
+            if stop.is_set():
+                raise CancelledError
+            if len(piece) > MAX_RUN_CHARS:
+                raise InvalidRequest(
+                    f"{position} has more than {MAX_RUN_CHARS} characters without white space.",
+                    param="input",
+                )
             ids = self._rust.encode_batch_fast([piece], add_special_tokens=False)[0].ids
             parts.append(np.asarray(ids, dtype=np.int32))
             total += len(ids)
-            if total > stop_after:
+            if total > enough:
                 break
         return np.concatenate((*parts, self._suffix))
 
@@ -174,6 +201,10 @@ def _slices(text: str) -> Iterator[str]:
         blanks = gaps or [i for i, char in enumerate(window) if char.isspace() and i]
         if blanks:
             end -= _CUT_WINDOW_CHARS - blanks[-1]
+        else:  # a cut inside a word would make two of it
+            blank = _WHITE_SPACE.search(text, end)
+            end = blank.start() if blank else len(text)
         yield text[start:end]
         start = end
-    yield text[start:]
+    if start < len(text):
+        yield text[start:]

@@ -150,6 +150,17 @@ def test_a_wrong_field_is_named(
     assert error["type"] == "invalid_request_error"
 
 
+def test_a_million_unknown_fields_are_one_refusal(
+    http: httpx.Client, server: ServerProcess
+) -> None:
+    before = server.resident_bytes()
+    body = {"model": PLAIN, "input": "", **{f"field{n}": n for n in range(300_000)}}
+    error = refusal(http.post("/v1/embeddings", json=body))
+    assert error["message"].startswith("Unrecognized request arguments supplied: field0, field1, ")
+    assert len(error["message"]) < 300
+    assert server.resident_bytes() - before < 300e6  # an error object a field took 1 GB
+
+
 @pytest.mark.parametrize("missing", ["model", "input"])
 def test_a_missing_field_is_named(http: httpx.Client, missing: str) -> None:
     body = {"model": PLAIN, "input": "x"}
@@ -214,14 +225,23 @@ def test_more_than_300000_tokens_are_refused(http: httpx.Client) -> None:
     assert error["code"] == "max_tokens_per_request"
 
 
+def test_token_ids_that_are_cut_count_after_the_cut(http: httpx.Client) -> None:
+    ids = [[1917] * 8191] * 37  # " world", more than 300,000 times before the cut
+    response = post(http, input=ids, truncate=True)
+    assert response.json()["usage"]["prompt_tokens"] == 37 * 256
+    assert refusal(post(http, input=ids * 4, truncate=True))["code"] == "max_tokens_per_request"
+
+
 def test_a_body_of_32_mib_is_read(http: httpx.Client) -> None:
-    error = refusal(post(http, input="word " * (32 * 1024 * 1024 // 5)))
+    frame = json.dumps({"model": PLAIN, "input": ""})
+    text = "word " * ((32 * 1024 * 1024 - len(frame)) // 5)
+    error = refusal(http.post("/v1/embeddings", content=frame.replace('""', f'"{text}"')))
     assert error["code"] == "max_tokens_per_request"
 
 
 def test_a_larger_body_is_413_whether_its_length_is_declared_or_not(http: httpx.Client) -> None:
     block = b" " * (1 << 20)
-    for content in (block * 65, iter([block] * 65)):
+    for content in (block * 33, iter([block] * 33)):
         error = refusal(http.post("/v1/embeddings", content=content), status=413)
         assert error["type"] == "invalid_request_error"
         assert error["code"] == "body_too_large"

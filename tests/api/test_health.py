@@ -29,7 +29,9 @@ def test_a_loaded_server_is_alive_ready_and_healthy(http: httpx.Client) -> None:
     assert http.get("/livez").json() == {"status": "alive"}
     assert http.get("/readyz").json() == {"status": "ready"}
     assert http.get("/health").json() == {"status": "ready", "models": [MATRYOSHKA, PLAIN]}
-    assert {http.get(path).status_code for path in ("/livez", "/readyz", "/health")} == {200}
+    for path in ("/livez", "/readyz", "/health"):
+        assert http.get(path).status_code == http.head(path).status_code == 200
+        assert http.head(path).content == b""
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,15 @@ def test_one_line_a_request_is_logged_but_none_for_a_probe_that_succeeds() -> No
     assert "must not be logged" not in lines[0]
 
 
+def test_a_path_cannot_write_log_lines_of_its_own() -> None:
+    with ServerProcess("--model", PLAIN) as running:
+        httpx.get(f"{running.url}/a%0aforged%1b[31m")
+        running.stop()
+        lines = running.log().splitlines()
+    (line,) = [line for line in lines if "forged" in line]
+    assert re.search(r" GET /a%0aforged%1b\S+ 404 \d+\.\d ms$", line)
+
+
 async def test_an_unexpected_failure_is_a_500_in_the_one_shape_without_a_traceback() -> None:
     app: FastAPI = create_app(Settings())
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -93,8 +95,36 @@ def test_slicing_changes_no_id_where_there_are_blanks_to_cut_at(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SLICE_CHARS", slice_chars)
         patch.setattr(module, "_CUT_WINDOW_CHARS", 20)
-        sliced = tokenizer._encode_slices(words, stop_after=10**9).tolist()
+        sliced = tokenizer._encode_slices(words, 10**9, "input", threading.Event()).tolist()
     assert sliced == reference.encode(words).ids
+
+
+@pytest.mark.parametrize("char", ["a", "🎉"])
+@pytest.mark.parametrize("chars", [SLICE_CHARS + 1, module.MAX_RUN_CHARS])
+def test_a_word_longer_than_a_slice_stays_one_word(
+    tokenizer: Tokenizer, reference: RustTokenizer, char: str, chars: int
+) -> None:
+    text = f"{char * chars} end"
+    assert encode(tokenizer, text) == [reference.encode(text).ids]
+
+
+def test_a_run_without_end_is_refused_by_its_position(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidRequest, match=r"input\[1\] has more than 262144 characters without"):
+        encode(tokenizer, "fine", "東" * (module.MAX_RUN_CHARS + 1), truncate=True)
+
+
+def test_encoding_stops_when_nobody_waits(tokenizer: Tokenizer) -> None:
+    stop = threading.Event()
+    stop.set()
+    for texts in (["short"], [" " * (3 * SLICE_CHARS)]):
+        with pytest.raises(CancelledError):
+            tokenizer.encode_texts(
+                TextInputs(is_list=True, texts=texts),
+                prompt="",
+                truncate=True,
+                max_request_tokens=100,
+                stop=stop,
+            )
 
 
 def test_a_huge_text_is_left_when_it_is_over_the_requests_limit(tokenizer: Tokenizer) -> None:
