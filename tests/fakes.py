@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import CancelledError
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.inference.backend import OutOfMemory
+from server.inference.inputs import TextInputs
+from server.inference.tokenizer import TokenIds
 
 FAKE_DIM = 3
 RAISES = 90  # token ids with a meaning for the fake
 GIVES_NAN = 91
 LOSES_ROWS = 92
+
+
+class EndlessTokenizer:
+    """Never done with a text until it is told to stop."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.stopped = threading.Event()
+
+    def encode_texts(
+        self, inputs: TextInputs, *, stop: threading.Event, **limits: object
+    ) -> list[TokenIds]:
+        self.entered.set()
+        if stop.wait(timeout=30):
+            self.stopped.set()
+        raise CancelledError
 
 
 class FakeBackend:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from server.errors import Draining, InferenceFailed, TooManyTokens
 from server.inference.backend import Backend
 from server.inference.inputs import TextInputs, TokenIdInputs
 from server.inference.loader import Encoder
-from server.inference.tokenizer import TokenIds
-from tests.fakes import FAKE_DIM, GIVES_NAN, LOSES_ROWS, RAISES, FakeBackend
+from server.inference.tokenizer import TokenIds, Tokenizer
+from tests.fakes import FAKE_DIM, GIVES_NAN, LOSES_ROWS, RAISES, EndlessTokenizer, FakeBackend
 
 MakeEngine = Callable[[Backend], Engine]
 
@@ -114,6 +115,33 @@ async def test_a_cancelled_request_does_not_cost_another_forward_pass(
     backend.gate.set()
     await asyncio.gather(*running)
     assert all(tokens == 1 for _, tokens in backend.shapes)
+
+
+async def test_a_cancelled_request_gives_back_its_tokenizing_thread() -> None:
+    tokenizer = EndlessTokenizer()
+    encoder = Encoder(cast(Tokenizer, tokenizer), FakeBackend(), FAKE_DIM)
+    engine = Engine(encoder, threads=1, max_batch_tokens=64, max_request_tokens=100)
+    long = TextInputs(is_list=False, texts=["word " * 1000])
+    waiting = asyncio.create_task(
+        engine.tokenize(long, prompt="", truncate=True, own_token_ids=False)
+    )
+    assert await asyncio.to_thread(tokenizer.entered.wait, 10)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await asyncio.to_thread(tokenizer.stopped.wait, 10)
+    engine.close()
+
+
+async def test_a_request_with_several_guilty_texts_fails_once(make_engine: MakeEngine) -> None:
+    complaints: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    engine = make_engine(FakeBackend())
+    with pytest.raises(InferenceFailed):
+        await engine.embed([ids(RAISES), ids(1), ids(GIVES_NAN), ids(RAISES)])
+    assert (await engine.embed([ids(7)])).tolist() == [[7, 1, 7]]
+    assert complaints == []
 
 
 async def test_closing_answers_what_waits(make_engine: MakeEngine) -> None:
