@@ -6,6 +6,7 @@ flight is finished or, after `drain_timeout_s`, answered with 503 -> exit 0
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import signal
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 2048
 # After the drain only answers are left to send; a client that stalls its upload is cut then.
 _CLOSE_TIMEOUT_S = 2
+_LAST_WORDS_S = 0.2
 
 
 def serve(settings: Settings, models: ServedModels) -> None:
@@ -113,11 +115,14 @@ class DrainingServer(uvicorn.Server):
         self._models = models
         self._drain_timeout_s = drain_timeout_s
         self._drain_deadline: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Signal handler; what uvicorn does is not wanted: it would exit by the signal."""
         if self._drain_deadline is not None:
             self._drain_deadline = time.monotonic()
+            if self.should_exit and self._loop is not None:
+                self._loop.call_soon_threadsafe(self._leave_slow_clients)
             return
         log.info("%s: finishing work in flight", signal.Signals(sig).name)
         self._models.drain()
@@ -125,6 +130,7 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second while serving; True stops."""
+        self._loop = asyncio.get_running_loop()
         if self._drain_deadline is not None:
             if time.monotonic() >= self._drain_deadline:
                 log.warning("drain timeout: %d requests are cut", len(self.server_state.tasks))
@@ -136,6 +142,13 @@ class DrainingServer(uvicorn.Server):
                 self.config.timeout_graceful_shutdown = max(left_s, _CLOSE_TIMEOUT_S)
                 self.should_exit = True
         return await super().on_tick(counter)
+
+    def _leave_slow_clients(self) -> None:
+        """Answer those who stall their upload, then hang up on those who stall their reading."""
+        for task in self.server_state.tasks:
+            task.cancel()
+        for connection in self.server_state.connections:
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, connection.transport.abort)
 
 
 def _announce(settings: Settings, port: int) -> None:

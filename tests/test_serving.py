@@ -96,6 +96,22 @@ def test_a_second_signal_stops_without_waiting() -> None:
         assert in_flight.result(timeout=60).json()["error"]["code"] == "server_draining"
 
 
+def test_a_second_signal_does_not_wait_for_a_client_that_stalls() -> None:
+    with ServerProcess("--model", PLAIN, "--drain-timeout-s", "600") as running:
+        host, port = running.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(
+                b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+            )
+            wait_for_work(running.url)
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+            assert running.process.poll() is None
+            assert running.stop() == 0
+            assert connection.recv(100).startswith(b"HTTP/1.1 503 ")
+        assert "Traceback" not in running.log()
+
+
 def test_a_slow_reader_gets_its_whole_answer_during_a_drain() -> None:
     with ServerProcess("--model", PLAIN) as running:
         host, port = running.url.removeprefix("http://").split(":")
