@@ -67,13 +67,16 @@ def _flag(name: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
     many = get_origin(field.annotation) is list
     switch = field.annotation is bool
-    default = field.get_default(call_default_factory=True)
-    shown = f" (default: {default})" if not many and default is not None else ""
+    default = field.get_default(call_default_factory=False)
+    shown = (
+        f" (default: {default})" if not (many or default is None or field.default_factory) else ""
+    )
     spelled = name.replace("_", "-")
     option = typer.Option(
         f"--{spelled}/--no-{spelled}" if switch else f"--{spelled}",
         help=f"{field.description}{shown}",
         show_default=False,
+        metavar=None if switch else spelled.rsplit("-", 1)[-1].upper(),
     )
     kind: Any = list[str] if many else bool if switch else str
     return inspect.Parameter(
