@@ -22,6 +22,15 @@ from tests.server_process import ServerProcess
 LONG_WORK = {"model": PLAIN, "input": ["word " * 250] * 60}
 
 
+STALLED_UPLOAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+
+
+def connect(running: ServerProcess) -> socket.socket:
+    """A bare connection, to behave as no HTTP client does."""
+    host, port = running.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
 def wait_for_work(url: str) -> None:
     """Return once the long request has reached the server."""
     time.sleep(0.5)
@@ -98,11 +107,8 @@ def test_a_second_signal_stops_without_waiting() -> None:
 
 def test_a_second_signal_does_not_wait_for_a_client_that_stalls() -> None:
     with ServerProcess("--model", PLAIN, "--drain-timeout-s", "600") as running:
-        host, port = running.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=30) as connection:
-            connection.sendall(
-                b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
-            )
+        with connect(running) as connection:
+            connection.sendall(STALLED_UPLOAD)
             wait_for_work(running.url)
             running.process.send_signal(signal.SIGTERM)
             time.sleep(1)
@@ -114,9 +120,8 @@ def test_a_second_signal_does_not_wait_for_a_client_that_stalls() -> None:
 
 def test_a_slow_reader_gets_its_whole_answer_during_a_drain() -> None:
     with ServerProcess("--model", PLAIN) as running:
-        host, port = running.url.removeprefix("http://").split(":")
         body = json.dumps({"model": PLAIN, "input": ["x"] * 2048}).encode()
-        with socket.create_connection((host, int(port)), timeout=30) as connection:
+        with connect(running) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode() + body)
@@ -131,11 +136,8 @@ def test_a_slow_reader_gets_its_whole_answer_during_a_drain() -> None:
 
 def test_a_client_that_stalls_its_upload_cannot_hold_up_the_drain() -> None:
     with ServerProcess("--model", PLAIN, "--drain-timeout-s", "0.5") as running:
-        host, port = running.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=30) as connection:
-            connection.sendall(
-                b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
-            )
+        with connect(running) as connection:
+            connection.sendall(STALLED_UPLOAD)
             wait_for_work(running.url)
             assert running.stop() == 0
             answer = connection.makefile("rb").read()
