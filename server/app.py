@@ -12,11 +12,13 @@ from fastapi import FastAPI
 from server import __version__
 from server.access.static_keys import StaticKeys
 from server.api import embeddings, error_responses, health
+from server.api import metrics as metrics_route
 from server.api import models as models_routes
-from server.api.deps import Services
+from server.api.deps import LARGEST_BODIES, Seats, Services
 from server.api.request_context import RequestContext
 from server.engine.served_models import Phase, ServedModels
 from server.errors import StartupError
+from server.metrics import Metrics
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -43,11 +45,15 @@ def create_app(
         StartupError: a card, a file or a setting is missing or wrong.
     """
     models = models or ServedModels.find(settings)
-    services = Services(settings, StaticKeys(settings.secrets()), models)
+    cards = models.registry.cards
+    metrics = Metrics((card.name for card in cards), {card.encoder.name for card in cards})
+    most_bytes = LARGEST_BODIES * settings.max_body_bytes
+    seats = Seats(settings.max_concurrent_requests, most_bytes)
+    services = Services(settings, StaticKeys(settings.secrets()), models, metrics, seats)
 
     async def load() -> None:
         try:
-            await services.models.load()
+            await models.load(metrics)
         except StartupError as error:
             on_failure(error)
         except Exception as error:
@@ -75,8 +81,8 @@ def create_app(
         redirect_slashes=False,  # a redirect of a POST loses its body with many clients
     )
     app.state.services = services
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, metrics=metrics)
     error_responses.install(app)
-    for room in (embeddings, models_routes, health):
+    for room in (embeddings, models_routes, health, metrics_route):
         app.include_router(room.router)
     return app

@@ -116,7 +116,7 @@ def serve(settings: Settings) -> None:
     from server import logs
     from server.engine.served_models import ServedModels
 
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     for name in unknown_environment_variables(os.environ):
         if "KEY" in name.upper():
             raise SettingError(f"{name} names no setting, and looks as if it should set a key")

@@ -16,8 +16,11 @@
         BodyTooLarge              413  invalid_request_error, body_too_large
         InferenceFailed           500  internal_server_error
         Unavailable               503  upstream_error, with Retry-After
-          ModelLoading
-          Draining
+          ModelLoading                 model_loading
+          ModelFailing                 model_failing
+          Overloaded                   server_overloaded
+          RequestTimedOut              request_timeout
+          Draining                     server_draining
       StartupError                the command stops with one line and exit code 2
         SettingError
         CardError
@@ -31,7 +34,10 @@ length or type, never a whole secret. This module knows nothing of the HTTP fram
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
+
+MAX_RETRY_AFTER_S = 60
 
 
 class EmbeddingServerError(Exception):
@@ -219,7 +225,10 @@ class Unavailable(ApiError):
 
     status = 503
     type = "upstream_error"
-    retry_after_s: ClassVar[int] = 1  # seconds, 1 to 60
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = min(max(math.ceil(retry_after_s), 1), MAX_RETRY_AFTER_S)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -233,6 +242,39 @@ class ModelLoading(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("The server is still loading its models; try again in a moment.")
+
+
+class ModelFailing(Unavailable):
+    """The model fails on inputs that are known to be good, or no worker is alive."""
+
+    code = "model_failing"
+
+    def __init__(self) -> None:
+        super().__init__("The model does not answer at the moment; try again in a few seconds.",
+                         retry_after_s=5)  # fmt: skip
+
+
+class Overloaded(Unavailable):
+    """Too much work waits; the request was not begun."""
+
+    code = "server_overloaded"
+
+    def __init__(self, reason: str, *, retry_after_s: float) -> None:
+        super().__init__(
+            f"The server is overloaded: {reason}. Try again later.", retry_after_s=retry_after_s
+        )
+
+
+class RequestTimedOut(Unavailable):
+    """The request was not answered within `request_timeout_s`; what was left of it is dropped."""
+
+    code = "request_timeout"
+
+    def __init__(self, request_timeout_s: float) -> None:
+        super().__init__(
+            f"The request took longer than this server's limit of {request_timeout_s:g} s.",
+            retry_after_s=5,
+        )
 
 
 class Draining(Unavailable):

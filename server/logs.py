@@ -6,6 +6,10 @@ import logging
 import re
 import sys
 import uuid
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
 
 ACCESS_LOGGER = "server.access_log"
 
@@ -19,12 +23,47 @@ def request_id(sent: str | None) -> str:
     return f"req_{uuid.uuid4().hex}"
 
 
-def configure(level: str) -> None:
+class TextFormatter(logging.Formatter):
+    """One line for people; a request's fields as `name=value`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        line = super().formatMessage(record)
+        fields = getattr(record, "fields", {})
+        return " ".join((line, *(f"{name}={_plain(value)}" for name, value in fields.items())))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, times in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line).decode()
+
+
+def configure(level: str, log_format: Literal["text", "json"]) -> None:
     """Write this process's log to standard error, one line an event."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.captureWarnings(capture=True)  # what libraries warn of is a log line, too
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # uvicorn tells start and stop in its own words; this server has its own lines for them.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}:{inner}" for name, inner in value.items())
+    return str(value)

@@ -7,10 +7,12 @@ flight is finished or, after `drain_timeout_s`, answered with 503 -> exit 0
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import signal
 import socket
+import sys
 import time
 from types import FrameType
 
@@ -45,6 +47,7 @@ def serve(settings: Settings, models: ServedModels) -> None:
         server.should_exit = True
 
     app = create_app(settings, models, on_ready=lambda: _announce(settings, port), on_failure=stop)
+    allow_many_connections()
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
     config = uvicorn.Config(
@@ -64,6 +67,20 @@ def serve(settings: Settings, models: ServedModels) -> None:
     models.join()
     if failure:
         raise failure[0]
+
+
+def allow_many_connections() -> None:
+    """Raise the soft limit of open files, often 1,024, to the hard one: each client takes one.
+
+    Beyond the limit accepting would fail instead of waiting in the backlog.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS says "unlimited" and means less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def bind(host: str, port: int) -> socket.socket:

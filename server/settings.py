@@ -82,10 +82,32 @@ class Settings(BaseSettings):
         description="Worker threads a model; default: the physical cores this process may use.",
     )
     max_batch_tokens: int = Field(
-        512, ge=1, le=1_048_576, description="Token budget of a micro-batch, padding counted."
+        256, ge=1, le=1_048_576, description="Token budget of a micro-batch, padding counted."
     )
     max_request_tokens: int = Field(
         300_000, ge=1, description="Most tokens all inputs of one request may hold together."
+    )
+    max_queue_tokens: int = Field(
+        2_000_000,
+        ge=1,
+        description="Most tokens of all requests that wait for one model; above it requests are "
+        "refused with 503.",
+    )
+    max_wait_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a request may have to wait for the work of others, at the "
+        "measured speed; requests that would wait longer are refused with 503.",
+    )
+    max_concurrent_requests: int = Field(
+        2048, ge=1, description="Most requests for embeddings at a time; more get 503, unread."
+    )
+    request_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        le=86_400,
+        description="Seconds from a request's head to its answer; then it is dropped with 503.",
     )
     max_body_bytes: int = Field(
         32 * 1024 * 1024, ge=1024, description="Largest request body, in bytes."
@@ -104,6 +126,11 @@ class Settings(BaseSettings):
     keep_alive_timeout_s: int = Field(
         75, ge=1, le=3600, description="Seconds an idle client connection is kept open."
     )
+    public_metrics: bool = Field(
+        False,
+        description="Show /metrics to everybody; default: only to this machine or with a key.",
+    )
+    log_format: Literal["text", "json"] = Field("text", description="How log lines are written.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )

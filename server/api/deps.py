@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,8 +13,72 @@ from starlette.requests import ClientDisconnect
 
 from server.access.static_keys import StaticKeys
 from server.engine.served_models import ServedModels
-from server.errors import BodyTooLarge
+from server.errors import BodyTooLarge, Overloaded, RequestTimedOut
+from server.metrics import Metrics
 from server.settings import Settings
+
+# Bodies of the largest size that are held at a time; what is parsed from them takes more.
+LARGEST_BODIES = 4
+# So many bytes of each body are not counted: large bodies must not keep short queries out.
+UNCOUNTED_BODY_BYTES = 64 * 1024
+
+
+class Seats:
+    """How many requests for embeddings there may be at a time, and how many bytes of bodies.
+
+    A request holds its seat from its head to its answer, so that no flood takes memory without
+    bound, however it is sent.
+    """
+
+    def __init__(self, seats: int, max_bytes: int) -> None:
+        self._seats = self._free = seats
+        self._max_bytes = self._free_bytes = max_bytes
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[Seat]:
+        """Hold a seat.
+
+        Raises:
+            Overloaded: none is free.
+        """
+        if not self._free:
+            raise Overloaded(f"{self._seats} requests are being answered", retry_after_s=1)
+        self._free -= 1
+        seat = Seat(self)
+        try:
+            yield seat
+        finally:
+            self._free += 1
+            self._free_bytes += seat.bytes
+
+    def hold(self, more_bytes: int) -> None:
+        """Count bytes of a body.
+
+        Raises:
+            Overloaded: they are too many, together with the others'.
+        """
+        if more_bytes > self._free_bytes:
+            raise Overloaded(
+                f"requests of {self._max_bytes} bytes are being answered", retry_after_s=1
+            )
+        self._free_bytes -= more_bytes
+
+
+class Seat:
+    """One request's place and the bytes it holds."""
+
+    __slots__ = ("_seats", "bytes")
+
+    def __init__(self, seats: Seats) -> None:
+        self._seats = seats
+        self.bytes = 0
+
+    def hold(self, body_bytes: int) -> None:
+        """The body has so many bytes by now; raises Overloaded."""
+        counted = body_bytes - UNCOUNTED_BODY_BYTES
+        if counted > self.bytes:
+            self._seats.hold(counted - self.bytes)
+            self.bytes = counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +88,8 @@ class Services:
     settings: Settings
     keys: StaticKeys
     models: ServedModels
+    metrics: Metrics
+    seats: Seats
 
 
 async def services(request: Request) -> Services:
@@ -36,23 +102,25 @@ async def services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services)]
 
 
-async def require_key(request: Request, found: ServicesDep) -> None:
-    """Let the request in by its API key, before anybody looks at its body.
+async def require_key(request: Request, found: ServicesDep) -> str:
+    """Let the request in by its API key, before anybody looks at its body; the key's name.
 
     Raises:
         AuthenticationFailed: the key is missing or unknown.
     """
-    found.keys.check(request.headers.get("authorization"))
+    return found.keys.check(request.headers.get("authorization"))
 
 
 RequireKey = Depends(require_key)
+KeyDep = Annotated[str, RequireKey]
 
 
-async def read_body(request: Request, max_body_bytes: int) -> bytearray:
-    """The whole body.
+async def read_body(request: Request, max_body_bytes: int, seat: Seat) -> bytearray:
+    """The whole body; a declared length that is too large is refused unread.
 
     Raises:
-        BodyTooLarge: it is longer than allowed; a declared length is refused unread.
+        BodyTooLarge: it is longer than allowed.
+        Overloaded: too many bytes are held for all requests together.
     """
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_body_bytes:
@@ -62,6 +130,7 @@ async def read_body(request: Request, max_body_bytes: int) -> bytearray:
         body += part
         if len(body) > max_body_bytes:
             raise BodyTooLarge(max_body_bytes)
+        seat.hold(len(body))
     return body
 
 
@@ -92,3 +161,17 @@ async def abandoned_when_client_leaves(request: Request) -> AsyncIterator[None]:
         raise
     finally:
         watcher.cancel()
+
+
+@contextlib.asynccontextmanager
+async def deadline(request_timeout_s: float) -> AsyncIterator[None]:
+    """Cancel the work inside when it takes longer than this.
+
+    Raises:
+        RequestTimedOut: it did.
+    """
+    try:
+        async with asyncio.timeout(request_timeout_s):
+            yield
+    except TimeoutError:
+        raise RequestTimedOut(request_timeout_s) from None

@@ -6,7 +6,15 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from server.api.deps import RequireKey, ServicesDep, abandoned_when_client_leaves, read_body
+from server.api.deps import (
+    KeyDep,
+    Services,
+    ServicesDep,
+    abandoned_when_client_leaves,
+    deadline,
+    read_body,
+)
+from server.api.request_record import RequestRecord
 from server.api.schemas import EmbeddingRequest, embeddings_json
 from server.catalog.card import Card
 from server.engine.served_models import ServedModel
@@ -23,7 +31,6 @@ router = APIRouter()
 
 @router.post(
     "/v1/embeddings",
-    dependencies=[RequireKey],
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -31,22 +38,42 @@ router = APIRouter()
         }
     },
 )
-async def create_embeddings(request: Request, services: ServicesDep) -> Response:
+async def create_embeddings(request: Request, services: ServicesDep, key: KeyDep) -> Response:
     """Turn texts (or token ids) into vectors."""
-    asked = EmbeddingRequest.read(await read_body(request, services.settings.max_body_bytes))
-    with services.models.work(asked.model) as model:
-        return await answer(request, asked, model, services.settings)
+    async with deadline(services.settings.request_timeout_s):
+        return await read_and_answer(request, services, key)
+
+
+async def read_and_answer(request: Request, services: Services, key: str) -> Response:
+    """Read the request and find its model; the rest is `answer`.
+
+    Raises:
+        ApiError: as `answer`, and those of reading.
+    """
+    record = RequestRecord.of(request.scope)
+    with services.seats.take() as seat:
+        with record.stage("read"):
+            body = await read_body(request, services.settings.max_body_bytes, seat)
+            asked = EmbeddingRequest.read(body)
+        with services.models.work(asked.model) as model:
+            record.model = model.card.name
+            return await answer(request, asked, key, model, services.settings)
 
 
 async def answer(
-    request: Request, asked: EmbeddingRequest, model: ServedModel, settings: Settings
+    request: Request, asked: EmbeddingRequest, key: str, model: ServedModel, settings: Settings
 ) -> Response:
     """Check what depends on the model, compute, write.
+
+    Args:
+        key: name of the API key, whose share of the machine is used.
 
     Raises:
         InvalidRequest: the model cannot do what is asked, or an input is too long.
         ClientDisconnect: the client left before its vectors were there.
+        Overloaded: too much work waits.
     """
+    record = RequestRecord.of(request.scope)
     card, engine = model.card, model.engine
     dimensions = check_dimensions(asked.dimensions, card)
     own_token_ids = model.own_token_ids and isinstance(asked.input, TokenIdInputs)
@@ -54,20 +81,25 @@ async def answer(
     cut_inputs = settings.truncate_inputs if asked.truncate is None else asked.truncate
 
     async with abandoned_when_client_leaves(request):
-        token_ids = await engine.tokenize(
-            asked.input, prompt=prompt, truncate=cut_inputs, own_token_ids=own_token_ids
-        )
-        vectors = await engine.embed(token_ids)
+        with engine.admit(asked.input, key) as ticket:
+            with record.stage("tokenize"):
+                token_ids = await engine.tokenize(
+                    asked.input, prompt=prompt, truncate=cut_inputs, own_token_ids=own_token_ids
+                )
+            record.num_inputs, record.num_tokens = len(token_ids), sum(map(len, token_ids))
+            vectors, wait_s, compute_s = await engine.embed(token_ids, ticket)
+            record.stages_s |= {"wait": wait_s, "compute": compute_s}
 
     def write() -> bytes:
         return embeddings_json(
             truncate(vectors, dimensions, model.rotation),
             model=card.name,
-            num_tokens=sum(map(len, token_ids)),
+            num_tokens=record.num_tokens,
             encoding_format=asked.encoding_format or "float",
         )
 
-    body = await asyncio.to_thread(write) if len(vectors) >= THREAD_FROM_VECTORS else write()
+    with record.stage("serialize"):
+        body = await asyncio.to_thread(write) if len(vectors) >= THREAD_FROM_VECTORS else write()
     headers = {"x-embedding-fingerprint": card.fingerprint}
     return Response(body, media_type="application/json", headers=headers)
 

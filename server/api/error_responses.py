@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from server.api.request_record import RequestRecord
 from server.errors import ApiError, InvalidRequest, MethodNotAllowed, UrlNotFound
 
 # For the OpenAPI description.
@@ -28,6 +29,7 @@ def error_response(error: ApiError) -> JSONResponse:
 
 async def _on_api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
+    RequestRecord.of(request.scope).error = error
     return error_response(error)
 
 
@@ -35,11 +37,12 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     """Starlette's own refusals: no such path, or not with this method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return error_response(UrlNotFound(request.method, request.url.path))
+        return await _on_api_error(request, UrlNotFound(request.method, request.url.path))
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
-        return error_response(MethodNotAllowed(request.method, request.url.path, allow))
-    return error_response(InvalidRequest(str(error.detail)))
+        refused = MethodNotAllowed(request.method, request.url.path, allow)
+        return await _on_api_error(request, refused)
+    return await _on_api_error(request, InvalidRequest(str(error.detail)))
 
 
 def install(app: FastAPI) -> None:

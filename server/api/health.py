@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from server.api.deps import ServicesDep
-from server.engine.served_models import Phase
+from server.errors import ModelFailing, Unavailable
 
 PROBE_METHODS = ["GET", "HEAD"]  # some balancers probe with HEAD
 
@@ -30,9 +30,14 @@ async def ready(services: ServicesDep) -> dict[str, str]:
 @router.api_route("/health", methods=PROBE_METHODS)
 async def health(services: ServicesDep, response: Response) -> dict[str, Any]:
     """The phase and the models, for people; the status is that of /readyz."""
-    phase = services.models.phase
-    response.status_code = 200 if phase is Phase.READY else 503
+    status = services.models.phase.value
+    try:
+        services.models.check_ready()
+    except Unavailable as unavailable:
+        response.status_code = unavailable.status
+        if isinstance(unavailable, ModelFailing):
+            status = "failing"
     return {
-        "status": phase.value,
+        "status": status,
         "models": [card.name for card in services.models.registry.cards],
     }

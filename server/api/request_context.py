@@ -8,36 +8,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.error_responses import error_response
+from server.api.request_record import RequestRecord
 from server.errors import ApiError, Draining
 from server.logs import ACCESS_LOGGER, request_id
+from server.metrics import EMBEDDINGS_ROUTE, OTHER_ROUTE, ROUTES, Metrics, refusal_reason
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger(ACCESS_LOGGER)
 
 # Supervisors ask these every few seconds; only a refusal is worth a line.
-PROBES = frozenset({"/livez", "/readyz", "/health"})
+PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 LOGGED_PATH_BYTES = 200
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; only in the log
 
 
 class RequestContext:
-    """ASGI middleware that adds `x-request-id` and `openai-processing-ms` to every answer."""
+    """ASGI middleware: `x-request-id`, `openai-processing-ms`, the log line and the metrics."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
-        own_id = request_id(Headers(scope=scope).get("x-request-id"))
+        record = RequestRecord(request_id(Headers(scope=scope).get("x-request-id")))
+        record.put_into(scope)
         status = CLIENT_CLOSED_REQUEST
 
         async def send_with_headers(message: Message) -> None:
@@ -45,8 +49,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = own_id
-                headers["openai-processing-ms"] = str(round(_elapsed_ms(started)))
+                headers["x-request-id"] = record.request_id
+                headers["openai-processing-ms"] = str(round(_elapsed_s(record) * 1000.0))
             await send(message)
 
         try:
@@ -56,20 +60,54 @@ class RequestContext:
         except asyncio.CancelledError:  # uvicorn cuts what is left at the end of a drain
             if status != CLIENT_CLOSED_REQUEST:
                 raise
-            await error_response(Draining())(scope, receive, send_with_headers)
+            record.error = Draining()
+            await error_response(record.error)(scope, receive, send_with_headers)
         except Exception:
-            log.exception("request %s failed", own_id)
+            log.exception("request %s failed", record.request_id)
             if status != CLIENT_CLOSED_REQUEST:  # the answer has begun; only cutting it is left
                 raise
-            failure = ApiError("The server failed unexpectedly; trying again is safe.")
-            await error_response(failure)(scope, receive, send_with_headers)
+            record.error = ApiError("The server failed unexpectedly; trying again is safe.")
+            await error_response(record.error)(scope, receive, send_with_headers)
         finally:
-            probed = scope["path"] in PROBES and status == 200
-            access_log.log(
-                logging.DEBUG if probed else logging.INFO,
-                "%s %s %s %d %.1f ms",
-                own_id, scope["method"], _printable_path(scope), status, _elapsed_ms(started),
-            )  # fmt: skip
+            seconds = _elapsed_s(record)
+            self._count(scope, status, record, seconds)
+            _log(scope, status, record, seconds)
+
+    def _count(self, scope: Scope, status: int, record: RequestRecord, seconds: float) -> None:
+        metrics = self._metrics
+        route = getattr(scope.get("route"), "path", scope["path"])
+        route = route if route in ROUTES else OTHER_ROUTE
+        metrics.requests.labels(route, str(status), record.model).inc()
+        metrics.request_seconds.labels(route).observe(seconds)
+        if record.error is not None:
+            metrics.refusals.labels(refusal_reason(record.error)).inc()
+        elif route == EMBEDDINGS_ROUTE and status == 200:
+            metrics.inputs.labels(record.model).inc(record.num_inputs)
+            metrics.input_tokens.labels(record.model).inc(record.num_tokens)
+            for stage, stage_s in record.stages_s.items():
+                metrics.stage_seconds.labels(stage, record.model).observe(stage_s)
+
+
+def _log(scope: Scope, status: int, record: RequestRecord, seconds: float) -> None:
+    """One line: whose request, what was asked, how it ended and where the time went."""
+    level = logging.DEBUG if scope["path"] in PROBES and status == 200 else logging.INFO
+    if not access_log.isEnabledFor(level):
+        return
+    fields: dict[str, Any] = {
+        "request_id": record.request_id,
+        "method": scope["method"],
+        "path": _printable_path(scope),
+        "status": status,
+    }
+    if record.error is not None:
+        fields["error"] = refusal_reason(record.error)
+    if record.model:
+        fields["model"] = record.model
+    if record.num_inputs:
+        fields |= {"inputs": record.num_inputs, "tokens": record.num_tokens}
+    stages = {name: round(s * 1000.0, 2) for name, s in record.stages_s.items()}
+    fields["ms"] = {"total": round(seconds * 1000.0, 2), **stages}
+    access_log.log(level, "request", extra={"fields": fields})
 
 
 def _printable_path(scope: Scope) -> str:
@@ -78,5 +116,5 @@ def _printable_path(scope: Scope) -> str:
     return repr(raw[:LOGGED_PATH_BYTES])[2:-1]
 
 
-def _elapsed_ms(started: float) -> float:
-    return (time.perf_counter() - started) * 1000.0
+def _elapsed_s(record: RequestRecord) -> float:
+    return time.perf_counter() - record.started_s

@@ -8,6 +8,7 @@ This module knows nothing of HTTP or batching; it may be called from any thread.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import tomllib
@@ -146,7 +147,7 @@ class Card(_Strict):
         midnight = datetime.time(tzinfo=datetime.UTC)
         return int(datetime.datetime.combine(self.created, midnight).timestamp())
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits over all that decides a vector: two servers with equal fingerprints agree.
 

@@ -7,31 +7,45 @@ only through `call_soon_threadsafe`. Knows nothing of HTTP or keys.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.replica import Replica
+from server.engine.admission import Admission, Ratio, Ticket
+from server.engine.replica import Replica, probe
 from server.engine.sequence import MicroBatch, SequenceGroup
-from server.engine.waiting_queue import WaitingQueue
+from server.engine.waiting_queue import MIN_COST_TOKENS, WaitingQueue
 from server.errors import Draining, InferenceFailed, TooManyTokens
 from server.inference import cl100k
 from server.inference.inputs import Inputs, TokenIdInputs
 from server.inference.loader import Encoder
 from server.inference.tokenizer import TokenIds
+from server.metrics import EngineMetrics
 
 # Below this many characters, tokenising takes less time than the way to a thread and back.
 INLINE_CHARS = 2_000
 TOKENIZING_THREADS = 2  # so that one huge request does not keep the others waiting
 # How many times `max_request_tokens` of OpenAI's ids are decoded when each input is then cut.
 DECODED_BEFORE_CUT = 4
-# (sequences, tokens). A larger one would spare the first large micro-batch 4 % of its time, and
-# cost every start more than that.
-WARM_UP_SHAPE = (1, 16)
+RESTART_DELAY_S = 0.1  # a thread that dies at once must not be replaced without a pause
+# Until there are measurements: OpenAI's rule of thumb, and a slow core.
+GUESSED_TOKENS_PER_CHAR = 0.25
+GUESSED_TOKENS_PER_SECOND = 1_000.0
+
+
+class Embedded(NamedTuple):
+    """What a request's texts became, and the time it took."""
+
+    vectors: NDArray[np.float32]  # (sequences, embedding_dim)
+    wait_s: float  # until its first sequence was taken by a worker
+    compute_s: float  # from there until its last one was done
 
 
 class Engine:
@@ -41,22 +55,63 @@ class Engine:
         threads: number of worker threads.
         max_batch_tokens: token budget of a micro-batch, padding counted.
         max_request_tokens: most tokens all inputs of one request may hold together.
+        max_queue_tokens, max_wait_s: see Admission.
     """
 
     def __init__(
-        self, encoder: Encoder, *, threads: int, max_batch_tokens: int, max_request_tokens: int
+        self,
+        encoder: Encoder,
+        metrics: EngineMetrics,
+        *,
+        threads: int,
+        max_batch_tokens: int,
+        max_request_tokens: int,
+        max_queue_tokens: int,
+        max_wait_s: float,
     ) -> None:
         self._encoder = encoder
+        self._metrics = metrics
         self._max_request_tokens = max_request_tokens
         self._loop = asyncio.get_running_loop()
         self._queue = WaitingQueue(max_batch_tokens)
+        self._tokens_per_second = Ratio(threads * GUESSED_TOKENS_PER_SECOND, weight=0.1)
+        self._tokens_per_char = Ratio(GUESSED_TOKENS_PER_CHAR, weight=1_000)
+        self._admission = Admission(
+            max_queue_tokens=max_queue_tokens,
+            max_wait_s=max_wait_s,
+            tokens_per_second=self._tokens_per_second,
+        )
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenize")
-        self._replicas = [
-            Replica(f"replica-{number}", self._queue, encoder.backend, self._deliver)
-            for number in range(threads)
-        ]
-        for replica in self._replicas:
-            replica.start()
+        self._replicas = [self._start_replica(number) for number in range(threads)]
+        metrics.watch(
+            queue_tokens=lambda: self._queue.tokens,
+            queue_sequences=lambda: len(self._queue),
+            admitted_tokens=lambda: self._admission.tokens,
+            tokens_per_second=lambda: self._tokens_per_second.value,
+            replicas_alive=lambda: sum(replica.sound for replica in self._replicas),
+        )
+
+    @property
+    def sound(self) -> bool:
+        """Whether at least one worker is alive and computes what it should."""
+        return any(replica.sound for replica in self._replicas)
+
+    def admit(self, inputs: Inputs, key: str) -> Ticket:
+        """Let a request in, by an estimate of its tokens; leaving the ticket's context ends it.
+
+        Args:
+            key: whose share of the machine the request uses.
+
+        Raises:
+            Overloaded: it would wait too long.
+        """
+        if isinstance(inputs, TokenIdInputs):
+            count, estimate = len(inputs.token_ids), float(sum(map(len, inputs.token_ids)))
+        else:
+            count = len(inputs.texts)
+            estimate = sum(map(len, inputs.texts)) * self._tokens_per_char.value
+        most = min(count * self._encoder.tokenizer.max_input_tokens, self._max_request_tokens)
+        return self._admission.admit(key, min(max(round(estimate), count), most))
 
     async def tokenize(
         self, inputs: Inputs, *, prompt: str, truncate: bool, own_token_ids: bool
@@ -79,29 +134,38 @@ class Engine:
             own_token_ids=own_token_ids,
             stop=stop,
         )
-        if not isinstance(inputs, TokenIdInputs) and sum(map(len, inputs.texts)) <= INLINE_CHARS:
-            return encode()
+        if isinstance(inputs, TokenIdInputs):
+            chars = 0
+        elif (chars := sum(map(len, inputs.texts))) <= INLINE_CHARS:
+            return self._learn(0 if truncate else chars, encode())
         try:
-            return await self._loop.run_in_executor(self._tokenizing, encode)
+            token_ids = await self._loop.run_in_executor(self._tokenizing, encode)
+            return self._learn(0 if truncate else chars, token_ids)
         finally:
             stop.set()  # cancelled: the thread goes to those who still wait
 
-    async def embed(self, token_ids: Sequence[TokenIds]) -> NDArray[np.float32]:
-        """One vector a sequence, (sequences, embedding_dim) float32, in the order given.
+    async def embed(self, token_ids: Sequence[TokenIds], ticket: Ticket) -> Embedded:
+        """One vector a sequence, in the order given.
 
         A caller that is cancelled takes its waiting sequences with it.
+
+        Args:
+            ticket: from `admit`.
 
         Raises:
             InferenceFailed: the model failed on one of the sequences.
             Draining: the engine was closed before all were computed.
         """
-        group = SequenceGroup(token_ids, self._encoder.embedding_dim)
+        ticket.correct(sum(map(len, token_ids)))
+        group = SequenceGroup(token_ids, self._encoder.embedding_dim, ticket)
+        began_s = time.perf_counter()
         self._queue.put(group)
         try:
-            return await group.future
+            vectors = await group.future
         except BaseException:
             self._queue.drop(group)
             raise
+        return Embedded(vectors, group.began_s - began_s, time.perf_counter() - group.began_s)
 
     def close(self) -> None:
         """Answer what still waits with Draining and let the worker threads end."""
@@ -143,6 +207,12 @@ class Engine:
             stop=stop,
         )
 
+    def _learn(self, chars: int, token_ids: list[TokenIds]) -> list[TokenIds]:
+        """Note how many tokens this many characters made; 0: they tell nothing."""
+        if chars:
+            self._tokens_per_char.observe(sum(map(len, token_ids)), chars)
+        return token_ids
+
     def _check_total(self, inputs: TokenIdInputs, *, truncate: bool) -> None:
         """Refuse too many of OpenAI's ids before they are decoded."""
         # What is cut away later does not count, but must not take memory without bound either.
@@ -162,11 +232,14 @@ class Engine:
                 raise
 
     def _settle(self, micro_batch: MicroBatch) -> None:
+        self._measure(micro_batch)
         for sequence in micro_batch.sequences:
             group = sequence.group
             group.remaining -= 1
+            group.began_s = min(group.began_s, micro_batch.began_s)
             if group.future.done():
                 continue
+            group.ticket.computed(sequence.num_tokens)
             if sequence.error is not None:
                 self._queue.drop(group)
                 group.future.set_exception(
@@ -178,7 +251,44 @@ class Engine:
             elif group.remaining == 0:
                 group.future.set_result(group.vectors)
 
+    def _measure(self, micro_batch: MicroBatch) -> None:
+        tokens = sum(sequence.num_tokens for sequence in micro_batch.sequences)
+        failed = sum(sequence.error is not None for sequence in micro_batch.sequences)
+        seconds = micro_batch.ended_s - micro_batch.began_s
+        cost = max(tokens, MIN_COST_TOKENS)  # a short query alone tells little of the speed
+        self._tokens_per_second.observe(cost * len(self._replicas), seconds)
+        metrics = self._metrics
+        metrics.batch_sequences.observe(len(micro_batch))
+        metrics.batch_tokens.observe(micro_batch.padded_tokens)
+        metrics.batch_seconds.observe(seconds)
+        metrics.computed_tokens.inc(tokens)
+        metrics.padding_tokens.inc(micro_batch.padded_tokens - tokens)
+        if failed:
+            metrics.sequence_failures.inc(failed)
+
+    def _start_replica(self, number: int) -> Replica:
+        name = f"replica-{number}"
+        replica = Replica(name, self._queue, self._encoder.backend, self._deliver, self._bury)
+        replica.start()
+        return replica
+
+    def _bury(self, replica: Replica) -> None:
+        """Called by a replica that dies: have another one take its place."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            self._loop.call_soon_threadsafe(
+                self._loop.call_later, RESTART_DELAY_S, self._replace, replica
+            )
+
+    def _replace(self, dead: Replica) -> None:
+        if not self._queue.closed:
+            self._metrics.replica_restarts.inc()
+            number = self._replicas.index(dead)
+            self._replicas[number] = self._start_replica(number)
+
 
 def warm_up(encoder: Encoder) -> None:
-    """Run a small forward pass, so that the first request finds memory allocated."""
-    encoder.backend.forward(np.ones(WARM_UP_SHAPE, np.int64), np.ones(WARM_UP_SHAPE, np.int64))
+    """Run a small forward pass, so that the first request finds memory allocated.
+
+    A larger one would spare the first large micro-batch 4 % of its time, and cost every start more.
+    """
+    probe(encoder.backend)

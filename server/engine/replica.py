@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -18,13 +19,26 @@ from server.inference.backend import Backend, OutOfMemory
 
 log = logging.getLogger(__name__)
 
+# After so many failures in a row the model is asked for what it could do at the start: an input
+# that makes the model fail, sent again and again, must not make a sound server look broken.
+FAILURES_BEFORE_PROBE = 3
+PROBE_INTERVAL_S = 1.0
+# Far beyond any micro-batch; a forward pass that takes longer will hardly come back.
+STUCK_AFTER_S = 60.0
+PROBE_SHAPE = (1, 16)  # (sequences, tokens)
+
 
 class NotFinite(Exception):
     """The backend gave NaN or infinity."""
 
 
 class Replica(threading.Thread):
-    """A daemon thread that works until its queue is closed."""
+    """A daemon thread that works until its queue is closed.
+
+    Args:
+        deliver: gets each micro-batch whose sequences have their vectors or errors.
+        died: called when the thread ends without being told to.
+    """
 
     def __init__(
         self,
@@ -32,21 +46,69 @@ class Replica(threading.Thread):
         queue: WaitingQueue,
         backend: Backend,
         deliver: Callable[[MicroBatch], None],
+        died: Callable[[Replica], None],
     ) -> None:
         super().__init__(name=name, daemon=True)
         self._queue = queue
         self._backend = backend
         self._deliver = deliver
+        self._died = died
+        self._failures = 0  # micro-batches in a row
+        self._failing = False  # also on an input that is known to be good
+        self._busy_since_s: float | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Alive, not stuck in a forward pass, and able to compute what it could at the start."""
+        since = self._busy_since_s
+        stuck = since is not None and time.perf_counter() - since > STUCK_AFTER_S
+        return self.is_alive() and not self._failing and not stuck
 
     def run(self) -> None:
-        while (micro_batch := self._queue.take()) is not None:
-            self._compute(micro_batch)
-            self._deliver(micro_batch)
+        self._queue.join()
+        try:
+            self._work()
+        except BaseException:  # a thread that ends unseen would leave its requests hanging
+            log.critical("%s died", self.name, exc_info=True)
+            self._died(self)
+        finally:
+            self._queue.leave()
 
-    def _compute(self, micro_batch: MicroBatch) -> None:
+    def _work(self) -> None:
+        while not self._queue.closed:
+            micro_batch = self._queue.take(PROBE_INTERVAL_S if self._failing else None)
+            if micro_batch is None:
+                if self._failing and not self._queue.closed:
+                    self._probe()
+                continue
+            try:
+                self._compute_all(micro_batch)
+            finally:
+                self._deliver(micro_batch)
+
+    def _compute_all(self, micro_batch: MicroBatch) -> None:
+        micro_batch.began_s = self._busy_since_s = time.perf_counter()
+        try:
+            self._compute(micro_batch, alone=micro_batch.alone)
+        except BaseException as error:
+            for sequence in micro_batch.sequences:
+                sequence.error = error
+            raise
+        finally:
+            self._busy_since_s = None
+            micro_batch.ended_s = time.perf_counter()
+        if any(sequence.error is None for sequence in micro_batch.sequences):
+            self._failures = 0
+            self._failing = False
+        else:
+            self._failures += 1
+            if self._failures >= FAILURES_BEFORE_PROBE:
+                self._probe()
+
+    def _compute(self, micro_batch: MicroBatch, *, alone: bool) -> None:
         """Fill in each sequence's vector; bisect a failure until only the guilty one has it."""
         try:
-            vectors = self._backend.forward(*micro_batch.padded())
+            vectors = self._backend.forward(*micro_batch.padded(), alone=alone)
             if not np.isfinite(vectors).all():
                 raise NotFinite("the model gave a vector that is not finite")
             for sequence, vector in zip(micro_batch.sequences, vectors, strict=True):
@@ -59,4 +121,32 @@ class Replica(threading.Thread):
                 micro_batch.sequences[0].error = error
                 return
             for half in micro_batch.halves():
-                self._compute(half)
+                self._compute(half, alone=False)
+
+    def _probe(self) -> None:
+        """Find out whether the model still computes an input that it computed at the start."""
+        self._busy_since_s = time.perf_counter()
+        try:
+            probe(self._backend)
+        except Exception as error:
+            log.error("the model fails on a known input: %s", error)
+            self._failing = True
+        else:
+            if self._failing:
+                log.warning("the model computes again")
+            self._failing = False
+            self._failures = 0
+        finally:
+            self._busy_since_s = None
+
+
+def probe(backend: Backend) -> None:
+    """Compute a small input that any model can.
+
+    Raises:
+        NotFinite: the model gave NaN or infinity.
+        Exception: whatever the backend raises.
+    """
+    vectors = backend.forward(np.ones(PROBE_SHAPE, np.int64), np.ones(PROBE_SHAPE, np.int64))
+    if not np.isfinite(vectors).all():
+        raise NotFinite("the model gave a vector that is not finite")

@@ -7,11 +7,14 @@ worker threads, each row by one.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.engine.admission import Ticket
 from server.inference.tokenizer import TokenIds
 
 
@@ -21,40 +24,83 @@ class SequenceGroup:
     One future a request rather than one a text: an answer is complete or an error.
     """
 
-    __slots__ = ("future", "remaining", "sequences", "vectors")
+    __slots__ = (
+        "began_s",
+        "future",
+        "key",
+        "next_row",
+        "num_tokens",
+        "remaining",
+        "sequences",
+        "start_tokens",
+        "ticket",
+        "unserved",
+        "vectors",
+    )
 
-    def __init__(self, token_ids: Sequence[TokenIds], embedding_dim: int) -> None:
+    def __init__(self, token_ids: Sequence[TokenIds], embedding_dim: int, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.key = ticket.key  # whose share of the machine it uses
+        self.began_s = math.inf  # time.perf_counter() when its first sequence was taken
         self.future: asyncio.Future[NDArray[np.float32]] = (
             asyncio.get_running_loop().create_future()
         )
         self.sequences = [TokenSequence(self, row, ids) for row, ids in enumerate(token_ids)]
         self.remaining = len(self.sequences)
+        self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.vectors = np.empty((len(token_ids), embedding_dim), dtype=np.float32)
+        # The queue's: how far it was served, in virtual tokens, and what still waits.
+        self.start_tokens = 0.0
+        self.next_row = 0
+        self.unserved = self.remaining
+
+    @property
+    def next_sequence(self) -> TokenSequence:
+        """The first that still waits."""
+        return self.sequences[self.next_row]
+
+    @property
+    def due_tokens(self) -> float:
+        """The virtual time at which its next sequence would be finished."""
+        return self.start_tokens + self.next_sequence.num_tokens
+
+    def serve(self, sequence: TokenSequence) -> bool:
+        """Note that a worker has taken this sequence; whether others still wait."""
+        sequence.taken = True
+        self.unserved -= 1
+        self.start_tokens += sequence.num_tokens
+        while self.unserved and self.next_sequence.taken:
+            self.next_row += 1
+        return self.unserved > 0
 
 
 class TokenSequence:
     """One tokenised text waiting to become row `row` of its group's vectors."""
 
-    __slots__ = ("error", "group", "num_tokens", "order", "row", "token_ids", "urgency")
+    __slots__ = ("error", "group", "num_tokens", "order", "row", "taken", "token_ids")
 
     def __init__(self, group: SequenceGroup, row: int, token_ids: TokenIds) -> None:
         self.group = group
         self.row = row
         self.token_ids = token_ids  # (num_tokens,)
         self.num_tokens = len(token_ids)
-        self.error: Exception | None = None
-        # Set by the queue: when it is due, in virtual tokens, and its place among the lengths.
-        self.urgency = (0.0, 0)
-        self.order = (self.num_tokens, self.urgency)
+        self.error: BaseException | None = None
+        # The queue's: its place among the waiting, and whether it waits no more.
+        self.order = (self.num_tokens, 0)
+        self.taken = False
 
 
 class MicroBatch:
     """Sequences that are computed together."""
 
-    __slots__ = ("sequences",)
+    __slots__ = ("alone", "began_s", "ended_s", "padded_tokens", "sequences")
 
-    def __init__(self, sequences: list[TokenSequence]) -> None:
+    def __init__(self, sequences: list[TokenSequence], *, alone: bool = False) -> None:
         self.sequences = sequences
+        self.alone = alone  # nothing else waits or is computed: the whole machine is free
+        self.began_s = time.perf_counter()
+        self.ended_s = self.began_s
+        self.padded_tokens = len(sequences) * max(s.num_tokens for s in sequences)
 
     def __len__(self) -> int:
         return len(self.sequences)

@@ -19,9 +19,10 @@ from server.catalog.card import Card
 from server.catalog.registry import Registry, read_registry
 from server.catalog.verify import check_present
 from server.engine.engine import Engine, warm_up
-from server.errors import Draining, ModelLoading, SettingError
+from server.errors import Draining, ModelFailing, ModelLoading, SettingError
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder, load_encoder, load_rotation
+from server.metrics import EngineMetrics, Metrics
 from server.settings import Settings
 
 
@@ -77,10 +78,12 @@ class ServedModels:
         """
         encoders = {card.encoder.name: card.encoder for card in self.registry.cards}
         threads = ThreadPoolExecutor(thread_name_prefix="read-model")
-        self._reading = {n: threads.submit(_load_and_warm_up, c) for n, c in encoders.items()}
+        wide_threads = _threads(self._settings)
+        self._reading = {n: threads.submit(_load_and_warm_up, c, wide_threads)
+                         for n, c in encoders.items()}  # fmt: skip
         threads.shutdown(wait=False)
 
-    async def load(self) -> None:
+    async def load(self, metrics: Metrics) -> None:
         """Read every model from disk, off the event loop, and turn ready.
 
         Raises:
@@ -91,9 +94,12 @@ class ServedModels:
         for name, reading in self._reading.items():
             self._engines[name] = Engine(
                 await asyncio.wrap_future(reading),
-                threads=self._settings.threads or usable_cores(),
+                EngineMetrics(metrics, name),
+                threads=_threads(self._settings),
                 max_batch_tokens=self._settings.max_batch_tokens,
                 max_request_tokens=self._settings.max_request_tokens,
+                max_queue_tokens=self._settings.max_queue_tokens,
+                max_wait_s=self._settings.max_wait_s,
             )
         for card in self.registry.cards:
             self._models[card.name] = ServedModel(
@@ -111,7 +117,7 @@ class ServedModels:
         """The model with this name or alias; what happens inside is in flight until it ends.
 
         Raises:
-            ModelNotFound, ModelLoading, Draining: as `resolve`.
+            ModelNotFound, ModelLoading, Draining, ModelFailing: as `resolve`.
         """
         model = self.resolve(name)
         self.in_flight += 1
@@ -125,14 +131,22 @@ class ServedModels:
 
         Raises:
             ModelNotFound: no served model has this name.
-            ModelLoading, Draining: it takes no work yet, or no more.
+            ModelLoading, Draining, ModelFailing: it takes no work yet, or no more.
         """
         card = self.registry.resolve(name)
-        self.check_ready()
-        return self._models[card.name]
+        self._check_phase()
+        model = self._models[card.name]
+        if not model.engine.sound:
+            raise ModelFailing
+        return model
 
     def check_ready(self) -> None:
-        """Raise ModelLoading or Draining unless the server takes work."""
+        """Raise ModelLoading, Draining or ModelFailing unless every model takes work."""
+        self._check_phase()
+        if not all(engine.sound for engine in self._engines.values()):
+            raise ModelFailing
+
+    def _check_phase(self) -> None:
         if self.phase is Phase.LOADING:
             raise ModelLoading
         if self.phase is Phase.DRAINING:
@@ -154,7 +168,11 @@ class ServedModels:
             engine.join()
 
 
-def _load_and_warm_up(card: Card) -> Encoder:
-    encoder = load_encoder(card)
+def _threads(settings: Settings) -> int:
+    return settings.threads or usable_cores()
+
+
+def _load_and_warm_up(card: Card, wide_threads: int) -> Encoder:
+    encoder = load_encoder(card, wide_threads=wide_threads)
     warm_up(encoder)
     return encoder

@@ -19,13 +19,18 @@ class Backend(Protocol):
     """
 
     def forward(
-        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        *,
+        alone: bool = False,
     ) -> NDArray[np.float32]:
         """One vector a sequence.
 
         Args:
             input_ids: (sequences, tokens), padded on the right with any valid id.
             attention_mask: (sequences, tokens), 1 for a token, 0 for padding.
+            alone: no other thread computes; the pass may use the whole machine.
 
         Returns:
             (sequences, embedding_dim), float32.

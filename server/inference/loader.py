@@ -32,8 +32,11 @@ class Encoder:
     embedding_dim: int
 
 
-def load_encoder(card: Card) -> Encoder:
+def load_encoder(card: Card, *, wide_threads: int = 1) -> Encoder:
     """Tokenizer and forward pass of a card that has no base, every byte checked.
+
+    Args:
+        wide_threads: see OnnxBackend.
 
     Raises:
         ModelFileError: a file's sha256 differs from the card.
@@ -43,7 +46,7 @@ def load_encoder(card: Card) -> Encoder:
         checked = hashing.submit(check_files, card)  # at the same time, on another core
         try:
             tokenizer = Tokenizer(card.path(TOKENIZER_FILE), card.max_input_tokens)
-            backend = OnnxBackend(card.path(GRAPH_FILE))
+            backend = OnnxBackend(card.path(GRAPH_FILE), wide_threads=wide_threads)
             vector = backend.forward(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
         except Exception:
             checked.result()  # wrong bytes are the better explanation

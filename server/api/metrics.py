@@ -1,0 +1,37 @@
+"""GET /metrics: Prometheus' page."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from fastapi import APIRouter, Request, Response
+
+from server.api.deps import Services, ServicesDep, require_key
+from server.errors import Unavailable
+from server.metrics import CONTENT_TYPE
+
+router = APIRouter()
+
+
+@router.get("/metrics")
+async def metrics(request: Request, services: ServicesDep) -> Response:
+    """The metrics; needs a key unless it is asked for on this machine or made public."""
+    if not (services.settings.public_metrics or _is_local(request)):
+        await require_key(request, services)
+    services.metrics.ready.set(_ready(services))
+    return Response(services.metrics.page(), media_type=CONTENT_TYPE)
+
+
+def _is_local(request: Request) -> bool:
+    try:
+        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _ready(services: Services) -> bool:
+    try:
+        services.models.check_ready()
+    except Unavailable:
+        return False
+    return True

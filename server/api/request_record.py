@@ -1,0 +1,45 @@
+"""What is known of one request when it has been answered: for its log line and the metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from server.errors import ApiError
+
+_STATE_KEY = "request_record"
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """Filled in while the request is answered; never holds a text or a key."""
+
+    request_id: str
+    started_s: float = field(default_factory=time.perf_counter)
+    model: str = ""
+    num_inputs: int = 0
+    num_tokens: int = 0
+    stages_s: dict[str, float] = field(default_factory=dict)  # by the names in metrics.STAGES
+    error: ApiError | None = None
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside as this stage."""
+        began_s = time.perf_counter()
+        yield
+        self.stages_s[name] = time.perf_counter() - began_s
+
+    def put_into(self, scope: Scope) -> None:
+        """Let what answers this request find the record."""
+        scope.setdefault("state", {})[_STATE_KEY] = self
+
+    @staticmethod
+    def of(scope: Scope) -> RequestRecord:
+        """The record of this request."""
+        record = scope["state"][_STATE_KEY]
+        assert isinstance(record, RequestRecord)
+        return record

@@ -1,0 +1,193 @@
+"""Every metric of the server, declared once: name, labels, unit, buckets, help.
+
+Names follow Prometheus' conventions (base units, `_total` for counters). All series are there at
+zero before the first request, so that a rate over them is never missing. Any thread may observe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from server import __version__
+from server.errors import ApiError
+
+PREFIX = "embedding_server"
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+EMBEDDINGS_ROUTE = "/v1/embeddings"
+OTHER_ROUTE = "other"  # an unknown path must not become a label
+ROUTES = (
+    EMBEDDINGS_ROUTE, "/v1/models", "/v1/models/{model_id:path}",
+    "/livez", "/readyz", "/health", "/metrics", "/openapi.json", OTHER_ROUTE,
+)  # fmt: skip
+# The phases of a request in their order; `wait` ends when its first sequence is computed.
+STAGES = ("read", "tokenize", "wait", "compute", "serialize")
+
+_SECONDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120)  # fmt: skip
+_SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each, which nobody asks for
+
+
+class Metrics:
+    """The metrics of one process, in a registry of their own.
+
+    Args:
+        models: names of the served cards.
+        encoders: names of the cards whose weights compute; cards with the same base share one.
+    """
+
+    def __init__(self, models: Iterable[str], encoders: Iterable[str]) -> None:
+        registry = self._registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def counter(name: str, help_text: str, *labels: str) -> Counter:
+            return Counter(f"{PREFIX}_{name}", help_text, labels, registry=registry)
+
+        def gauge(name: str, help_text: str, *labels: str) -> Gauge:
+            return Gauge(f"{PREFIX}_{name}", help_text, labels, registry=registry)
+
+        def histogram(
+            name: str, help_text: str, buckets: tuple[float, ...], *labels: str
+        ) -> Histogram:
+            return Histogram(
+                f"{PREFIX}_{name}", help_text, labels, registry=registry, buckets=buckets
+            )
+
+        gauge("build_info", "1, with the version as label.", "version").labels(__version__).set(1)
+        self.ready = gauge("ready", "1 if the server takes work, as /readyz says.")
+        self.requests = counter(
+            "requests_total",
+            "Requests answered, by route, status (499: the client left) and model.",
+            "route", "status", "model",
+        )  # fmt: skip
+        self.request_seconds = histogram(
+            "request_seconds", "Time from a request's head to its answer.", _SECONDS, "route"
+        )
+        self.refusals = counter("refusals_total", "Requests answered by an error.", "reason")
+        self.inputs = counter("inputs_total", "Inputs turned into vectors.", "model")
+        self.input_tokens = counter(
+            "input_tokens_total", "Tokens of those inputs, as in `usage`.", "model"
+        )
+        self.stage_seconds = histogram(
+            "stage_seconds",
+            "Time of a request that was answered, by stage.",
+            _SECONDS,
+            "stage", "model",
+        )  # fmt: skip
+        self.queue_tokens = gauge("queue_tokens", "Tokens that wait for a worker.", "model")
+        self.queue_sequences = gauge("queue_sequences", "Sequences that wait.", "model")
+        self.admitted_tokens = gauge(
+            "admitted_tokens", "Tokens of admitted requests, not computed yet.", "model"
+        )
+        self.tokens_per_second = gauge(
+            "tokens_per_second", "Measured speed of all workers together.", "model"
+        )
+        self.replicas_alive = gauge("replicas_alive", "Worker threads that work.", "model")
+        self.replica_restarts = counter("replica_restarts_total", "Threads replaced.", "model")
+        self.batch_sequences = histogram(
+            "micro_batch_sequences", "Sequences of a micro-batch.", _SEQUENCES, "model"
+        )
+        self.batch_tokens = histogram(
+            "micro_batch_tokens", "Tokens of a micro-batch, padding counted.", _TOKENS, "model"
+        )
+        self.batch_seconds = histogram(
+            "micro_batch_seconds", "Time to compute a micro-batch.", _SECONDS, "model"
+        )
+        self.computed_tokens = counter(
+            "computed_tokens_total", "Tokens computed, without padding.", "model"
+        )
+        self.padding_tokens = counter(
+            "padding_tokens_total", "Tokens of padding computed beside them.", "model"
+        )
+        self.sequence_failures = counter(
+            "sequence_failures_total", "Sequences on which the model failed.", "model"
+        )
+        self._start_at_zero(tuple(models), tuple(encoders))
+
+    def page(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def families(self) -> list[Metric]:
+        """What is on the page, family by family."""
+        return list(self._registry.collect())
+
+    def _start_at_zero(self, models: tuple[str, ...], encoders: tuple[str, ...]) -> None:
+        statuses = sorted({"200", "499", *(str(error.status) for error in _api_errors())})
+        for route in ROUTES:
+            self.request_seconds.labels(route)
+            for status in statuses if route == EMBEDDINGS_ROUTE else ("200",):
+                self.requests.labels(route, status, "")
+        for error in _api_errors():
+            self.refusals.labels(refusal_reason(error))
+        for model in models:
+            for status in statuses:
+                self.requests.labels(EMBEDDINGS_ROUTE, status, model)
+            for stage in STAGES:
+                self.stage_seconds.labels(stage, model)
+            self.inputs.labels(model)
+            self.input_tokens.labels(model)
+        for encoder in encoders:
+            EngineMetrics(self, encoder)
+
+
+class EngineMetrics:
+    """The series of one encoder, looked up once."""
+
+    def __init__(self, metrics: Metrics, encoder: str) -> None:
+        self._queue_tokens = metrics.queue_tokens.labels(encoder)
+        self._queue_sequences = metrics.queue_sequences.labels(encoder)
+        self._admitted_tokens = metrics.admitted_tokens.labels(encoder)
+        self._tokens_per_second = metrics.tokens_per_second.labels(encoder)
+        self._replicas_alive = metrics.replicas_alive.labels(encoder)
+        self.replica_restarts = metrics.replica_restarts.labels(encoder)
+        self.batch_sequences = metrics.batch_sequences.labels(encoder)
+        self.batch_tokens = metrics.batch_tokens.labels(encoder)
+        self.batch_seconds = metrics.batch_seconds.labels(encoder)
+        self.computed_tokens = metrics.computed_tokens.labels(encoder)
+        self.padding_tokens = metrics.padding_tokens.labels(encoder)
+        self.sequence_failures = metrics.sequence_failures.labels(encoder)
+
+    def watch(
+        self,
+        *,
+        queue_tokens: Callable[[], float],
+        queue_sequences: Callable[[], float],
+        admitted_tokens: Callable[[], float],
+        tokens_per_second: Callable[[], float],
+        replicas_alive: Callable[[], float],
+    ) -> None:
+        """Read the gauges from these functions whenever the page is asked for."""
+        self._queue_tokens.set_function(queue_tokens)
+        self._queue_sequences.set_function(queue_sequences)
+        self._admitted_tokens.set_function(admitted_tokens)
+        self._tokens_per_second.set_function(tokens_per_second)
+        self._replicas_alive.set_function(replicas_alive)
+
+
+def refusal_reason(error: type[ApiError] | ApiError) -> str:
+    """An error's code, or its type if it has none."""
+    return error.code or error.type
+
+
+def _api_errors() -> list[type[ApiError]]:
+    found = [ApiError]
+    for error in found:  # grows while it is walked
+        found += error.__subclasses__()
+    return found
