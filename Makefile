@@ -9,12 +9,16 @@ ARGS   ?=
 # stsb-dev.csv, if it is at hand: adds the test of quality on the STS Benchmark.
 STSB   ?=
 
-.PHONY: help install serve check test clean
+# Flags for `make bench`, for example BENCH="--quick --peer onnxruntime".
+BENCH  ?= --peer infinity --peer sentence-transformers --peer onnxruntime
+
+.PHONY: help install serve check test bench clean
 
 help:
 	@echo "make serve     install what serving needs, fetch the model, serve on 127.0.0.1:8000"
 	@echo "make install   the same without serving"
 	@echo "make test      add what the tests need and run them all"
+	@echo "make bench     measure the server against others; takes about half an hour"
 	@echo "make check     formatting, lint, types, layers"
 	@echo "make clean     remove the virtual environment"
 
@@ -50,6 +54,9 @@ tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
 
 test: install $(VENV)/.dev tests/node/node_modules
 	$(BIN)/pytest $(if $(STSB),--stsb=$(STSB))
+
+bench: install $(VENV)/.dev
+	$(BIN)/python scripts/bench.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) tests/node/node_modules
