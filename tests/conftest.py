@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from hypothesis import settings
 
+from server.app import create_app
 from server.catalog.card import Card
 from server.catalog.registry import Registry, read_registry
+from server.engine import served_models
 from server.inference.loader import Encoder, load_encoder
+from server.settings import Settings
+from tests.fakes import FAKE_DIM, FakeBackend
 from tests.server_process import ServerProcess
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -77,6 +84,36 @@ def server() -> Iterator[ServerProcess]:
 def http(server: ServerProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
+
+
+class AppOver(Protocol):
+    async def __call__(self, backend: FakeBackend, **settings: Any) -> FastAPI: ...
+
+
+@pytest.fixture
+async def app_over(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AppOver]:
+    """Makes the application, loaded, over a forward pass that can be made to fail."""
+    made: list[tuple[FastAPI, FakeBackend]] = []
+
+    async def make(backend: FakeBackend, **settings: Any) -> FastAPI:
+        fake = Encoder(encoder.tokenizer, backend, FAKE_DIM)
+        monkeypatch.setattr(served_models, "load_encoder", lambda card, **options: fake)
+        app = create_app(Settings(**{"model": [PLAIN], "threads": 1, **settings}))
+        made.append((app, backend))
+        await app.state.services.models.load(app.state.services.metrics)
+        return app
+
+    yield make
+    for app, backend in made:
+        backend.gate.set()
+        app.state.services.models.close()
+        await asyncio.to_thread(app.state.services.models.join)
+
+
+def client_of(app: FastAPI, address: str = "127.0.0.1") -> httpx.AsyncClient:
+    """A client in this process that seems to come from this address."""
+    transport = httpx.ASGITransport(app, client=(address, 1))
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ FAKE_DIM = 3
 RAISES = 90  # token ids with a meaning for the fake
 GIVES_NAN = 91
 LOSES_ROWS = 92
+KILLS_THREAD = 93
 
 
 class EndlessTokenizer:
@@ -38,25 +39,36 @@ class FakeBackend:
     """Vectors that tell what was computed: (sum of ids, number of tokens, first id).
 
     Raises for a micro-batch that holds the token RAISES, gives NaN for one with GIVES_NAN, returns a
-    vector too few for one with LOSES_ROWS, runs out of memory over `memory_tokens` padded tokens, and waits for `gate` before each pass.
+    vector too few for one with LOSES_ROWS, ends the thread for one with KILLS_THREAD, runs out of
+    memory over `memory_tokens` padded tokens, raises for everything while `broken` is set, and
+    waits for `gate` before each pass.
     """
 
     def __init__(self, *, memory_tokens: int | None = None) -> None:
         self.shapes: list[tuple[int, int]] = []
+        self.alone: list[bool] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.broken = threading.Event()
         self.entered = threading.Semaphore(0)
         self._memory_tokens = memory_tokens
 
     def forward(
-        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        *,
+        alone: bool = False,
     ) -> NDArray[np.float32]:
         self.shapes.append(input_ids.shape)
+        self.alone.append(alone)
         self.entered.release()
         assert self.gate.wait(timeout=30)
         if self._memory_tokens is not None and input_ids.size > self._memory_tokens:
             raise OutOfMemory("fake")
-        if (input_ids == RAISES).any():
+        if (input_ids == KILLS_THREAD).any():
+            raise SystemExit
+        if self.broken.is_set() or (input_ids == RAISES).any():
             raise RuntimeError("fake failure")
         ids = input_ids * attention_mask
         vectors = np.stack([ids.sum(1), attention_mask.sum(1), ids[:, 0]], axis=1)

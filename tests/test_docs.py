@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from server.metrics import PREFIX, Metrics
 from server.settings import Settings
-from tests.conftest import REPOSITORY
+from tests.conftest import PLAIN, REPOSITORY
 from tests.server_process import ServerProcess
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -61,6 +62,27 @@ def settings_table() -> str:
 def test_the_readme_tells_every_setting_as_it_is_declared() -> None:
     found = README.split("<!-- settings -->\n")[1].split("\n<!-- /settings -->")[0]
     assert found == settings_table()
+
+
+def metrics_table() -> str:
+    """The table as docs/api.md must hold it."""
+    families = {family.name: family for family in Metrics([PLAIN], [PLAIN]).families()}
+    own = [family for name, family in families.items() if name.startswith(f"{PREFIX}_")]
+    rows = []
+    for family in own:
+        name = family.name.removeprefix(f"{PREFIX}_") + (
+            "_total" if family.type == "counter" else ""
+        )
+        labels = [label for label in family.samples[0].labels if label != "le"]
+        shown = ", ".join(f"`{label}`" for label in labels)
+        rows.append(f"| `{name}` ({family.type}) | {shown} | {family.documentation} |")
+    return "\n".join(rows)
+
+
+def test_the_api_page_tells_every_metric_as_it_is_declared() -> None:
+    page = (REPOSITORY / "docs/api.md").read_text(encoding="utf-8")
+    found = page.split("<!-- metrics -->\n")[1].split("\n<!-- /metrics -->")[0]
+    assert found == metrics_table()
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?:docs|CHANGELOG)[^)#]*)\)", README))

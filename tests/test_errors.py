@@ -25,8 +25,11 @@ from server.errors import (
     MethodNotAllowed,
     MissingApiKey,
     MissingArgument,
+    ModelFailing,
     ModelLoading,
     ModelNotFound,
+    Overloaded,
+    RequestTimedOut,
     StartupError,
     TooManyTokens,
     Unavailable,
@@ -77,6 +80,12 @@ EXAMPLES: dict[
     InferenceFailed: (lambda: InferenceFailed("m"), (500, None, None)),
     Unavailable: (lambda: Unavailable("m"), (503, None, None)),
     ModelLoading: (ModelLoading, (503, "model_loading", None)),
+    ModelFailing: (ModelFailing, (503, "model_failing", None)),
+    Overloaded: (
+        lambda: Overloaded("too much waits", retry_after_s=3),
+        (503, "server_overloaded", None),
+    ),
+    RequestTimedOut: (lambda: RequestTimedOut(300.0), (503, "request_timeout", None)),
     Draining: (Draining, (503, "server_draining", None)),
 }
 
@@ -139,6 +148,14 @@ def test_retry_after_comes_with_503_alone_in_whole_seconds_up_to_a_minute(
     headers = EXAMPLES[kind][0]().headers
     assert ("Retry-After" in headers) == (kind.status == 503)
     assert 1 <= int(headers.get("Retry-After", "1")) <= 60
+
+
+@given(st.floats(min_value=0, allow_nan=False, allow_infinity=False))
+def test_a_client_is_told_to_wait_long_enough_but_at_most_a_minute(seconds: float) -> None:
+    told = int(Overloaded("too much waits", retry_after_s=seconds).headers["Retry-After"])
+    assert told >= min(seconds, 60)
+    assert 1 <= told <= 60
+    assert told == 1 or told < seconds + 1
 
 
 @every_answer

@@ -82,7 +82,8 @@ def test_a_cpu_server_loads_no_torch() -> None:
         from server.app import create_app
         from server.settings import Settings
         app = create_app(Settings())
-        asyncio.run(app.state.services.models.load())
+        services = app.state.services
+        asyncio.run(services.models.load(services.metrics))
         print([name for name in ("torch", "transformers", "sentence_transformers", "onnx")
                if name in sys.modules])
         """

@@ -32,9 +32,10 @@ class SequenceGroup:
         "num_tokens",
         "remaining",
         "sequences",
-        "start_tokens",
+        "shown",
         "ticket",
         "unserved",
+        "unserved_tokens",
         "vectors",
     )
 
@@ -49,26 +50,35 @@ class SequenceGroup:
         self.remaining = len(self.sequences)
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.vectors = np.empty((len(token_ids), embedding_dim), dtype=np.float32)
-        # The queue's: how far it was served, in virtual tokens, and what still waits.
-        self.start_tokens = 0.0
+        # The queue's: what still waits, and up to which row it can be chosen.
         self.next_row = 0
+        self.shown = 0
         self.unserved = self.remaining
+        self.unserved_tokens = self.num_tokens
 
     @property
     def next_sequence(self) -> TokenSequence:
         """The first that still waits."""
         return self.sequences[self.next_row]
 
-    @property
-    def due_tokens(self) -> float:
-        """The virtual time at which its next sequence would be finished."""
-        return self.start_tokens + self.next_sequence.num_tokens
+    def show(self, tokens: int) -> list[TokenSequence]:
+        """Let at least so many more tokens be chosen; the sequences that were not yet."""
+        first = self.shown
+        while tokens > 0 and self.shown < len(self.sequences):
+            tokens -= self.sequences[self.shown].num_tokens
+            self.shown += 1
+        return self.sequences[first : self.shown]
+
+    def shown_tokens(self) -> int:
+        """Tokens that can be chosen and still wait."""
+        visible = self.sequences[self.next_row : self.shown]
+        return sum(sequence.num_tokens for sequence in visible if not sequence.taken)
 
     def serve(self, sequence: TokenSequence) -> bool:
         """Note that a worker has taken this sequence; whether others still wait."""
         sequence.taken = True
         self.unserved -= 1
-        self.start_tokens += sequence.num_tokens
+        self.unserved_tokens -= sequence.num_tokens
         while self.unserved and self.next_sequence.taken:
             self.next_row += 1
         return self.unserved > 0

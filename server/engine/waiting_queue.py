@@ -4,14 +4,15 @@ A key is a lasting flow of start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 
 tag grows by the tokens it was served, and the key with the smallest start tag is next. A key that
 comes back starts where the others are, so that neither its silence nor its hurry gains anything.
 
-A request is a flow that comes once, so inside a key virtual time must pass whoever is served, or a
-stream of new requests would hold the older ones back for ever: weighted fair queueing (Demers,
-Keshav, Shenker, SIGCOMM 1989). A request starts at the virtual time of its arrival, moves on by
-the tokens it was served, and the one whose next sequence would be finished first is next. A short
-request is therefore due soon, however many tokens arrived before it.
+Inside a key the light requests and the bulk ones are two such flows, with as many shares as they
+have requests. Light ones are served as they came. Bulk ones are served in the order in which equal
+shares would have finished them (packet-by-packet fair queueing: Demers, Keshav, Shenker, SIGCOMM
+1989; Parekh, Gallager, 1993), because an answer is of use only when it is complete: one after the
+other they are done no later than side by side, and most of them far earlier.
 
-The sequence that is next brings others of similar length along, whosever they are, as long as
-their key and request are not too far ahead of their turn; they are charged all the same.
+What is next brings others of similar length along, as long as their key is not too far ahead of
+its turn; they are charged all the same. Only light requests and the first bulk ones of each key
+can come along; the others lie in a backlog, where it costs nothing that they are many.
 
 Any thread may call; all state is guarded by one lock.
 """
@@ -23,7 +24,6 @@ import itertools
 import math
 import threading
 from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
@@ -41,57 +41,117 @@ LIGHT_TOKENS = 96
 MIN_COST_TOKENS = 32
 
 
-# How far a key or request may get ahead of its turn by filling others' micro-batches, in budgets.
-MAX_LEAD_BUDGETS = 1
+# How far ahead of its turn a key may be and still fill others' micro-batches.
+MAX_LEAD_TOKENS = 96
+# So much bulk work of each key is looked at for sequences of similar length, in budgets.
+FRONT_BUDGETS = 32
 # How many sequences are looked at for each that may fit, when many must not be taken.
 _SEARCH = 32
 
 
 class _Flow:
-    """What waits of one API key, and how much that key was served."""
+    """Light or bulk requests of one key: how much they were served, and how many there are."""
 
-    __slots__ = ("by_urgency", "groups", "start_tokens", "virtual_tokens")
+    __slots__ = ("groups", "start_tokens")
 
-    def __init__(self, start_tokens: float) -> None:
-        self.start_tokens = start_tokens  # start tag among the keys
-        self.virtual_tokens = 0.0  # virtual time among this key's requests
-        self.groups: set[SequenceGroup] = set()  # requests of which something waits
-        # Heap by due time, one entry a request; too early once the request was served more.
-        self.by_urgency: list[tuple[float, int, SequenceGroup]] = []
+    def __init__(self) -> None:
+        self.start_tokens = 0.0  # start tag inside the key; also its virtual time
+        self.groups: dict[SequenceGroup, None] = {}  # of which something waits, as they came
 
     def charge(self, tokens: float) -> None:
         """Count tokens as served; the requests that share them still wait."""
-        self.start_tokens += tokens
-        self.virtual_tokens += tokens / len(self.groups)
+        self.start_tokens += tokens / len(self.groups)
 
-    def start_of_another(self, lead_tokens: float) -> float:
-        """Where a new request starts: beside the least served one, but not far behind the time.
 
-        Others may be behind the time because one of them is ahead; that must not put the new one
-        last. To start far behind would put the others off.
-        """
-        if not self.groups:
-            return self.virtual_tokens
-        least = min(self.most_urgent().start_tokens, self.virtual_tokens)
-        return max(least, self.virtual_tokens - lead_tokens)
+class _Key:
+    """What waits of one API key, and how much that key was served."""
+
+    __slots__ = ("backlog", "bulk", "front", "front_tokens", "light", "start_tokens")
+
+    def __init__(self, start_tokens: float) -> None:
+        self.start_tokens = start_tokens  # start tag among the keys
+        self.light = _Flow()
+        self.bulk = _Flow()
+        # Bulk requests by the virtual time at which equal shares would have finished them: the
+        # first of them (ascending), and the others (a heap, which may hold dropped ones).
+        self.front: list[tuple[float, int, SequenceGroup]] = []
+        self.front_tokens = 0
+        self.backlog: list[tuple[float, int, SequenceGroup]] = []
+
+    def __bool__(self) -> bool:
+        """Whether something waits."""
+        return bool(self.light.groups or self.bulk.groups)
+
+    def flow(self, group: SequenceGroup) -> _Flow:
+        """Where this request belongs."""
+        return self.light if group.num_tokens <= LIGHT_TOKENS else self.bulk
+
+    def next_flow(self) -> _Flow:
+        """The one that is behind; the light one if none is."""
+        if not self.bulk.groups:
+            return self.light
+        if not self.light.groups:
+            return self.bulk
+        return min(self.light, self.bulk, key=attrgetter("start_tokens"))
+
+    def add(self, group: SequenceGroup, serial: int) -> None:
+        """Let a request wait; a bulk one in the backlog."""
+        flow = self.flow(group)
+        other = self.bulk if flow is self.light else self.light
+        if not self:
+            flow.start_tokens = other.start_tokens = 0.0
+        elif not flow.groups:
+            flow.start_tokens = max(flow.start_tokens, other.start_tokens)
+        flow.groups[group] = None
+        if flow is self.bulk:
+            heapq.heappush(self.backlog, (flow.start_tokens + group.num_tokens, serial, group))
+
+    def advance(self, wanted_tokens: int) -> list[TokenSequence]:
+        """Fill the front up to so many tokens; the sequences that can be chosen from now on."""
+        came: list[TokenSequence] = []
+        while True:
+            if self.backlog and (not self.front or self.backlog[0] < self.front[0]):
+                self._move_to_front()
+                continue
+            if not self.front:
+                return came
+            first = self.front[0][2]
+            if first.next_row >= first.shown:
+                came += self._show(first, wanted_tokens)
+            elif self.front_tokens >= wanted_tokens:
+                return came
+            elif (partly := self._partly_shown()) is not None:
+                came += self._show(partly, wanted_tokens // 4)
+            elif self.backlog:
+                self._move_to_front()
+            else:
+                return came
+
+    def _move_to_front(self) -> None:
+        entry = heapq.heappop(self.backlog)
+        if entry[2] in self.bulk.groups:
+            insort(self.front, entry)
+
+    def _partly_shown(self) -> SequenceGroup | None:
+        groups = (group for _, _, group in self.front)
+        return next((group for group in groups if group.shown < len(group.sequences)), None)
+
+    def _show(self, group: SequenceGroup, tokens: int) -> list[TokenSequence]:
+        shown = group.show(tokens)
+        self.front_tokens += sum(sequence.num_tokens for sequence in shown)
+        return shown
 
     def remove(self, group: SequenceGroup) -> None:
         """Nothing of this request waits any more."""
-        self.groups.discard(group)
-        if len(self.by_urgency) > 2 * len(self.groups):  # gone ones would be kept alive
-            self.by_urgency = [entry for entry in self.by_urgency if entry[2] in self.groups]
-            heapq.heapify(self.by_urgency)
-
-    def most_urgent(self) -> SequenceGroup:
-        """The request whose next sequence is due first."""
-        while True:
-            due_tokens, serial, group = self.by_urgency[0]
-            if group not in self.groups:
-                heapq.heappop(self.by_urgency)
-            elif due_tokens < group.due_tokens:
-                heapq.heapreplace(self.by_urgency, (group.due_tokens, serial, group))
-            else:
-                return group
+        self.flow(group).groups.pop(group)
+        for place, (_, _, other) in enumerate(self.front):
+            if other is group:
+                self.front_tokens -= group.shown_tokens()
+                del self.front[place]
+                return
+        if len(self.backlog) > 2 * len(self.bulk.groups):  # dropped ones would be kept alive
+            self.backlog = [entry for entry in self.backlog if entry[2] in self.bulk.groups]
+            heapq.heapify(self.backlog)
 
 
 class WaitingQueue:
@@ -105,15 +165,16 @@ class WaitingQueue:
         self._dropped = False  # whether the list holds sequences of dropped groups
         self._serial = itertools.count()
         self._virtual_tokens = 0.0  # start tag of the key that was served last
-        self._by_length: list[TokenSequence] = []  # ascending `order`
-        self._flows: dict[str, _Flow] = {}  # by API key
+        self._by_length: list[TokenSequence] = []  # ascending `order`; without the backlogs
+        self._keys: dict[str, _Key] = {}
         self._resting: list[tuple[float, str]] = []  # heap of keys without requests, by start tag
+        self._sequences = 0  # waiting, with the backlogs
         self.closed = False
-        self.tokens = 0  # waiting
+        self.tokens = 0  # waiting, with the backlogs
 
     def __len__(self) -> int:
         """Sequences that wait."""
-        return len(self._by_length)
+        return self._sequences
 
     def put(self, group: SequenceGroup) -> None:
         """Let all sequences of a request wait, together.
@@ -124,22 +185,17 @@ class WaitingQueue:
         with self._changed:
             if self.closed:
                 raise Draining
-            flow = self._flows.get(group.key)
-            if flow is None:
-                flow = self._flows[group.key] = _Flow(self._virtual_tokens)
-            elif not flow.groups:
-                flow.start_tokens = max(flow.start_tokens, self._virtual_tokens)
-            group.start_tokens = flow.start_of_another(self._lead_tokens())
-            flow.groups.add(group)
-            heapq.heappush(flow.by_urgency, (group.due_tokens, next(self._serial), group))
-            for sequence in group.sequences:
-                sequence.order = (sequence.num_tokens, next(self._serial))
-            if len(group.sequences) == 1:
-                insort(self._by_length, group.sequences[0], key=_BY_LENGTH)
-            else:
-                self._by_length.extend(group.sequences)
-                self._by_length.sort(key=_BY_LENGTH)
+            key = self._keys.get(group.key)
+            if key is None:
+                key = self._keys[group.key] = _Key(self._virtual_tokens)
+            elif not key:
+                key.start_tokens = max(key.start_tokens, self._virtual_tokens)
+            key.add(group, next(self._serial))
             self.tokens += group.num_tokens
+            self._sequences += len(group.sequences)
+            if group in key.light.groups:
+                self._show(group.show(group.num_tokens))
+            self._advance(key)
             self._changed.notify(len(group.sequences))
 
     def join(self) -> None:
@@ -170,14 +226,22 @@ class WaitingQueue:
     def drop(self, group: SequenceGroup) -> None:
         """Forget what still waits of a group: its client went away or it has failed.
 
-        Takes no time, since the event loop calls it; the next worker clears away, once for many.
+        Takes little time, since the event loop calls it; the next worker clears away, once for
+        many.
         """
         with self._changed:
-            flow = self._flows.get(group.key)
-            if flow is not None and group in flow.groups:
-                flow.remove(group)
-                self._dropped = True
-                self._rest(group.key, flow)
+            if not group.unserved or group.key not in self._keys:
+                return
+            key = self._keys[group.key]
+            if group not in key.flow(group).groups:
+                return
+            self.tokens -= group.unserved_tokens
+            self._sequences -= group.unserved
+            key.remove(group)
+            group.unserved = 0
+            self._dropped = True
+            self._advance(key)
+            self._rest(group.key, key)
 
     def lower_budget(self) -> int:
         """Halve `max_batch_tokens` after the backend ran out of memory; returns the new one."""
@@ -190,23 +254,26 @@ class WaitingQueue:
         with self._changed:
             self.closed = True
             self._changed.notify_all()
-            return [group for flow in self._flows.values() for group in flow.groups]
+            return [
+                group
+                for key in self._keys.values()
+                for flow in (key.light, key.bulk)
+                for group in flow.groups
+            ]
 
     def _pop(self) -> MicroBatch:
-        flow = min(
-            (flow for flow in self._flows.values() if flow.groups),
-            key=attrgetter("start_tokens"),
-        )
-        self._virtual_tokens = flow.start_tokens
-        group = flow.most_urgent()
+        key = min((key for key in self._keys.values() if key), key=attrgetter("start_tokens"))
+        self._virtual_tokens = key.start_tokens
+        flow = key.next_flow()
+        light = flow is key.light
+        group = next(iter(flow.groups)) if light else key.front[0][2]
         # A machine with idle workers shares out what there is; a busy one fills its micro-batches.
         share = max(math.ceil(self.tokens / self._idle_workers), LIGHT_TOKENS)
-        light = group.num_tokens <= LIGHT_TOKENS
         budget = min(self._max_batch_tokens, LIGHT_TOKENS if light else share)
         chosen = self._choose(group.next_sequence, budget)
-        self._charge(flow, chosen)
+        self._charge(key, flow, chosen)
         self._forget_rested_keys()
-        alone = not self._by_length and self._idle_workers == self._workers
+        alone = not self._sequences and self._idle_workers == self._workers
         return MicroBatch(chosen, alone=alone)
 
     def _choose(self, head: TokenSequence, budget: int) -> list[TokenSequence]:
@@ -237,66 +304,71 @@ class WaitingQueue:
 
     def _candidates(self, places: Iterable[int], wanted: int) -> list[int]:
         """Up to `wanted` of these places, in their order, whose sequences may be taken along."""
-        lead_tokens = self._lead_tokens()
         found: list[int] = []
         for place in itertools.islice(places, _SEARCH * wanted):
             if len(found) == wanted:
                 break
-            group = self._by_length[place].group
-            flow = self._flows[group.key]
-            if (
-                flow.start_tokens - self._virtual_tokens <= lead_tokens
-                and group.start_tokens - flow.virtual_tokens <= lead_tokens
-            ):
+            key = self._keys[self._by_length[place].group.key]
+            if key.start_tokens - self._virtual_tokens <= MAX_LEAD_TOKENS:
                 found.append(place)
         return found
 
-    def _lead_tokens(self) -> int:
-        return MAX_LEAD_BUDGETS * self._max_batch_tokens
-
-    def _charge(self, head_flow: _Flow, chosen: list[TokenSequence]) -> None:
+    def _charge(self, head_key: _Key, head_flow: _Flow, chosen: list[TokenSequence]) -> None:
         """Count what was chosen against its keys and requests."""
-        tokens: Counter[str] = Counter()
+        total = 0
         for sequence in chosen:
-            tokens[sequence.group.key] += sequence.num_tokens
-        total = tokens.total()
-        self.tokens -= total
-        for key, served in tokens.items():
-            self._flows[key].charge(served)
+            tokens = sequence.num_tokens
+            key = self._keys[sequence.group.key]
+            key.start_tokens += tokens
+            key.flow(sequence.group).charge(tokens)
+            total += tokens
         if total < MIN_COST_TOKENS:
+            head_key.start_tokens += MIN_COST_TOKENS - total
             head_flow.charge(MIN_COST_TOKENS - total)
+        self.tokens -= total
+        self._sequences -= len(chosen)
         for sequence in chosen:
             group = sequence.group
+            key = self._keys[group.key]
+            if key.flow(group) is key.bulk:
+                key.front_tokens -= sequence.num_tokens
             if not group.serve(sequence):
-                flow = self._flows[group.key]
-                flow.remove(group)
-                self._rest(group.key, flow)
+                key.remove(group)
+                self._rest(group.key, key)
+            self._advance(key)
+
+    def _advance(self, key: _Key) -> None:
+        """Let more of a key's bulk work be chosen from."""
+        self._show(key.advance(FRONT_BUDGETS * self._max_batch_tokens))
+
+    def _show(self, sequences: list[TokenSequence]) -> None:
+        """Put sequences where they can be chosen."""
+        for sequence in sequences:
+            sequence.order = (sequence.num_tokens, next(self._serial))
+        if len(sequences) == 1:
+            insort(self._by_length, sequences[0], key=_BY_LENGTH)
+        elif sequences:
+            self._by_length.extend(sequences)
+            self._by_length.sort(key=_BY_LENGTH)
 
     def _has_work(self) -> bool:
         if self._dropped:
             self._dropped = False
-            self._by_length = [
-                sequence
-                for sequence in self._by_length
-                if (flow := self._flows.get(sequence.group.key)) and sequence.group in flow.groups
-            ]
-            self.tokens = sum(sequence.num_tokens for sequence in self._by_length)
+            self._by_length = [s for s in self._by_length if s.group.unserved]
         return bool(self._by_length)
 
-    def _rest(self, key: str, flow: _Flow) -> None:
+    def _rest(self, name: str, key: _Key) -> None:
         """Remember a key without requests for as long as it is ahead of the others."""
-        if not flow.groups:
-            heapq.heappush(self._resting, (flow.start_tokens, key))
+        if not key:
+            heapq.heappush(self._resting, (key.start_tokens, name))
 
     def _forget_rested_keys(self) -> None:
         """Forget keys that would start like new ones."""
-        nobody_waits = not self._by_length
+        nobody_waits = not self._sequences
         while self._resting and (nobody_waits or self._resting[0][0] <= self._virtual_tokens):
-            _, key = heapq.heappop(self._resting)
-            flow = self._flows.get(key)
-            if (
-                flow
-                and not flow.groups
-                and (nobody_waits or flow.start_tokens <= self._virtual_tokens)
-            ):
-                del self._flows[key]
+            _, name = heapq.heappop(self._resting)
+            key = self._keys.get(name)
+            if key is None or key:
+                continue
+            if nobody_waits or key.start_tokens <= self._virtual_tokens:
+                del self._keys[name]

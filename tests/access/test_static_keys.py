@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.access.static_keys import StaticKeys
+from server.access.static_keys import ANONYMOUS, StaticKeys
 from server.errors import AuthenticationFailed, IncorrectApiKey, MissingApiKey
 
 KEY = "sk-test-0123456789abcdef"
@@ -74,8 +74,14 @@ def test_any_bytes_in_the_header_are_refused_as_an_authentication_failure(sent: 
 
 
 @pytest.mark.parametrize("header", [None, "", "Basic x", f"Bearer {KEY}"])
-def test_without_keys_everybody_is_let_in(header: str | None) -> None:
-    StaticKeys([]).check(header)
+def test_without_keys_everybody_is_let_in_and_shares_one_name(header: str | None) -> None:
+    assert StaticKeys([]).check(header) == ANONYMOUS
+
+
+def test_each_key_has_a_name_of_its_own(keys: StaticKeys) -> None:
+    names = [keys.check(f"Bearer {key}") for key in (KEY, OTHER)]
+    assert names == [keys.check(f"bearer  {key}") for key in (KEY, OTHER)]
+    assert len({*names, ANONYMOUS}) == 3
 
 
 def test_the_keys_themselves_are_not_kept(keys: StaticKeys) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -8,8 +9,11 @@ from fastapi import FastAPI
 
 from server.api.deps import Services
 from server.app import create_app
+from server.engine import replica
 from server.settings import Settings
-from tests.conftest import MATRYOSHKA, PLAIN
+from tests.conftest import MATRYOSHKA, PLAIN, AppOver, client_of
+from tests.engine import wait_until
+from tests.fakes import KILLS_THREAD, RAISES, FakeBackend
 
 
 @pytest.fixture
@@ -61,3 +65,105 @@ async def test_a_loading_or_draining_server_is_alive_but_takes_no_work(
 async def test_an_unknown_model_is_not_found_also_while_loading(client: httpx.AsyncClient) -> None:
     refused = await client.post("/v1/embeddings", json={"model": "other", "input": "x"})
     assert refused.status_code == 404
+
+
+def embeddings(*token_ids: int) -> dict[str, object]:
+    return {"model": PLAIN, "input": list(token_ids)}
+
+
+async def refusals(app: FastAPI) -> list[httpx.Response]:
+    """What those get who ask for the state or for work."""
+    async with client_of(app) as client:
+        assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 200
+        return [
+            await client.get("/readyz"),
+            await client.post("/v1/embeddings", json=embeddings(1)),
+        ]
+
+
+def assert_model_failing(answers: list[httpx.Response]) -> None:
+    for refused in answers:
+        assert refused.status_code == 503
+        assert refused.json()["error"]["type"] == "upstream_error"
+        assert refused.json()["error"]["code"] == "model_failing"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+
+
+async def test_a_server_whose_model_fails_is_unready_until_it_computes_again(
+    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "PROBE_INTERVAL_S", 0.02)
+    backend = FakeBackend()
+    app = await app_over(backend, model_token_ids=[PLAIN])
+    async with client_of(app) as client:
+        assert (await client.post("/v1/embeddings", json=embeddings(1))).status_code == 200
+        backend.broken.set()
+        for _ in range(replica.FAILURES_BEFORE_PROBE):
+            assert (await client.get("/readyz")).status_code == 200
+            failed = await client.post("/v1/embeddings", json=embeddings(1))
+            assert failed.status_code == 500
+            assert failed.json()["error"]["type"] == "internal_server_error"
+    assert_model_failing(await refusals(app))
+    backend.broken.clear()
+    engine = app.state.services.models._engines[PLAIN]
+    await asyncio.to_thread(wait_until, lambda: engine.sound)
+    assert [answer.status_code for answer in await refusals(app)] == [200, 200]
+
+
+async def test_health_has_the_status_of_readyz_also_when_the_model_fails(
+    app_over: AppOver,
+) -> None:
+    backend = FakeBackend()
+    app = await app_over(backend, model_token_ids=[PLAIN])
+    async with client_of(app) as client:
+        assert (await client.get("/health")).status_code == 200
+        backend.broken.set()
+        for _ in range(replica.FAILURES_BEFORE_PROBE):
+            await client.post("/v1/embeddings", json=embeddings(1))
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/health")).status_code == 503
+
+
+async def test_a_server_whose_worker_died_is_unready_until_it_is_replaced(
+    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.engine.RESTART_DELAY_S", 0.5)
+    app = await app_over(FakeBackend(), model_token_ids=[PLAIN])
+    async with client_of(app) as client:
+        killed = await client.post("/v1/embeddings", json=embeddings(KILLS_THREAD))
+    assert killed.status_code == 500
+    assert killed.json()["error"]["type"] == "internal_server_error"
+    engine = app.state.services.models._engines[PLAIN]
+    engine._replicas[0].join(10)
+    assert_model_failing(await refusals(app))
+    await asyncio.to_thread(wait_until, lambda: engine.sound)
+    assert [answer.status_code for answer in await refusals(app)] == [200, 200]
+
+
+async def test_a_server_whose_worker_is_stuck_is_unready_until_it_comes_back(
+    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "STUCK_AFTER_S", 0.05)
+    backend = FakeBackend()
+    app = await app_over(backend, model_token_ids=[PLAIN])
+    backend.gate.clear()
+    async with client_of(app) as client:
+        stuck = asyncio.create_task(client.post("/v1/embeddings", json=embeddings(7)))
+        engine = app.state.services.models._engines[PLAIN]
+        await asyncio.to_thread(wait_until, lambda: not engine.sound)
+        assert_model_failing(await refusals(app))
+        backend.gate.set()
+        assert (await stuck).json()["data"][0]["embedding"] == [7, 1, 7]
+    assert [answer.status_code for answer in await refusals(app)] == [200, 200]
+
+
+async def test_an_input_that_the_model_cannot_compute_does_not_make_the_server_unready(
+    app_over: AppOver,
+) -> None:
+    app = await app_over(FakeBackend(), model_token_ids=[PLAIN])
+    async with client_of(app) as client:
+        for _ in range(4 * replica.FAILURES_BEFORE_PROBE):
+            failed = await client.post("/v1/embeddings", json=embeddings(RAISES))
+            assert failed.status_code == 500
+            assert (await client.get("/readyz")).status_code == 200

@@ -4,40 +4,50 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pytest
 
 from server.engine.engine import Engine, warm_up
-from server.errors import Draining, InferenceFailed, TooManyTokens
+from server.errors import Draining, InferenceFailed, Overloaded, TooManyTokens
 from server.inference.backend import Backend
 from server.inference.inputs import TextInputs, TokenIdInputs
 from server.inference.loader import Encoder
 from server.inference.tokenizer import TokenIds, Tokenizer
-from tests.fakes import FAKE_DIM, GIVES_NAN, LOSES_ROWS, RAISES, EndlessTokenizer, FakeBackend
+from server.metrics import EngineMetrics, Metrics
+from tests.engine import embed, embedded, ids, metrics_of_an_engine, start_engine
+from tests.fakes import (
+    FAKE_DIM,
+    GIVES_NAN,
+    KILLS_THREAD,
+    LOSES_ROWS,
+    RAISES,
+    EndlessTokenizer,
+    FakeBackend,
+)
+from tests.metrics_page import MetricsPage
 
-MakeEngine = Callable[[Backend], Engine]
+
+class MakeEngine(Protocol):
+    def __call__(self, backend: Backend, metrics: EngineMetrics | None = None) -> Engine: ...
 
 
 @pytest.fixture
 async def make_engine(encoder: Encoder) -> AsyncIterator[MakeEngine]:
     engines: list[Engine] = []
 
-    def make(backend: Backend) -> Engine:
+    def make(backend: Backend, metrics: EngineMetrics | None = None) -> Engine:
         fake = Encoder(encoder.tokenizer, backend, FAKE_DIM)
-        engine = Engine(fake, threads=2, max_batch_tokens=64, max_request_tokens=300_000)
+        engine = start_engine(fake, metrics, threads=2, max_batch_tokens=64)
         engines.append(engine)
         return engine
 
     yield make
     for engine in engines:
         engine.close()
-
-
-def ids(*token_ids: int) -> TokenIds:
-    return np.array(token_ids, np.int32)
 
 
 def random_sequences(count: int) -> list[TokenIds]:
@@ -48,7 +58,7 @@ def random_sequences(count: int) -> list[TokenIds]:
 
 async def test_vectors_come_back_in_the_order_of_the_inputs(make_engine: MakeEngine) -> None:
     sequences = random_sequences(200)
-    vectors = await make_engine(FakeBackend()).embed(sequences)
+    vectors = await embed(make_engine(FakeBackend()), sequences)
     assert vectors.dtype == np.float32
     expected = [[s.sum(), len(s), s[0]] for s in sequences]
     assert vectors.tolist() == expected
@@ -57,7 +67,7 @@ async def test_vectors_come_back_in_the_order_of_the_inputs(make_engine: MakeEng
 async def test_many_requests_at_once_are_not_mixed_up(make_engine: MakeEngine) -> None:
     engine = make_engine(FakeBackend())
     requests = [random_sequences(n) for n in range(1, 60)]
-    answers = await asyncio.gather(*map(engine.embed, requests))
+    answers = await asyncio.gather(*(embed(engine, request) for request in requests))
     for sequences, vectors in zip(requests, answers, strict=True):
         assert vectors.tolist() == [[s.sum(), len(s), s[0]] for s in sequences]
 
@@ -69,8 +79,8 @@ async def test_only_the_request_with_the_guilty_text_fails(
     backend = FakeBackend()
     engine = make_engine(backend)
     backend.gate.clear()  # let all of them wait, so that they share micro-batches
-    good = [asyncio.create_task(engine.embed([ids(n, 2, 3)])) for n in range(1, 20)]
-    bad = asyncio.create_task(engine.embed([ids(1, 2, 3), ids(4, guilty_token, 6)]))
+    good = [asyncio.create_task(embed(engine, [ids(n, 2, 3)])) for n in range(1, 20)]
+    bad = asyncio.create_task(embed(engine, [ids(1, 2, 3), ids(4, guilty_token, 6)]))
     await asyncio.sleep(0)
     backend.gate.set()
     with pytest.raises(InferenceFailed, match=r"input\[1\]"):
@@ -83,8 +93,8 @@ async def test_the_workers_live_on_after_failures(make_engine: MakeEngine) -> No
     engine = make_engine(FakeBackend())
     for _ in range(5):
         with pytest.raises(InferenceFailed):
-            await engine.embed([ids(RAISES)])
-    assert (await engine.embed([ids(7)])).tolist() == [[7, 1, 7]]
+            await embed(engine, [ids(RAISES)])
+    assert (await embed(engine, [ids(7)])).tolist() == [[7, 1, 7]]
 
 
 async def test_out_of_memory_splits_the_micro_batch_and_lowers_the_budget(
@@ -92,10 +102,10 @@ async def test_out_of_memory_splits_the_micro_batch_and_lowers_the_budget(
 ) -> None:
     backend = FakeBackend(memory_tokens=16)
     engine = make_engine(backend)
-    first = await engine.embed([ids(1, 2, 3, 4)] * 64)
+    first = await embed(engine, [ids(1, 2, 3, 4)] * 64)
     assert first.tolist() == [[10, 4, 1]] * 64
     backend.shapes.clear()
-    await engine.embed([ids(1, 2, 3, 4)] * 64)
+    await embed(engine, [ids(1, 2, 3, 4)] * 64)
     assert max(rows * tokens for rows, tokens in backend.shapes) <= 16
 
 
@@ -105,9 +115,9 @@ async def test_a_cancelled_request_does_not_cost_another_forward_pass(
     backend = FakeBackend()
     engine = make_engine(backend)
     backend.gate.clear()
-    running = [asyncio.create_task(engine.embed([ids(1)] * 64)) for _ in range(2)]
+    running = [asyncio.create_task(embed(engine, [ids(1)] * 64)) for _ in range(2)]
     await asyncio.to_thread(lambda: [backend.entered.acquire(timeout=10) for _ in range(2)])
-    waiting = asyncio.create_task(engine.embed([ids(2, 2)] * 100))
+    waiting = asyncio.create_task(embed(engine, [ids(2, 2)] * 100))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -120,7 +130,7 @@ async def test_a_cancelled_request_does_not_cost_another_forward_pass(
 async def test_a_cancelled_request_gives_back_its_tokenizing_thread() -> None:
     tokenizer = EndlessTokenizer()
     encoder = Encoder(cast(Tokenizer, tokenizer), FakeBackend(), FAKE_DIM)
-    engine = Engine(encoder, threads=1, max_batch_tokens=64, max_request_tokens=100)
+    engine = start_engine(encoder, max_request_tokens=100)
     long = TextInputs(is_list=False, texts=["word " * 1000])
     waiting = asyncio.create_task(
         engine.tokenize(long, prompt="", truncate=True, own_token_ids=False)
@@ -139,8 +149,8 @@ async def test_a_request_with_several_guilty_texts_fails_once(make_engine: MakeE
     loop.set_exception_handler(lambda _, context: complaints.append(context))
     engine = make_engine(FakeBackend())
     with pytest.raises(InferenceFailed):
-        await engine.embed([ids(RAISES), ids(1), ids(GIVES_NAN), ids(RAISES)])
-    assert (await engine.embed([ids(7)])).tolist() == [[7, 1, 7]]
+        await embed(engine, [ids(RAISES), ids(1), ids(GIVES_NAN), ids(RAISES)])
+    assert (await embed(engine, [ids(7)])).tolist() == [[7, 1, 7]]
     assert complaints == []
 
 
@@ -148,7 +158,7 @@ async def test_closing_answers_what_waits(make_engine: MakeEngine) -> None:
     backend = FakeBackend()
     engine = make_engine(backend)
     backend.gate.clear()
-    requests = [asyncio.create_task(engine.embed([ids(1)] * 64)) for _ in range(8)]
+    requests = [asyncio.create_task(embed(engine, [ids(1)] * 64)) for _ in range(8)]
     await asyncio.sleep(0)
     engine.close()
     backend.gate.set()
@@ -159,12 +169,12 @@ async def test_closing_answers_what_waits(make_engine: MakeEngine) -> None:
 
 async def test_no_micro_batch_is_larger_than_the_budget(make_engine: MakeEngine) -> None:
     backend = FakeBackend()
-    await make_engine(backend).embed(random_sequences(300))
+    await embed(make_engine(backend), random_sequences(300))
     assert all(rows * tokens <= 64 or rows == 1 for rows, tokens in backend.shapes)
 
 
 async def test_large_and_small_texts_are_tokenised_alike(encoder: Encoder) -> None:
-    engine = Engine(encoder, threads=1, max_batch_tokens=512, max_request_tokens=300_000)
+    engine = start_engine(encoder)
     texts = ["a short text", "word " * 200]
     inputs = TextInputs(is_list=True, texts=texts * 20)
     in_thread = await engine.tokenize(inputs, prompt="", truncate=False, own_token_ids=False)
@@ -176,7 +186,7 @@ async def test_large_and_small_texts_are_tokenised_alike(encoder: Encoder) -> No
 
 
 async def test_openai_token_ids_mean_the_text_they_stand_for(encoder: Encoder) -> None:
-    engine = Engine(encoder, threads=1, max_batch_tokens=512, max_request_tokens=300_000)
+    engine = start_engine(encoder)
     as_ids = TokenIdInputs(is_list=False, token_ids=[[9906, 11, 1917]])  # "Hello, world"
     as_text = TextInputs(is_list=False, texts=["Hello, world"])
     (from_ids,) = await engine.tokenize(as_ids, prompt="", truncate=False, own_token_ids=False)
@@ -193,7 +203,7 @@ async def test_openai_token_ids_mean_the_text_they_stand_for(encoder: Encoder) -
 
 
 async def test_too_many_openai_ids_are_refused_before_they_are_decoded(encoder: Encoder) -> None:
-    engine = Engine(encoder, threads=1, max_batch_tokens=512, max_request_tokens=100)
+    engine = start_engine(encoder, max_request_tokens=100)
     unknown = [10**9] * 60  # decoding would complain of these
     inputs = TokenIdInputs(is_list=True, token_ids=[unknown, unknown])
     with pytest.raises(TooManyTokens, match=r"input\[1\]"):
@@ -205,3 +215,247 @@ def test_warming_up_runs_forward_passes(encoder: Encoder) -> None:
     backend = FakeBackend()
     warm_up(Encoder(encoder.tokenizer, backend, FAKE_DIM))
     assert backend.shapes
+
+
+def value(metrics: Metrics, name: str) -> float:
+    return MetricsPage(metrics.page()).value(name, model="model")
+
+
+def entered(backend: FakeBackend, passes: int) -> asyncio.Future[None]:
+    """Done when this many forward passes have begun."""
+
+    def acquire() -> None:
+        for _ in range(passes):
+            assert backend.entered.acquire(timeout=10)
+
+    return asyncio.ensure_future(asyncio.to_thread(acquire))
+
+
+async def test_the_time_before_and_the_time_in_the_workers_are_told_apart(
+    make_engine: MakeEngine,
+) -> None:
+    backend = FakeBackend()
+    engine = make_engine(backend)
+    backend.gate.clear()
+    began_s = time.perf_counter()
+    first = [asyncio.create_task(embedded(engine, [ids(1)] * 64)) for _ in range(2)]
+    await entered(backend, 2)
+    second = asyncio.create_task(embedded(engine, [ids(2, 2)]))
+    await asyncio.sleep(0.1)
+    backend.gate.set()
+    computed, waited = await asyncio.gather(*first), await second
+    took_s = time.perf_counter() - began_s
+    assert all(answer.compute_s >= 0.09 for answer in computed)
+    assert waited.wait_s >= 0.09
+    for answer in (*computed, waited):
+        assert answer.wait_s >= 0
+        assert answer.compute_s >= 0
+        assert answer.wait_s + answer.compute_s <= took_s
+
+
+async def test_tokens_are_given_back_however_a_request_ends(make_engine: MakeEngine) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    backend = FakeBackend()
+    engine = make_engine(backend, of_engine)
+    backend.gate.clear()
+    successes = [asyncio.create_task(embed(engine, random_sequences(30))) for _ in range(3)]
+    failure = asyncio.create_task(embed(engine, [ids(1, 2), ids(RAISES, 3), *[ids(4)] * 90]))
+    killer = asyncio.create_task(embed(engine, [ids(KILLS_THREAD, 1, 1, 1)]))
+    abandoned = [asyncio.create_task(embed(engine, random_sequences(30))) for _ in range(3)]
+    await entered(backend, 2)
+    assert value(metrics, "admitted_tokens") > 500
+    for task in abandoned:
+        task.cancel()
+    await asyncio.gather(*abandoned, return_exceptions=True)
+    backend.gate.set()
+    await asyncio.gather(*successes, failure, killer, return_exceptions=True)
+    assert value(metrics, "admitted_tokens") == 0
+    assert value(metrics, "queue_tokens") == 0
+    assert value(metrics, "queue_sequences") == 0
+
+
+async def test_tokens_are_given_back_as_they_are_computed_not_only_at_the_end(
+    make_engine: MakeEngine,
+) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    backend = FakeBackend()
+    engine = make_engine(backend, of_engine)
+    backend.gate.clear()
+    request = asyncio.create_task(embed(engine, [ids(*[1] * 64)] * 10))
+    await entered(backend, 2)
+    assert value(metrics, "admitted_tokens") == 640
+    assert value(metrics, "queue_tokens") == 640 - 2 * 64
+    assert value(metrics, "queue_sequences") == 8
+    seen = set()
+    backend.gate.set()
+    while not request.done():
+        seen.add(value(metrics, "admitted_tokens"))
+        await asyncio.sleep(0)
+    assert seen <= {64.0 * left for left in range(11)}
+    assert value(metrics, "admitted_tokens") == 0
+
+
+async def test_an_estimate_is_replaced_once_the_tokens_are_counted(
+    make_engine: MakeEngine,
+) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    backend = FakeBackend()
+    engine = make_engine(backend, of_engine)
+    inputs = TextInputs(is_list=False, texts=["word " * 80])
+    backend.gate.clear()
+    with engine.admit(inputs, "key") as ticket:
+        assert ticket.tokens == value(metrics, "admitted_tokens") == 100  # a quarter of 400
+        token_ids = await engine.tokenize(inputs, prompt="", truncate=False, own_token_ids=False)
+        request = asyncio.create_task(engine.embed(token_ids, ticket))
+        await entered(backend, 1)
+        assert value(metrics, "admitted_tokens") == len(token_ids[0]) == 82
+        backend.gate.set()
+        await request
+    assert value(metrics, "admitted_tokens") == 0
+
+
+async def test_estimates_follow_the_texts_there_are(encoder: Encoder) -> None:
+    engine = start_engine(encoder)
+    inputs = TextInputs(is_list=False, texts=["日本語" * 60])
+
+    def estimate() -> int:
+        with engine.admit(inputs, "key") as ticket:
+            return ticket.tokens
+
+    assert estimate() == 45
+    for _ in range(60):
+        (token_ids,) = await engine.tokenize(inputs, prompt="", truncate=False, own_token_ids=False)
+    assert abs(estimate() - len(token_ids)) <= 0.1 * len(token_ids)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "estimate"),
+    [
+        (TextInputs(is_list=True, texts=["x"] * 7), 7),  # at least a token each
+        (TextInputs(is_list=True, texts=["x" * 1_000_000, "y"]), 2 * 256),  # what the model reads
+        (TextInputs(is_list=True, texts=["x" * 1_000] * 10), 1_000),  # what a request may hold
+        (TokenIdInputs(is_list=True, token_ids=[[1] * 30, [2]]), 31),
+    ],
+)
+async def test_an_estimate_is_never_outside_of_what_is_possible(
+    encoder: Encoder, inputs: TextInputs | TokenIdInputs, estimate: int
+) -> None:
+    engine = start_engine(encoder, max_request_tokens=1_000)
+    assert encoder.tokenizer.max_input_tokens == 256
+    with engine.admit(inputs, "key") as ticket:
+        assert ticket.tokens == estimate
+    engine.close()
+
+
+async def test_what_the_queue_cannot_hold_is_refused_and_let_in_later(encoder: Encoder) -> None:
+    backend = FakeBackend()
+    engine = start_engine(Encoder(encoder.tokenizer, backend, FAKE_DIM), max_queue_tokens=10)
+    backend.gate.clear()
+    first = asyncio.create_task(embed(engine, [ids(1, 2, 3)] * 3))
+    await entered(backend, 1)
+    with pytest.raises(Overloaded):
+        await embed(engine, [ids(1, 2)])
+    second = asyncio.create_task(embed(engine, [ids(5)]))
+    backend.gate.set()
+    await first
+    assert (await second).tolist() == [[5, 1, 5]]
+    assert (await embed(engine, [ids(1, 2)])).tolist() == [[3, 2, 1]]
+    engine.close()
+
+
+async def test_what_the_metrics_tell_of_micro_batches_adds_up(make_engine: MakeEngine) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    backend = FakeBackend()
+    engine = make_engine(backend, of_engine)
+    requests = [random_sequences(count) for count in (40, 7, 1, 90)]
+    await asyncio.gather(*(embed(engine, request) for request in requests))
+    tokens = sum(len(one) for request in requests for one in request)
+    assert value(metrics, "computed_tokens_total") == tokens
+    assert value(metrics, "micro_batch_sequences_sum") == 40 + 7 + 1 + 90
+    assert value(metrics, "micro_batch_sequences_count") == len(backend.shapes)
+    assert value(metrics, "micro_batch_seconds_count") == len(backend.shapes)
+    assert value(metrics, "micro_batch_seconds_sum") > 0
+    padded = sum(rows * longest for rows, longest in backend.shapes)
+    assert value(metrics, "micro_batch_tokens_sum") == padded
+    assert value(metrics, "padding_tokens_total") == padded - tokens > 0
+    assert value(metrics, "sequence_failures_total") == 0
+
+
+async def test_each_sequence_that_fails_is_counted(make_engine: MakeEngine) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    engine = make_engine(FakeBackend(), of_engine)
+    for guilty in (RAISES, GIVES_NAN, LOSES_ROWS):
+        with pytest.raises(InferenceFailed):
+            await embed(engine, [ids(guilty)])
+    assert value(metrics, "sequence_failures_total") == 3
+
+
+async def test_the_speed_told_is_that_of_all_workers_together(encoder: Encoder) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    backend = FakeBackend()
+    fake = Encoder(encoder.tokenizer, backend, FAKE_DIM)
+    engine = start_engine(fake, of_engine, threads=2, max_batch_tokens=100)
+    assert value(metrics, "tokens_per_second") == 2_000  # a guess
+    for _ in range(3):
+        backend.gate.clear()
+        request = asyncio.create_task(embed(engine, [ids(*[1] * 100)] * 2))
+        await entered(backend, 2)
+        await asyncio.sleep(0.2)
+        backend.gate.set()
+        await request
+    of_one = value(metrics, "computed_tokens_total") / value(metrics, "micro_batch_seconds_sum")
+    assert 0.8 < value(metrics, "tokens_per_second") / (2 * of_one) < 1.25
+    engine.close()
+
+
+async def test_a_worker_that_dies_answers_its_request_and_is_replaced(
+    encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    engine = start_engine(Encoder(encoder.tokenizer, FakeBackend(), FAKE_DIM), of_engine)
+    assert engine.sound
+    for deaths in (1, 2):
+        with pytest.raises(InferenceFailed):
+            await embed(engine, [ids(KILLS_THREAD)])
+        assert (await embed(engine, [ids(7)])).tolist() == [[7, 1, 7]]
+        assert value(metrics, "replica_restarts_total") == deaths
+        assert value(metrics, "replicas_alive") == 1
+        assert engine.sound
+    assert caplog.text.count("replica-0 died") == 2
+    engine.close()
+    await asyncio.to_thread(engine.join)
+
+
+async def test_while_every_worker_is_dead_the_engine_is_not_sound(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.engine.RESTART_DELAY_S", 3600)
+    metrics, of_engine = metrics_of_an_engine()
+    fake = Encoder(encoder.tokenizer, FakeBackend(), FAKE_DIM)
+    engine = start_engine(fake, of_engine, threads=2)
+    for dead in range(2):
+        assert engine.sound
+        with pytest.raises(InferenceFailed):
+            await embed(engine, [ids(KILLS_THREAD)])
+        await asyncio.to_thread(engine._replicas[dead].join, 10)
+    assert not engine.sound
+    assert value(metrics, "replicas_alive") == 0
+    engine.close()
+
+
+async def test_a_worker_that_dies_during_the_drain_is_not_replaced(encoder: Encoder) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    backend = FakeBackend()
+    engine = start_engine(Encoder(encoder.tokenizer, backend, FAKE_DIM), of_engine)
+    backend.gate.clear()
+    request = asyncio.create_task(embed(engine, [ids(KILLS_THREAD)]))
+    await entered(backend, 1)
+    engine.close()
+    backend.gate.set()
+    with pytest.raises(InferenceFailed):
+        await request
+    await asyncio.to_thread(engine.join)
+    await asyncio.sleep(0.3)
+    assert value(metrics, "replica_restarts_total") == 0
+    assert value(metrics, "replicas_alive") == 0

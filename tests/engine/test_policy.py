@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +12,31 @@ lengths_and_head = st.lists(st.integers(1, 600), min_size=1, max_size=80).flatma
     lambda lengths: st.tuples(st.just(sorted(lengths)), st.integers(0, len(lengths) - 1))
 )
 budgets = st.integers(1, 2048)
+
+
+def allowed(run: tuple[int, ...], budget: int) -> bool:
+    """The rules in words: within the budget, and little padding once a quarter is full."""
+    padded = len(run) * max(run)
+    return padded <= budget and (4 * padded <= budget or 8 * (padded - sum(run)) <= padded)
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_every_small_case_keeps_the_rules_and_leaves_no_neighbour_out(count: int) -> None:
+    assert (MIN_FILL, MAX_PADDING) == (1 / 4, 1 / 8)
+    for lengths in itertools.combinations_with_replacement(range(1, 9), count):
+        for head, budget in itertools.product(range(count), range(1, 49)):
+            start, stop = select(lengths, head, budget)
+            assert 0 <= start <= head < stop <= count
+            assert stop - start == 1 or allowed(lengths[start:stop], budget)
+            assert start == 0 or not allowed(lengths[start - 1 : stop], budget)
+            assert stop == count or not allowed(lengths[start : stop + 1], budget)
+
+
+@given(lengths_and_head, budgets)
+def test_no_longer_neighbour_is_left_out(case: tuple[list[int], int], budget: int) -> None:
+    lengths, head = case
+    start, stop = select(lengths, head, budget)
+    assert stop == len(lengths) or not allowed(tuple(lengths[start : stop + 1]), budget)
 
 
 @given(lengths_and_head, budgets)

@@ -2,19 +2,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from server.engine.sequence import MicroBatch, SequenceGroup
+from server.engine.sequence import MicroBatch
+from tests.engine import group_of
 
 
-async def test_padding_is_on_the_right_and_masked() -> None:
-    group = SequenceGroup([np.array([5, 6, 7], np.int32), np.array([8], np.int32)], 4)
-    input_ids, attention_mask = MicroBatch(group.sequences).padded()
+def test_padding_is_on_the_right_and_masked() -> None:
+    group = group_of(3, 1, key="somebody")
+    group.sequences[0].token_ids[:] = [5, 6, 7]
+    group.sequences[1].token_ids[:] = [8]
+    micro_batch = MicroBatch(group.sequences)
+    input_ids, attention_mask = micro_batch.padded()
     assert input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert input_ids.dtype == attention_mask.dtype == np.int64
+    assert micro_batch.padded_tokens == input_ids.size
 
 
-async def test_halves_keep_every_sequence() -> None:
-    group = SequenceGroup([np.array([i], np.int32) for i in range(1, 6)], 4)
+def test_halves_keep_every_sequence() -> None:
+    group = group_of(*[1] * 5)
     first, second = MicroBatch(group.sequences).halves()
     assert first.sequences + second.sequences == group.sequences
     assert len(first) == 2
+
+
+def test_a_group_uses_the_share_of_its_tickets_key() -> None:
+    assert group_of(1, key="somebody").key == "somebody"

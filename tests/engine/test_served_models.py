@@ -1,16 +1,33 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from server.engine import replica
 from server.engine.served_models import Phase, ServedModels
-from server.errors import Draining, ModelLoading, ModelNotFound, SettingError
+from server.errors import (
+    Draining,
+    InferenceFailed,
+    ModelFailing,
+    ModelLoading,
+    ModelNotFound,
+    SettingError,
+)
+from server.metrics import Metrics
 from server.settings import Settings
-from tests.conftest import MATRYOSHKA, PLAIN
+from tests.conftest import MATRYOSHKA, PLAIN, AppOver
+from tests.engine import embed, ids, wait_until
+from tests.fakes import KILLS_THREAD, FakeBackend
+
+
+def metrics() -> Metrics:
+    return Metrics(models=[PLAIN, MATRYOSHKA], encoders=[PLAIN])
 
 
 async def test_cards_with_one_base_share_one_engine_and_its_session() -> None:
     models = ServedModels.find(Settings())
-    await models.load()
+    await models.load(metrics())
     plain, turned = models.resolve(PLAIN), models.resolve(MATRYOSHKA)
     assert plain.engine is turned.engine
     assert plain.rotation is None
@@ -25,7 +42,7 @@ async def test_work_is_taken_only_between_loading_and_draining() -> None:
         models.resolve(PLAIN)
     with pytest.raises(ModelNotFound):
         models.resolve(MATRYOSHKA)
-    await models.load()
+    await models.load(metrics())
     assert models.resolve(PLAIN).card.name == PLAIN
     models.drain()
     with pytest.raises(Draining):
@@ -37,10 +54,48 @@ async def test_work_is_taken_only_between_loading_and_draining() -> None:
 async def test_a_server_told_to_stop_while_loading_does_not_turn_ready() -> None:
     models = ServedModels.find(Settings(model=[PLAIN]))
     models.drain()
-    await models.load()
+    await models.load(metrics())
     assert models.phase is Phase.DRAINING
     models.close()
     models.join()
+
+
+async def test_a_model_that_fails_takes_no_work_until_it_computes_again(
+    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "PROBE_INTERVAL_S", 0.02)
+    backend = FakeBackend()
+    models = (await app_over(backend)).state.services.models
+    engine = models.resolve(PLAIN).engine
+    backend.broken.set()
+    for _ in range(replica.FAILURES_BEFORE_PROBE):
+        models.check_ready()
+        with pytest.raises(InferenceFailed):
+            await embed(engine, [ids(1)])
+    with pytest.raises(ModelFailing):
+        models.check_ready()
+    with pytest.raises(ModelFailing), models.work(PLAIN):
+        pass
+    assert models.in_flight == 0
+    backend.broken.clear()
+    await asyncio.to_thread(wait_until, lambda: engine.sound)
+    models.check_ready()
+
+
+async def test_a_model_whose_only_worker_has_died_takes_no_work_until_it_is_replaced(
+    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.engine.RESTART_DELAY_S", 0.5)
+    models = (await app_over(FakeBackend())).state.services.models
+    engine = models.resolve(PLAIN).engine
+    with pytest.raises(InferenceFailed):
+        await embed(engine, [ids(KILLS_THREAD)])
+    engine._replicas[0].join(10)
+    with pytest.raises(ModelFailing):
+        models.check_ready()
+    await asyncio.to_thread(wait_until, lambda: engine.sound)
+    models.check_ready()
+    assert (await embed(engine, [ids(7)])).tolist() == [[7, 1, 7]]
 
 
 def test_own_token_ids_are_asked_for_served_models_only() -> None:

@@ -1,0 +1,26 @@
+"""Measure how fast the server is, beside other servers in the same run.
+
+    python scripts/bench.py --quick               # a minute: does everything work?
+    python scripts/bench.py --peer --long         # the figures of docs/benchmarks.md, half an hour
+    python scripts/bench.py --only indexing --against '--max-batch-tokens 1024'
+
+Needs the extras `[dev,torch]`, as `make test` installs them. docs/benchmarks.md tells
+what is measured and how; the parts are in the folder `benchmark`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    # This checkout's `scripts` and `server`, wherever the script is started from.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from scripts.benchmark import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

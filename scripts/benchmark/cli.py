@@ -1,0 +1,252 @@
+"""The command line of the benchmark: reads what is asked, starts the targets, runs the steps."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import math
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scripts.benchmark import endurance, machine, plots, report, scenarios
+from scripts.benchmark.client import BadAnswer
+from scripts.benchmark.measuring import (
+    FULL,
+    MATRIX_PRODUCT,
+    OURS,
+    QUICK,
+    Bench,
+    Step,
+    verify_and_warm_up,
+)
+from scripts.benchmark.peers import InProcess
+from scripts.benchmark.processes import REPOSITORY, BenchError
+from scripts.benchmark.results import Results
+from scripts.benchmark.servers import (
+    INFINITY_FLAGS,
+    Infinity,
+    OwnServer,
+    Server,
+    fetch_model,
+    install_infinity,
+)
+
+SCENARIOS = {
+    "indexing": scenarios.indexing,
+    "indexing-128": scenarios.indexing_128,
+    "large-request": scenarios.large_request,
+    "query": scenarios.query,
+    "query-16": scenarios.busy_query,
+    "query-under-indexing": scenarios.query_under_indexing,
+    "concurrency": scenarios.concurrency,
+    "load": scenarios.load,
+    "profile": endurance.profile,
+    "flood": endurance.flood,
+    "soak": endurance.soak,
+}
+LONG = ("flood", "soak")  # six minutes more
+PEERS = (*INFINITY_FLAGS, "sentence-transformers", "onnxruntime", "engine")
+ALL = "all"
+NOT_OF_ALL = "infinity-tuned"  # wants a compiler
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Tells a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(_complain(message, 2))
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = _OneLineParser(
+        prog="bench.py",
+        description="Measure the server's speed, beside others in the same run if wanted.",
+    )
+    add = parser.add_argument
+    add(
+        "--only",
+        action="append",
+        choices=SCENARIOS,
+        metavar="SCENARIO",
+        help=f"run this scenario (repeatable): {', '.join(SCENARIOS)}; all but {' and '.join(LONG)}"
+        " by default",
+    )
+    add("--long", action="store_true", help=f"by default, run {' and '.join(LONG)} as well")
+    add(
+        "--peer",
+        action="append",
+        nargs="?",
+        const=ALL,
+        choices=(*PEERS, ALL),
+        metavar="PEER",
+        help=f"drive this as well (repeatable): {', '.join(PEERS)}; all but {NOT_OF_ALL} without a "
+        "name",
+    )
+    add("--quick", action="store_true", help="a smoke run: little work, one round")
+    add("--rounds", type=_positive, help="rounds of every scenario, instead of three or five")
+    add("--arrival-rate", type=_rate, help="the open loop's queries a second (scenario load)")
+    add(
+        "--serve-args",
+        type=shlex.split,
+        default=[],
+        metavar="FLAGS",
+        help="flags for our server, as one text: --serve-args='--threads 1'",
+    )
+    add(
+        "--against",
+        type=shlex.split,
+        metavar="FLAGS",
+        help="drive a second server of ours with these flags",
+    )
+    add(
+        "--against-checkout",
+        type=_checkout,
+        metavar="FOLDER",
+        help="run the second server from this checkout",
+    )
+    add(
+        "--cache",
+        type=Path,
+        default=REPOSITORY / ".bench",
+        help="where peers and their model are installed at first use (default: .bench)",
+    )
+    add(
+        "--out",
+        type=Path,
+        help="folder for results.json and plots (default: docs/benchmarks; with --quick or --only "
+        "the cache, so that the documented results stay)",
+    )
+    add("--markdown", action="store_true", help="print the tables as Markdown")
+    asked = parser.parse_args(arguments)
+    if asked.only is None and asked.arrival_rate:
+        asked.only = ["load"]
+    if asked.out is None:
+        partial = asked.quick or asked.only
+        asked.out = asked.cache if partial else REPOSITORY / "docs" / "benchmarks"
+    if asked.only is None:
+        asked.only = [name for name in SCENARIOS if asked.long or name not in LONG]
+    peers = asked.peer or []
+    asked.peer = [peer for peer in PEERS if peer in peers or (ALL in peers and peer != NOT_OF_ALL)]
+    return asked
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError("must be over 0")
+    return rate
+
+
+def _checkout(text: str) -> Path:
+    folder = Path(text).resolve()
+    if not (folder / "server").is_dir():
+        raise argparse.ArgumentTypeError(f"no checkout of this repository: {text}")
+    return folder
+
+
+def run(asked: argparse.Namespace, console: Console) -> tuple[Results, dict[str, Any]]:
+    """Start the targets, run the scenarios, end the targets; the results and their facts."""
+    packages = machine.package_versions()
+    started = datetime.datetime.now(datetime.UTC).date().isoformat()
+    with contextlib.ExitStack() as stack:
+        with console.status("starting the servers and peers; peers are installed at first use"):
+            servers, peers = _start(asked, stack)
+            rate = stack.enter_context(InProcess(MATRIX_PRODUCT))
+        # Whoever interrupts twice must not keep the targets from being ended.
+        stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
+        scale = QUICK if asked.quick else FULL
+        if asked.rounds:
+            scale = scale.with_rounds(asked.rounds)
+        bench = Bench(servers, peers, rate, Results(), scale, asked.arrival_rate, asked.serve_args)
+        plans = [verify_and_warm_up, *(SCENARIOS[name] for name in asked.only)]
+        _work([step for plan in plans for step in plan(bench)], console)
+    facts = {
+        "date": started,
+        "command": machine.command_shown(sys.argv[1:]),
+        "commit": machine.commit(),
+        "machine": machine.machine_facts(),
+        "packages": packages,
+    }
+    if any(peer in INFINITY_FLAGS for peer in asked.peer):
+        facts["infinity_packages"] = machine.infinity_versions(install_infinity(asked.cache))
+    return bench.results, facts
+
+
+def _start(
+    asked: argparse.Namespace, stack: contextlib.ExitStack
+) -> tuple[list[Server], list[InProcess]]:
+    servers: list[Server] = [stack.enter_context(OwnServer(OURS, asked.serve_args))]
+    if asked.against is not None or asked.against_checkout is not None:
+        checkout = asked.against_checkout or REPOSITORY
+        flags = asked.serve_args if asked.against is None else asked.against
+        servers.append(stack.enter_context(OwnServer("against", flags, checkout)))
+    peers: list[InProcess] = []
+    for name in asked.peer:
+        if name in INFINITY_FLAGS:
+            environment, model = install_infinity(asked.cache), fetch_model(asked.cache)
+            infinity = Infinity(name, INFINITY_FLAGS[name], environment, model)
+            servers.append(stack.enter_context(infinity))
+        elif name == "sentence-transformers":
+            folder = str(fetch_model(asked.cache))
+            peers.append(stack.enter_context(InProcess(name, folder)))
+        else:
+            peers.append(stack.enter_context(InProcess(name)))
+    return servers, peers
+
+
+def _work(steps: Sequence[Step], console: Console) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    # Drawn seldom: it takes time from what is measured.
+    with Progress(*columns, TimeElapsedColumn(), console=console, refresh_per_second=1) as progress:
+        task = progress.add_task("", total=len(steps))
+        for step in steps:
+            progress.update(task, description=step.label)
+            if not console.is_terminal:
+                console.print(step.label)
+            step.run()
+            progress.advance(task)
+
+
+def main() -> None:
+    """Run the benchmark; exit code 2 for a mistake of the caller's."""
+    asked = read_arguments()
+    progress = Console(stderr=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        asked.out.mkdir(parents=True, exist_ok=True)
+        results, facts = run(asked, progress)
+    except BenchError as error:
+        sys.exit(_complain(str(error), 2))
+    except (BadAnswer, OSError) as error:
+        sys.exit(_complain(str(error), 1))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted", INTERRUPTED))
+    report.write_json(asked.out / "results.json", facts, results)
+    plots.draw(asked.out, results)
+    for table in report.tables(results):
+        if asked.markdown:
+            print(report.markdown(table))
+        else:
+            report.show(table, Console())
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"bench: {text}", file=sys.stderr)
+    return code

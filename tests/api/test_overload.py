@@ -1,0 +1,330 @@
+"""A server with more work than it can do: it refuses what would wait too long, and works on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from server.api.deps import LARGEST_BODIES
+from tests.conftest import PLAIN, AppOver, client_of
+from tests.fakes import FakeBackend
+from tests.metrics_page import MetricsPage
+from tests.server_process import ServerProcess
+
+EMBEDDINGS = "/v1/embeddings"
+PATIENCE_S = 120
+# Some seconds for one thread: 13,000 tokens.
+LONG_TEXTS = [f"{n} " + "word " * (n % 60 + 10) for n in range(320)]
+LONG_WORK = {"model": PLAIN, "input": LONG_TEXTS}
+# A fraction of a second: 1,000 tokens.
+TEXTS = [f"{n} " + "word " * 30 for n in range(30)]
+BULK = {"model": PLAIN, "input": TEXTS}
+QUERY = {"model": PLAIN, "input": "what is the capital of France"}
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(16) as threads:
+        yield threads
+
+
+@contextlib.contextmanager
+def serving(*flags: str) -> Iterator[httpx.Client]:
+    """A client of a server with one thread and these settings."""
+    with (
+        ServerProcess("--model", PLAIN, "--threads", "1", *flags) as running,
+        httpx.Client(base_url=running.url, timeout=PATIENCE_S) as client,
+    ):
+        yield client
+        assert client.get("/readyz").status_code == 200
+        running.stop()
+        assert "Traceback" not in running.log()
+
+
+def post(client: httpx.Client, body: dict[str, Any], key: str = "") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return client.post(EMBEDDINGS, json=body, headers=headers)
+
+
+def page(client: httpx.Client) -> MetricsPage:
+    return MetricsPage(client.get("/metrics").content)
+
+
+def in_flight(
+    pool: ThreadPoolExecutor, client: httpx.Client, body: dict[str, Any], key: str = ""
+) -> Future[httpx.Response]:
+    """A request that has been let in and is being computed."""
+    computed = page(client).value("micro_batch_tokens_count", model=PLAIN)
+    answer = pool.submit(post, client, body, key)
+    deadline = time.monotonic() + PATIENCE_S
+    while page(client).value("micro_batch_tokens_count", model=PLAIN) < computed + 2:
+        assert not answer.done(), answer.result().text
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return answer
+
+
+def assert_refused(answer: httpx.Response, code: str = "server_overloaded") -> int:
+    """In OpenAI's shape; how many seconds it says to wait."""
+    assert answer.status_code == 503, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    error = answer.json()["error"]
+    assert set(answer.json()) == {"error"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"], error["param"]) == ("upstream_error", code, None)
+    assert error["message"]
+    retry_after = answer.headers["retry-after"]
+    assert retry_after.isdecimal()
+    assert 1 <= int(retry_after) <= 60
+    return int(retry_after)
+
+
+def vectors(answer: httpx.Response) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    assert answer.status_code == 200, answer.text
+    return np.array([row["embedding"] for row in answer.json()["data"]])
+
+
+def test_what_the_queue_cannot_hold_is_refused_and_what_is_let_in_is_right(
+    pool: ThreadPoolExecutor,
+) -> None:
+    with serving("--max-queue-tokens", "2000") as client:
+        alone = vectors(post(client, BULK))
+        long_work = in_flight(pool, client, LONG_WORK)  # larger than the queue, but it was idle
+        for _ in range(3):
+            assert_refused(post(client, BULK))
+        assert not long_work.done()
+        assert len(vectors(long_work.result())) == len(LONG_TEXTS)
+        answers = list(pool.map(lambda _: post(client, BULK), range(8)))
+        accepted = [answer for answer in answers if answer.status_code == 200]
+        assert accepted
+        for answer in answers:
+            if answer in accepted:
+                assert np.abs(vectors(answer) - alone).max() < 1e-5
+            else:
+                assert_refused(answer)
+        refused = 3 + len(answers) - len(accepted)
+        assert page(client).value("refusals_total", reason="server_overloaded") == refused
+        assert page(client).value("admitted_tokens", model=PLAIN) == 0
+        assert np.abs(vectors(post(client, BULK)) - alone).max() < 1e-5
+
+
+def test_what_would_wait_too_long_is_refused_while_a_query_is_let_in(
+    pool: ThreadPoolExecutor,
+) -> None:
+    with serving("--max-wait-s", "0.05") as client:
+        expected = vectors(post(client, QUERY))
+        long_work = in_flight(pool, client, LONG_WORK)
+        assert_refused(post(client, BULK))
+        assert np.abs(vectors(post(client, QUERY)) - expected).max() < 1e-5
+        assert not long_work.done()
+        assert len(vectors(long_work.result())) == len(LONG_TEXTS)
+
+
+def test_another_key_is_let_in_and_answered_behind_the_work_of_one(
+    pool: ThreadPoolExecutor,
+) -> None:
+    flags = ["--api-key", "sk-one", "--api-key", "sk-other", "--max-queue-tokens", "50000"]
+    with serving(*flags) as client:
+        long_work = in_flight(pool, client, LONG_WORK, "sk-one")
+        vectors(post(client, QUERY, "sk-other"))
+        vectors(post(client, BULK, "sk-other"))
+        assert not long_work.done()
+        assert long_work.result().status_code == 200
+
+
+@pytest.mark.parametrize("limit", [("--max-queue-tokens", "2000"), ("--max-wait-s", "0.05")])
+def test_who_comes_back_as_told_is_let_in(pool: ThreadPoolExecutor, limit: tuple[str, str]) -> None:
+    with serving(*limit) as client:
+        long_work = in_flight(pool, client, LONG_WORK)
+        answer = post(client, BULK)
+        wait_s = assert_refused(answer)
+        deadline = time.monotonic() + PATIENCE_S
+        while answer.status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(wait_s)
+            answer = post(client, BULK)
+            if answer.status_code != 200:
+                wait_s = assert_refused(answer)
+        assert len(vectors(answer)) == len(TEXTS)
+        assert long_work.result().status_code == 200
+
+
+def test_openais_client_raises_its_error_or_waits_and_gets_through(
+    pool: ThreadPoolExecutor,
+) -> None:
+    with (
+        ServerProcess(
+            *("--model", PLAIN, "--threads", "1", "--max-queue-tokens", "2000")
+        ) as running,
+        httpx.Client(base_url=running.url, timeout=PATIENCE_S) as http,
+        openai.OpenAI(base_url=running.base_url, api_key="sk-none", max_retries=0) as impatient,
+        openai.OpenAI(base_url=running.base_url, api_key="sk-none", max_retries=60) as patient,
+    ):
+        long_work = in_flight(pool, http, LONG_WORK)
+        with pytest.raises(openai.InternalServerError) as refused:
+            impatient.embeddings.create(model=PLAIN, input=TEXTS)
+        assert isinstance(refused.value, openai.APIStatusError)
+        assert refused.value.status_code == 503
+        assert refused.value.code == "server_overloaded"
+        assert refused.value.type == "upstream_error"
+        assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
+        assert not long_work.done()
+        answer = patient.embeddings.create(model=PLAIN, input=TEXTS)
+        assert len(answer.data) == len(TEXTS)
+        assert long_work.result().status_code == 200
+
+
+# Seats.
+
+
+def start_upload(client: httpx.Client, body: bytes, sent: int) -> socket.socket:
+    """A connection that has sent so much of a request's body and stalls."""
+    host, port = str(client.base_url).removeprefix("http://").rstrip("/").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+    head = f"POST {EMBEDDINGS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body[:sent])
+    return connection
+
+
+def until(client: httpx.Client, status: int) -> httpx.Response:
+    """Ask until this is the answer."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (answer := post(client, QUERY)).status_code != status:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return answer
+
+
+def test_who_is_still_sending_holds_a_seat_and_more_than_the_seats_are_refused() -> None:
+    body = json.dumps(QUERY).encode()
+    with serving("--max-concurrent-requests", "2") as client:
+        expected = vectors(post(client, QUERY))
+        first = start_upload(client, body, 10)
+        assert vectors(post(client, QUERY)).shape == (1, 384)  # one seat is left
+        second = start_upload(client, body, 10)
+        assert assert_refused(until(client, 503)) == 1
+        with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as other:
+            long_body = {"model": PLAIN, "input": ["x" * 1_000_000]}
+            assert_refused(post(other, long_body))  # unread
+        for path in ("/livez", "/readyz", "/health", "/v1/models", "/metrics"):
+            assert client.get(path).status_code == 200
+
+        first.close()  # a client that leaves gives its seat back
+        until(client, 200)
+        third = start_upload(client, body, 10)
+        until(client, 503)
+
+        second.sendall(body[10:])  # one that is answered, too
+        answer = second.recv(1 << 20)
+        while not answer.endswith(b"}"):
+            answer += second.recv(1 << 20)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert np.abs(vectors(until(client, 200)) - expected).max() < 1e-5
+        second.close()
+        third.close()
+
+
+def test_no_more_than_some_large_bodies_are_held_at_a_time_and_queries_still_get_in() -> None:
+    largest = 1 << 20
+    body = b" " * largest
+    with serving("--max-body-bytes", str(largest)) as client:
+        uploads = [start_upload(client, body, largest - 1) for _ in range(LARGEST_BODIES + 1)]
+        (refused,), _, _ = select.select(uploads, [], [], PATIENCE_S)  # whichever is the last
+        assert refused.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+        uploads.remove(refused)
+        for _ in range(5):
+            assert post(client, QUERY).status_code == 200
+        large = {"model": PLAIN, "input": "", "user": "x" * 900_000}
+        with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as other:
+            assert_refused(post(other, large))
+        uploads.pop().close()  # who leaves gives the bytes back, and who is answered
+        for upload in uploads:
+            upload.sendall(b" ")
+            assert upload.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
+        with contextlib.ExitStack() as stack:
+            for _ in range(LARGEST_BODIES):
+                other = stack.enter_context(httpx.Client(base_url=client.base_url))
+                assert post(other, large).status_code == 400
+        for upload in (refused, *uploads):
+            upload.close()
+
+
+def test_refused_and_wrong_requests_keep_no_seat() -> None:
+    with serving("--max-concurrent-requests", "1", "--max-body-bytes", "2048") as client:
+        for _ in range(5):
+            assert post(client, {}).status_code == 400
+            assert client.post(EMBEDDINGS, content=b"{").status_code == 400
+            assert post(client, {**QUERY, "model": "gpt-5"}).status_code == 404
+            assert post(client, {**QUERY, "input": "word " * 300}).status_code == 400
+            with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as other:
+                assert post(other, {**QUERY, "input": "x" * 4096}).status_code == 413
+        assert post(client, QUERY).status_code == 200
+
+
+def test_without_a_key_nobody_holds_a_seat() -> None:
+    flags = ["--max-concurrent-requests", "1", "--api-key", "sk-seat"]
+    with serving(*flags) as client:
+        strangers = [start_upload(client, b"{}" * 50, 10) for _ in range(5)]
+        for stranger in strangers:
+            assert stranger.recv(100).startswith(b"HTTP/1.1 401 ")
+        assert post(client, QUERY, "sk-seat").status_code == 200
+        for stranger in strangers:
+            stranger.close()
+
+
+# Requests that take too long.
+
+
+def test_a_request_that_takes_too_long_is_given_up_and_the_server_works_on(
+    pool: ThreadPoolExecutor,
+) -> None:
+    with serving("--request-timeout-s", "1.5") as client:
+        expected = vectors(post(client, QUERY))
+        huge = {"model": PLAIN, "input": ["word " * 250] * 1_000}
+        given_up = pool.submit(post, client, huge)
+        assert_refused(given_up.result(), "request_timeout")
+        assert "1.5 s" in given_up.result().json()["error"]["message"]
+        assert np.abs(vectors(post(client, QUERY)) - expected).max() < 1e-5
+        told = page(client)
+        assert told.value("refusals_total", reason="request_timeout") == 1
+        assert told.value("admitted_tokens", model=PLAIN) == 0
+        # What was left of it was never computed.
+        assert told.value("computed_tokens_total", model=PLAIN) < 252_000
+
+
+def test_who_stalls_an_upload_is_given_up_and_loses_the_seat() -> None:
+    body = json.dumps(QUERY).encode()
+    flags = ["--request-timeout-s", "1.5", "--max-concurrent-requests", "1"]
+    with serving(*flags) as client:
+        stalling = start_upload(client, body, 10)
+        until(client, 503)
+        answer = stalling.recv(1 << 16)
+        while not answer.endswith(b"}"):
+            answer += stalling.recv(1 << 16)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"code":"request_timeout"' in answer
+        stalling.close()
+        assert post(client, QUERY).status_code == 200
+
+
+async def test_a_worker_that_is_stuck_does_not_keep_its_client_for_ever(app_over: AppOver) -> None:
+    backend = FakeBackend()
+    app = await app_over(backend, model_token_ids=[PLAIN], request_timeout_s=0.1)
+    backend.gate.clear()
+    async with client_of(app) as client:
+        body = {"model": PLAIN, "input": [7]}
+        assert_refused(await client.post(EMBEDDINGS, json=body), "request_timeout")
+        backend.gate.set()
+        assert (await client.post(EMBEDDINGS, json=body)).status_code == 200
