@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import fcntl
 import math
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -161,11 +163,12 @@ def _checkout(text: str) -> Path:
     return folder
 
 
-def run(asked: argparse.Namespace, console: Console) -> tuple[Results, dict[str, Any]]:
-    """Start the targets, run the scenarios, end the targets; the results and their facts."""
+def run(asked: argparse.Namespace, results: Results, console: Console) -> dict[str, Any]:
+    """Start the targets, run the scenarios into `results`, end the targets; tell the facts."""
     packages = machine.package_versions()
     started = datetime.datetime.now(datetime.UTC).date().isoformat()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_alone_on_this_machine())
         with console.status("starting the servers and peers; peers are installed at first use"):
             servers, peers = _start(asked, stack)
             rate = stack.enter_context(InProcess(MATRIX_PRODUCT))
@@ -174,7 +177,7 @@ def run(asked: argparse.Namespace, console: Console) -> tuple[Results, dict[str,
         scale = QUICK if asked.quick else FULL
         if asked.rounds:
             scale = scale.with_rounds(asked.rounds)
-        bench = Bench(servers, peers, rate, Results(), scale, asked.arrival_rate, asked.serve_args)
+        bench = Bench(servers, peers, rate, results, scale, asked.arrival_rate, asked.serve_args)
         plans = [verify_and_warm_up, *(SCENARIOS[name] for name in asked.only)]
         _work([step for plan in plans for step in plan(bench)], console)
     facts = {
@@ -186,7 +189,22 @@ def run(asked: argparse.Namespace, console: Console) -> tuple[Results, dict[str,
     }
     if any(peer in INFINITY_FLAGS for peer in asked.peer):
         facts["infinity_packages"] = machine.infinity_versions(install_infinity(asked.cache))
-    return bench.results, facts
+    return facts
+
+
+@contextlib.contextmanager
+def _alone_on_this_machine() -> Iterator[None]:
+    """Two benchmarks at a time would measure each other.
+
+    Raises:
+        BenchError: another one runs.
+    """
+    with Path(tempfile.gettempdir(), "embedding-server-bench.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BenchError("another benchmark runs on this machine; let it end first") from None
+        yield
 
 
 def _start(
@@ -227,21 +245,26 @@ def _work(steps: Sequence[Step], console: Console) -> None:
 def main() -> None:
     """Run the benchmark; exit code 2 for a mistake of the caller's."""
     asked = read_arguments()
-    progress = Console(stderr=True)
+    results = Results()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         asked.out.mkdir(parents=True, exist_ok=True)
-        results, facts = run(asked, progress)
+        facts = run(asked, results, Console(stderr=True))
     except BenchError as error:
         sys.exit(_complain(str(error), 2))
     except (BadAnswer, OSError) as error:
         sys.exit(_complain(str(error), 1))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # what was measured is shown, but no file replaced
+        _show(results, markdown=asked.markdown)
         sys.exit(_complain("interrupted", INTERRUPTED))
     report.write_json(asked.out / "results.json", facts, results)
     plots.draw(asked.out, results)
+    _show(results, markdown=asked.markdown)
+
+
+def _show(results: Results, *, markdown: bool) -> None:
     for table in report.tables(results):
-        if asked.markdown:
+        if markdown:
             print(report.markdown(table))
         else:
             report.show(table, Console())
