@@ -30,10 +30,10 @@ starlette==1.10.0
 uvicorn==0.32.1
 uvloop==0.23.0
 """
-# By the peer's name. The second are the fastest of those tried on 2026-11-22 (batches of 8, 16, 32
-# and 64, each with and without torch.compile): a quarter to a half more tokens/s than the defaults,
-# and as many queries/s. They want a C++ compiler and half a minute more to start. BetterTransformer
-# is on by default, but without the package optimum it does nothing.
+# By the peer's name. The second are among the fastest of those tried on 2026-11-22 (batches of 8, 16
+# and 32, each with and without torch.compile): up to half more tokens/s than the defaults when the
+# machine is quiet, and as many queries/s. They want a C++ compiler and half a minute more to
+# start. BetterTransformer is on by default, but without the package optimum it does nothing.
 INFINITY_FLAGS = {
     "infinity": [],
     "infinity-tuned": ["--compile", "--batch-size", "16"],
