@@ -40,11 +40,11 @@ class FakeBackend:
 
     Raises for a micro-batch that holds the token RAISES, gives NaN for one with GIVES_NAN, returns a
     vector too few for one with LOSES_ROWS, ends the thread for one with KILLS_THREAD, runs out of
-    memory over `memory_tokens` padded tokens, raises for everything while `broken` is set, and
-    waits for `gate` before each pass.
+    memory over `memory_tokens` padded tokens, raises for everything while `broken` is set,
+    gives NaN for everything if it is `numb`, and waits for `gate` before each pass.
     """
 
-    def __init__(self, *, memory_tokens: int | None = None) -> None:
+    def __init__(self, *, memory_tokens: int | None = None, numb: bool = False) -> None:
         self.shapes: list[tuple[int, int]] = []
         self.alone: list[bool] = []
         self.gate = threading.Event()
@@ -52,6 +52,7 @@ class FakeBackend:
         self.broken = threading.Event()
         self.entered = threading.Semaphore(0)
         self._memory_tokens = memory_tokens
+        self._numb = numb
 
     def forward(
         self,
@@ -73,5 +74,19 @@ class FakeBackend:
         ids = input_ids * attention_mask
         vectors = np.stack([ids.sum(1), attention_mask.sum(1), ids[:, 0]], axis=1)
         vectors = vectors.astype(np.float32)
-        vectors[(input_ids == GIVES_NAN).any(axis=1)] = np.nan
+        vectors[(input_ids == GIVES_NAN).any(axis=1) | self._numb] = np.nan
         return vectors[1:] if (input_ids == LOSES_ROWS).any() else vectors
+
+
+class FakeSession:
+    """An ONNX Runtime session that only notes that it was used."""
+
+    def __init__(self, name: str, used: list[str]) -> None:
+        self._name = name
+        self._used = used
+
+    def run(
+        self, names: list[str], feeds: dict[str, NDArray[np.int64]]
+    ) -> list[NDArray[np.float32]]:
+        self._used.append(self._name)
+        return [np.zeros((len(feeds["input_ids"]), FAKE_DIM), np.float32)]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
 from server.engine.waiting_queue import FRONT_BUDGETS, MIN_COST_TOKENS, WaitingQueue
@@ -110,34 +111,91 @@ def test_only_a_lone_sequence_exceeds_the_budget(requests: Requests, budget: int
         assert batch.padded_tokens <= budget or len(batch) == 1
 
 
-@given(some_requests, st.data())
-def test_its_counts_are_those_of_what_waits(requests: Requests, data: st.DataObject) -> None:
-    queue = empty_queue()
-    left: set[TokenSequence] = set()
+class Books(RuleBasedStateMachine):
+    """Whatever is put, taken and dropped in whatever order, the queue knows what waits."""
 
-    def check() -> None:
-        assert len(queue) == len(left)
-        assert queue.tokens == sum(sequence.num_tokens for sequence in left)
+    groups = Bundle("groups")
 
-    for group in groups_of(requests):
-        queue.put(group)
-        left |= set(group.sequences)
-        check()
-        also_take, also_drop = data.draw(st.tuples(st.booleans(), st.booleans()))
-        if also_take:
-            left -= set(take(queue).sequences)
-            check()
-        if left and also_drop:
-            gone = min(left, key=lambda sequence: sequence.order).group
-            queue.drop(gone)
-            left -= set(gone.sequences)
-            if (batch := queue.take(0)) is not None:  # the next worker clears away
-                assert set(batch.sequences) <= left
-                left -= set(batch.sequences)
-            check()
-    for batch in drain(queue):
-        left -= set(batch.sequences)
-        check()
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = empty_queue()
+        self.left: set[TokenSequence] = set()
+        self.budget = BUDGET
+
+    @rule(target=groups, key=keys, lengths=some_lengths, times=st.sampled_from([1, 1, 1, 20, 200]))
+    def put(self, key: str, lengths: list[int], times: int) -> SequenceGroup:
+        group = group_of(*lengths * times, key=key)
+        self.queue.put(group)
+        self.left |= set(group.sequences)
+        return group
+
+    @rule(times=st.integers(1, 20))
+    def take(self, times: int) -> None:
+        for _ in range(times):
+            batch = self.queue.take(0)
+            assert (batch is None) == (not self.left)
+            if batch is not None:
+                assert set(batch.sequences) <= self.left
+                assert len(set(batch.sequences)) == len(batch) >= 1
+                assert batch.padded_tokens <= self.budget or len(batch) == 1
+                self.left -= set(batch.sequences)
+
+    @rule(group=groups)
+    def drop(self, group: SequenceGroup) -> None:
+        self.queue.drop(group)
+        self.left -= set(group.sequences)
+
+    @precondition(lambda self: self.budget > 64)
+    @rule()
+    def lower_budget(self) -> None:
+        self.budget = self.queue.lower_budget()
+
+    @invariant()
+    def counts_what_waits(self) -> None:
+        assert len(self.queue) == len(self.left)
+        assert self.queue.tokens == sum(sequence.num_tokens for sequence in self.left)
+
+    def teardown(self) -> None:
+        while self.left:
+            self.take(1)
+            self.counts_what_waits()
+        assert self.queue.take(0) is None
+
+
+TestBooks = Books.TestCase
+TestBooks.settings = settings(max_examples=40, stateful_step_count=30)
+
+
+def test_many_threads_put_take_and_drop_at_once_and_nothing_is_lost() -> None:
+    queue = WaitingQueue(BUDGET)
+    workers = [Worker(queue, at_once=True) for _ in range(4)]
+    numbers = random.Random(0)
+    requests = [
+        ("ABC"[n % 3], numbers.choices(range(1, 300), k=numbers.choice([1, 1, 3, 50])))
+        for n in range(600)
+    ]
+    groups = groups_of(requests)
+
+    def send(mine: list[SequenceGroup]) -> None:
+        for number, group in enumerate(mine):
+            queue.put(group)
+            if number % 5 == 0:
+                queue.drop(mine[number // 2])
+
+    senders = [threading.Thread(target=send, args=(groups[n::3],)) for n in range(3)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join(20)
+    wait_until(lambda: queue._idle_workers == 4 and not len(queue))
+    assert queue.tokens == 0
+    for worker in workers:
+        worker.end()
+    taken = Counter(s for worker in workers for batch in worker.taken for s in batch.sequences)
+    assert set(taken.values()) == {1}
+    dropped = {mine[n // 2] for mine in (groups[i::3] for i in range(3)) for n in range(0, 200, 5)}
+    for group in groups:
+        assert group in dropped or all(sequence in taken for sequence in group.sequences)
 
 
 @given(st.integers(1, 3), st.integers(1, 300), st.integers(1, 30))
@@ -527,9 +585,10 @@ def test_the_budget_is_halved_down_to_one_token() -> None:
 class Worker:
     """A thread that takes a micro-batch, holds it until told to go on, and takes the next."""
 
-    def __init__(self, queue: WaitingQueue) -> None:
+    def __init__(self, queue: WaitingQueue, *, at_once: bool = False) -> None:
         self.taken: list[MicroBatch] = []
         self._queue = queue
+        self._at_once = at_once  # do not wait to be told
         self._done = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -547,7 +606,7 @@ class Worker:
         self._queue.join()
         while (batch := self._queue.take()) is not None:
             self.taken.append(batch)
-            assert self._done.acquire(timeout=20)
+            assert self._at_once or self._done.acquire(timeout=20)
         self._queue.leave()
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from server.catalog.card import GRAPH_FILE, Card
 from server.inference.onnx_backend import WIDE_FROM_TOKENS, OnnxBackend
+from tests.fakes import FakeSession
 
 VOCABULARY = range(1_000, 30_000)  # whole words and pieces, none with a meaning of its own
 
@@ -59,16 +60,8 @@ def test_only_what_is_alone_and_not_short_is_spread_over_cores(
 ) -> None:
     used: list[str] = []
 
-    class Spy:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def run(self, names: list[str], feeds: dict[str, NDArray[np.int64]]) -> list[object]:
-            used.append(self.name)
-            return [np.zeros((len(feeds["input_ids"]), 384), np.float32)]
-
-    monkeypatch.setattr(wide, "_wide", Spy("wide"))
-    monkeypatch.setattr(wide, "_session", Spy("narrow"))
+    monkeypatch.setattr(wide, "_wide", FakeSession("wide", used))
+    monkeypatch.setattr(wide, "_session", FakeSession("narrow", used))
     for tokens, alone in [
         (WIDE_FROM_TOKENS, True),
         (WIDE_FROM_TOKENS, False),
