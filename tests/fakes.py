@@ -41,7 +41,8 @@ class FakeBackend:
     Raises for a micro-batch that holds the token RAISES, gives NaN for one with GIVES_NAN, returns a
     vector too few for one with LOSES_ROWS, ends the thread for one with KILLS_THREAD, runs out of
     memory over `memory_tokens` padded tokens, raises for everything while `broken` is set,
-    gives NaN for everything if it is `numb`, and waits for `gate` before each pass.
+    gives NaN for everything if it is `numb`, and waits for `gate` before each pass
+    (and for one of the passes that `turnstile` allows, if there is one).
     """
 
     def __init__(self, *, memory_tokens: int | None = None, numb: bool = False) -> None:
@@ -51,6 +52,7 @@ class FakeBackend:
         self.gate.set()
         self.broken = threading.Event()
         self.entered = threading.Semaphore(0)
+        self.turnstile: threading.Semaphore | None = None
         self._memory_tokens = memory_tokens
         self._numb = numb
 
@@ -65,6 +67,7 @@ class FakeBackend:
         self.alone.append(alone)
         self.entered.release()
         assert self.gate.wait(timeout=30)
+        assert self.turnstile is None or self.turnstile.acquire(timeout=30)
         if self._memory_tokens is not None and input_ids.size > self._memory_tokens:
             raise OutOfMemory("fake")
         if (input_ids == KILLS_THREAD).any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Protocol, cast
@@ -279,19 +280,22 @@ async def test_tokens_are_given_back_as_they_are_computed_not_only_at_the_end(
 ) -> None:
     metrics, of_engine = metrics_of_an_engine()
     backend = FakeBackend()
+    backend.turnstile = threading.Semaphore(0)
     engine = make_engine(backend, of_engine)
-    backend.gate.clear()
     request = asyncio.create_task(embed(engine, [ids(*[1] * 64)] * 10))
     await entered(backend, 2)
-    assert value(metrics, "admitted_tokens") == 640
-    assert value(metrics, "queue_tokens") == 640 - 2 * 64
-    assert value(metrics, "queue_sequences") == 8
-    seen = set()
-    backend.gate.set()
-    while not request.done():
-        seen.add(value(metrics, "admitted_tokens"))
-        await asyncio.sleep(0)
-    assert seen <= {64.0 * left for left in range(11)}
+    for computed in range(9):
+        assert value(metrics, "admitted_tokens") == 64 * (10 - computed)
+        assert value(metrics, "queue_tokens") == 64 * max(8 - computed, 0)
+        assert value(metrics, "queue_sequences") == max(8 - computed, 0)
+        backend.turnstile.release()
+        if computed < 8:
+            await entered(backend, 1)  # the next one has begun
+        while value(metrics, "computed_tokens_total") < 64 * (computed + 1):
+            await asyncio.sleep(0)  # until the event loop knows
+        assert not request.done()
+    backend.turnstile.release()
+    assert len(await request) == 10
     assert value(metrics, "admitted_tokens") == 0
 
 
