@@ -19,7 +19,7 @@ from server.inference.inputs import TextInputs, TokenIdInputs
 from server.inference.loader import Encoder
 from server.inference.tokenizer import TokenIds, Tokenizer
 from server.metrics import EngineMetrics, Metrics
-from tests.engine import embed, embedded, ids, metrics_of_an_engine, start_engine
+from tests.engine import embed, embedded, ids, metrics_of_an_engine, start_engine, wait_until
 from tests.fakes import (
     FAKE_DIM,
     GIVES_NAN,
@@ -232,6 +232,11 @@ def entered(backend: FakeBackend, passes: int) -> asyncio.Future[None]:
     return asyncio.ensure_future(asyncio.to_thread(acquire))
 
 
+async def computed_tokens(metrics: Metrics, tokens: int) -> None:
+    """Return when the event loop knows of so many."""
+    await asyncio.to_thread(wait_until, lambda: value(metrics, "computed_tokens_total") >= tokens)
+
+
 async def test_the_time_before_and_the_time_in_the_workers_are_told_apart(
     make_engine: MakeEngine,
 ) -> None:
@@ -291,8 +296,7 @@ async def test_tokens_are_given_back_as_they_are_computed_not_only_at_the_end(
         backend.turnstile.release()
         if computed < 8:
             await entered(backend, 1)  # the next one has begun
-        while value(metrics, "computed_tokens_total") < 64 * (computed + 1):
-            await asyncio.sleep(0)  # until the event loop knows
+        await computed_tokens(metrics, 64 * (computed + 1))
         assert not request.done()
     backend.turnstile.release()
     assert len(await request) == 10
@@ -422,7 +426,8 @@ async def test_a_worker_that_dies_answers_its_request_and_is_replaced(
     for deaths in (1, 2):
         with pytest.raises(InferenceFailed):
             await embed(engine, [ids(KILLS_THREAD)])
-        assert (await embed(engine, [ids(7)])).tolist() == [[7, 1, 7]]
+        async with asyncio.timeout(20):  # waits for the new one
+            assert (await embed(engine, [ids(7)])).tolist() == [[7, 1, 7]]
         assert value(metrics, "replica_restarts_total") == deaths
         assert value(metrics, "replicas_alive") == 1
         assert engine.sound
