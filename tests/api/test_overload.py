@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import select
@@ -18,6 +19,7 @@ import pytest
 
 from server.api.deps import LARGEST_BODIES
 from tests.conftest import PLAIN, AppOver, client_of
+from tests.engine import wait_until
 from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
@@ -123,7 +125,7 @@ def test_what_the_queue_cannot_hold_is_refused_and_what_is_let_in_is_right(
 def test_what_would_wait_too_long_is_refused_while_a_query_is_let_in(
     pool: ThreadPoolExecutor,
 ) -> None:
-    with serving("--max-wait-s", "0.05") as client:
+    with serving("--max-wait-s", "0.02") as client:
         expected = vectors(post(client, QUERY))
         long_work = in_flight(pool, client, LONG_WORK)
         assert_refused(post(client, BULK))
@@ -144,7 +146,28 @@ def test_another_key_is_let_in_and_answered_behind_the_work_of_one(
         assert long_work.result().status_code == 200
 
 
-@pytest.mark.parametrize("limit", [("--max-queue-tokens", "2000"), ("--max-wait-s", "0.05")])
+async def test_each_key_has_a_share_of_its_own(app_over: AppOver) -> None:
+    backend = FakeBackend()
+    app = await app_over(backend, api_key=["sk-one", "sk-other"])
+    backend.gate.clear()
+    loads = app.state.services.models._engines[PLAIN]._admission._loads
+    async with client_of(app) as client:
+        asked = [
+            asyncio.create_task(
+                client.post(EMBEDDINGS, json=QUERY, headers={"Authorization": f"Bearer {key}"})
+            )
+            for key in ("sk-one", "sk-other", "sk-one", "sk-one")
+        ]
+        await asyncio.to_thread(
+            wait_until, lambda: sum(load.requests for load in list(loads.values())) == 4
+        )
+        assert [load.requests for load in loads.values()] == [3, 1]
+        backend.gate.set()
+        assert [(await answer).status_code for answer in asked] == [200] * 4
+    assert loads == {}
+
+
+@pytest.mark.parametrize("limit", [("--max-queue-tokens", "2000"), ("--max-wait-s", "0.02")])
 def test_who_comes_back_as_told_is_let_in(pool: ThreadPoolExecutor, limit: tuple[str, str]) -> None:
     with serving(*limit) as client:
         long_work = in_flight(pool, client, LONG_WORK)
