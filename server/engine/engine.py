@@ -255,8 +255,11 @@ class Engine:
         tokens = sum(sequence.num_tokens for sequence in micro_batch.sequences)
         failed = sum(sequence.error is not None for sequence in micro_batch.sequences)
         seconds = micro_batch.ended_s - micro_batch.began_s
-        cost = max(tokens, MIN_COST_TOKENS)  # a short query alone tells little of the speed
-        self._tokens_per_second.observe(cost * len(self._replicas), seconds)
+        if not failed:  # a failure is no speed
+            # A pass that had the machine to itself is not repeated by each worker.
+            workers = 1 if micro_batch.alone else len(self._replicas)
+            cost = max(tokens, MIN_COST_TOKENS)  # a short query alone tells little of the speed
+            self._tokens_per_second.observe(cost * workers, seconds)
         metrics = self._metrics
         metrics.batch_sequences.observe(len(micro_batch))
         metrics.batch_tokens.observe(micro_batch.padded_tokens)

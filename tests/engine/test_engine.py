@@ -417,6 +417,34 @@ async def test_the_speed_told_is_that_of_all_workers_together(encoder: Encoder) 
     engine.close()
 
 
+async def test_a_pass_that_had_the_machine_to_itself_counts_once(encoder: Encoder) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    backend = FakeBackend()
+    engine = start_engine(Encoder(encoder.tokenizer, backend, FAKE_DIM), of_engine, threads=2)
+    for _ in range(5):
+        backend.gate.clear()
+        request = asyncio.create_task(embed(engine, [ids(*[1] * 100)]))
+        await entered(backend, 1)
+        await asyncio.sleep(0.2)
+        backend.gate.set()
+        await request
+    of_one = value(metrics, "computed_tokens_total") / value(metrics, "micro_batch_seconds_sum")
+    assert 0.8 < value(metrics, "tokens_per_second") / of_one < 1.5  # the first guess still counts
+    engine.close()
+
+
+async def test_failures_tell_nothing_of_the_speed(encoder: Encoder) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    engine = start_engine(Encoder(encoder.tokenizer, FakeBackend(), FAKE_DIM), of_engine)
+    before = value(metrics, "tokens_per_second")
+    for _ in range(3):
+        with pytest.raises(InferenceFailed):
+            await embed(engine, [ids(RAISES)])
+    assert value(metrics, "sequence_failures_total") == 3
+    assert value(metrics, "tokens_per_second") == before
+    engine.close()
+
+
 async def test_a_worker_that_dies_answers_its_request_and_is_replaced(
     encoder: Encoder, caplog: pytest.LogCaptureFixture
 ) -> None:
