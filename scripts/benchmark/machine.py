@@ -15,7 +15,7 @@ from scripts.benchmark.processes import REPOSITORY
 from server.inference.cpu_cores import usable_cores
 
 _PACKAGES = (
-    *("onnxruntime", "tokenizers", "numpy", "uvicorn", "uvloop", "h11", "orjson", "fastapi"),
+    *("onnxruntime", "tokenizers", "numpy", "uvicorn", "uvloop", "httptools", "orjson", "fastapi"),
     *("starlette", "pydantic", "torch", "transformers", "sentence-transformers", "psutil"),
 )
 _INFINITY_PACKAGES = (

@@ -1,4 +1,7 @@
-"""What routes ask for in their signatures."""
+"""What routes begin with: the services, the key, the body, and bounds on their work.
+
+Plain functions, not FastAPI's dependencies, whose solving costs 0.1 ms a request.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from server.access.static_keys import StaticKeys
@@ -92,27 +94,20 @@ class Services:
     seats: Seats
 
 
-async def services(request: Request) -> Services:
+def services_of(request: Request) -> Services:
     """The process's services."""
     found = request.app.state.services
     assert isinstance(found, Services)
     return found
 
 
-ServicesDep = Annotated[Services, Depends(services)]
-
-
-async def require_key(request: Request, found: ServicesDep) -> str:
+def require_key(request: Request) -> str:
     """Let the request in by its API key, before anybody looks at its body; the key's name.
 
     Raises:
         AuthenticationFailed: the key is missing or unknown.
     """
-    return found.keys.check(request.headers.get("authorization"))
-
-
-RequireKey = Depends(require_key)
-KeyDep = Annotated[str, RequireKey]
+    return services_of(request).keys.check(request.headers.get("authorization"))
 
 
 async def read_body(request: Request, max_body_bytes: int, seat: Seat) -> bytearray:

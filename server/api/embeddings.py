@@ -7,12 +7,12 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from server.api.deps import (
-    KeyDep,
     Services,
-    ServicesDep,
     abandoned_when_client_leaves,
     deadline,
     read_body,
+    require_key,
+    services_of,
 )
 from server.api.request_record import RequestRecord
 from server.api.schemas import EmbeddingRequest, embeddings_json
@@ -38,8 +38,10 @@ router = APIRouter()
         }
     },
 )
-async def create_embeddings(request: Request, services: ServicesDep, key: KeyDep) -> Response:
+async def create_embeddings(request: Request) -> Response:
     """Turn texts (or token ids) into vectors."""
+    services = services_of(request)
+    key = require_key(request)
     async with deadline(services.settings.request_timeout_s):
         return await read_and_answer(request, services, key)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
-from server.api.deps import ServicesDep
+from server.api.deps import services_of
 from server.errors import ModelFailing, Unavailable
 
 PROBE_METHODS = ["GET", "HEAD"]  # some balancers probe with HEAD
@@ -21,15 +21,16 @@ async def alive() -> dict[str, str]:
 
 
 @router.api_route("/readyz", methods=PROBE_METHODS)
-async def ready(services: ServicesDep) -> dict[str, str]:
+async def ready(request: Request) -> dict[str, str]:
     """200 if the server takes work, 503 while it loads or drains."""
-    services.models.check_ready()
+    services_of(request).models.check_ready()
     return {"status": "ready"}
 
 
 @router.api_route("/health", methods=PROBE_METHODS)
-async def health(services: ServicesDep, response: Response) -> dict[str, Any]:
+async def health(request: Request, response: Response) -> dict[str, Any]:
     """The phase and the models, for people; the status is that of /readyz."""
+    services = services_of(request)
     status = services.models.phase.value
     try:
         services.models.check_ready()

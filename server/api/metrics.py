@@ -6,7 +6,7 @@ import ipaddress
 
 from fastapi import APIRouter, Request, Response
 
-from server.api.deps import Services, ServicesDep, require_key
+from server.api.deps import Services, require_key, services_of
 from server.errors import Unavailable
 from server.metrics import CONTENT_TYPE
 
@@ -14,10 +14,11 @@ router = APIRouter()
 
 
 @router.get("/metrics")
-async def metrics(request: Request, services: ServicesDep) -> Response:
+async def metrics(request: Request) -> Response:
     """The metrics; needs a key unless it is asked for on this machine or made public."""
+    services = services_of(request)
     if not (services.settings.public_metrics or _is_local(request)):
-        await require_key(request, services)
+        require_key(request)
     services.metrics.ready.set(_ready(services))
     return Response(services.metrics.page(), media_type=CONTENT_TYPE)
 

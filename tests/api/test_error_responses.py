@@ -86,16 +86,6 @@ def test_what_is_no_http_is_refused_in_the_one_shape(
     assert http.get("/readyz").status_code == 200
 
 
-def test_an_offered_upgrade_does_not_cost_the_body(server: ServerProcess) -> None:
-    """Java's own client offers h2c with its first request."""
-    body = b'{"model": "all-MiniLM-L6-v2", "input": "x"}'
-    head = (
-        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nConnection: close, Upgrade, HTTP2-Settings\r\n"
-        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\nContent-Length: %d\r\n\r\n"
-    )
-    assert raw(server, head % len(body), body).startswith(b"HTTP/1.1 200 ")
-
-
 def test_the_description_promises_no_422(http: httpx.Client) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     for operations in paths.values():

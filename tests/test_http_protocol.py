@@ -1,0 +1,163 @@
+"""Bytes that no HTTP client sends, or that only some do, at a real server."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Self
+
+import httpx
+import pytest
+
+from server.http_protocol import MAX_HEAD_BYTES
+from tests.server_process import ServerProcess
+
+BODY = b'{"model": "all-MiniLM-L6-v2", "input": "x"}'
+POST = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n"
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+PLAIN = POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+OFFERING = POST + OFFER + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+class Connection:
+    """A bare connection that reads one answer at a time."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        host, port = server.url.removeprefix("http://").split(":")
+        self._socket = socket.create_connection((host, int(port)), timeout=10)
+        self._received = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def send(self, *parts: bytes) -> None:
+        for part in parts:
+            self._socket.sendall(part)
+
+    def answer(self) -> tuple[int, dict[str, object]]:
+        """Status and JSON of the next answer."""
+        head = self._until(b"\r\n\r\n").lower()
+        length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+        while len(self._received) < length:
+            self._receive()
+        body, self._received = self._received[:length], self._received[length:]
+        return int(head.split()[1]), json.loads(body)
+
+    def refused(self) -> bool:
+        """Whether the server has ended the connection, with its 400 unless the kernel lost it."""
+        try:
+            status, body = self.answer()
+        except ConnectionError:
+            return True
+        error = body["error"]
+        assert isinstance(error, dict)
+        return status == 400 and error["type"] == "invalid_request_error"
+
+    def _until(self, end: bytes) -> bytes:
+        while end not in self._received:
+            self._receive()
+        head, _, self._received = self._received.partition(end)
+        return head
+
+    def _receive(self) -> None:
+        received = self._socket.recv(65536)
+        if not received:
+            raise ConnectionResetError("closed by the server")
+        self._received += received
+
+
+@pytest.fixture
+def connection(server: ServerProcess) -> Connection:
+    return Connection(server)
+
+
+def ok(connection: Connection) -> bool:
+    status, body = connection.answer()
+    return status == 200 and body["object"] == "list"
+
+
+def test_an_offered_upgrade_costs_neither_the_body_nor_the_connection(
+    connection: Connection,
+) -> None:
+    with connection:
+        for request in (PLAIN, OFFERING, PLAIN, OFFERING):
+            connection.send(request)
+            assert ok(connection)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_requests_in_pieces_are_read_whatever_they_offer(connection: Connection, size: int) -> None:
+    with connection:
+        for request in (PLAIN, OFFERING):
+            connection.send(*(request[at : at + size] for at in range(0, len(request), size)))
+            assert ok(connection)
+
+
+def test_pipelined_requests_are_answered_in_order(connection: Connection) -> None:
+    with connection:
+        connection.send(PLAIN + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + PLAIN)
+        assert ok(connection)
+        assert connection.answer() == (200, {"status": "alive"})
+        assert ok(connection)
+
+
+def test_an_upgrade_offered_behind_an_unanswered_request_is_refused(
+    connection: Connection, http: httpx.Client
+) -> None:
+    with connection:
+        connection.send(PLAIN + OFFERING)
+        assert connection.refused()
+    assert http.get("/readyz").status_code == 200
+
+
+def test_a_body_in_tiny_chunks_is_no_long_head(connection: Connection) -> None:
+    text = json.dumps({"model": "all-MiniLM-L6-v2", "input": "word " * 6_000, "truncate": True})
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in text.encode())
+    assert len(chunks) > 2 * MAX_HEAD_BYTES
+    with connection:
+        connection.send(POST + b"Transfer-Encoding: chunked\r\n\r\n", chunks, b"0\r\n\r\n")
+        assert ok(connection)
+
+
+LONG = [b"x" * 1000] * (4 * MAX_HEAD_BYTES // 1000)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET /",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nlong: ",
+        b"GET /livez HTTP/1.1\r\nlong",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n1; extension=",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\ntrailer: ",
+        POST + OFFER + b"long: ",
+    ],
+    ids=["path", "header", "name", "extension", "trailer", "upgrade"],
+)
+def test_what_is_too_long_outside_a_body_is_refused(
+    connection: Connection, http: httpx.Client, begin: bytes
+) -> None:
+    with connection:
+        try:
+            connection.send(begin, *LONG)
+        except ConnectionError:
+            pass
+        else:
+            assert connection.refused()
+    assert http.get("/readyz").status_code == 200
+
+
+def test_many_short_trailers_are_refused_too(connection: Connection) -> None:
+    trailers = [b"a%d: b\r\n" % number for number in range(100_000)]
+    with connection:
+        try:
+            connection.send(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n")
+            for at in range(0, len(trailers), 1000):
+                connection.send(b"".join(trailers[at : at + 1000]))
+        except ConnectionError:
+            pass
+        else:
+            assert connection.refused()
