@@ -6,6 +6,7 @@ Imports what a command needs when it runs, so that `--version` and mistakes answ
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -120,7 +121,7 @@ def serve(settings: Settings) -> None:
     for name in unknown_environment_variables(os.environ):
         if "KEY" in name.upper():
             raise SettingError(f"{name} names no setting, and looks as if it should set a key")
-        print(f"embedding-server: warning: {name} names no setting", file=sys.stderr)
+        logging.getLogger(__name__).warning("%s names no setting", name)
     settings.check_exposure()
     models = ServedModels.find(settings)
     models.start_reading()

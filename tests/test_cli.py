@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -201,13 +202,19 @@ class TestMistakes:
         assert "Traceback" not in outcome.stderr
         assert outcome.returncode == 2
 
-    def test_an_environment_variable_that_names_no_setting_is_told(self, models_dir: Path) -> None:
+    @pytest.mark.parametrize("log_format", ["text", "json"])
+    def test_an_environment_variable_that_names_no_setting_is_a_line_of_the_log(
+        self, models_dir: Path, log_format: str
+    ) -> None:
         outcome = command(
-            *("serve", "--models-dir", models_dir, "--model", "tinny"),
+            *("serve", "--models-dir", models_dir, "--model", "tinny", "--log-format", log_format),
             environ={"EMBEDDING_SERVER_PROT": "8080"},
         )
         warning, mistake = outcome.stderr.splitlines()
-        assert warning == "embedding-server: warning: EMBEDDING_SERVER_PROT names no setting"
+        if log_format == "json":
+            line = json.loads(warning)
+            warning = f"{line['level'].upper()} {line['logger']} {line['message']}"
+        assert warning.endswith("WARNING server.cli EMBEDDING_SERVER_PROT names no setting")
         assert mistake.startswith("embedding-server: model tinny not found")
 
     def test_pulling_an_unknown_model_is_refused(self, models_dir: Path) -> None:

@@ -7,11 +7,21 @@ waiting, and is let in when a long one is not. Lives in the event loop's thread;
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import Self
 
 from server.errors import Overloaded
 
+# From about this many tokens on a micro-batch is nearly as efficient as it gets on a CPU (of what
+# 384 tokens reach: 12 tokens 55 %, 48: 84 %, 96: 93 %, 192: 97 %). Smaller shares of an idle
+# server's only work do not pay, and a short request is not made to wait for a fuller micro-batch.
+LIGHT_TOKENS = 96
+# A forward pass over one token takes about as long as this many tokens take in a larger one.
+MIN_COST_TOKENS = 32
+# Bulk requests of a key get no more than this many times what its light ones get while both wait:
+# two hundred of them would otherwise make each query wait for two hundred times its own cost.
+MAX_BULK_SHARE = 4
 # Of a measurement's weight, what is left after each further micro-batch: fifty count.
 _MEMORY = 0.98
 
@@ -32,14 +42,52 @@ class Ratio:
         return self._over / self._under
 
 
-class _Load:
-    """What is admitted for one API key and not computed yet."""
+class _Flow:
+    """Light or bulk requests of one key."""
 
     __slots__ = ("requests", "tokens")
 
     def __init__(self) -> None:
         self.requests = 0
-        self.tokens = 0
+        self.tokens = 0  # not computed yet
+
+
+class _Load:
+    """What is admitted for one API key."""
+
+    __slots__ = ("bulk", "light")
+
+    def __init__(self) -> None:
+        self.light = _Flow()
+        self.bulk = _Flow()
+
+    @property
+    def requests(self) -> int:
+        return self.light.requests + self.bulk.requests
+
+    @property
+    def tokens(self) -> int:
+        return self.light.tokens + self.bulk.tokens
+
+    def flow(self, tokens: int) -> _Flow:
+        """Where a request of this size belongs."""
+        return self.light if tokens <= LIGHT_TOKENS else self.bulk
+
+    def before(self, tokens: int) -> float:
+        """Most tokens of this key that are computed before a further request of this size is done.
+
+        Light requests are served as they came, and the bulk ones get as many shares beside them as
+        there are. While a bulk one gets its tokens every other gets no more than as many.
+        """
+        light_tokens = self.light.tokens + min(tokens, LIGHT_TOKENS)
+        light_requests = self.light.requests + 1
+        # The fewer light ones are left the larger the share of the bulk ones becomes; the sum of
+        # 1/n over n light requests is below 1 + ln n.
+        beside = light_tokens * self.bulk.requests / light_requests * (1 + math.log(light_requests))
+        beside = min(beside, MAX_BULK_SHARE * max(light_tokens, MIN_COST_TOKENS))
+        if tokens > LIGHT_TOKENS:
+            beside = max(beside, tokens * self.bulk.requests)
+        return self.light.tokens + min(self.bulk.tokens, beside)
 
 
 class Admission:
@@ -82,20 +130,15 @@ class Admission:
                 f"the work of others would take about {wait_s:.0f} s",
                 retry_after_s=self.tokens / rate - self._max_wait_s,
             )
-        load = self._loads.setdefault(key, _Load())
-        load.requests += 1
-        load.tokens += tokens
-        self.tokens += tokens
         return Ticket(self, key, tokens)
 
     def _work_before(self, key: str, tokens: int) -> float:
         """Most tokens of others that fair queueing computes before `tokens` of this key are done.
 
-        While one request gets its tokens, every other of its key gets no more than as many; while
-        one key gets its tokens, every other key does.
+        While one key gets its tokens, every other gets no more than as many.
         """
         load = self._loads.get(key)
-        same_key = min(load.tokens, tokens * load.requests) if load else 0
+        same_key = load.before(tokens) if load else 0.0
         others = sum(
             min(other.tokens, same_key + tokens)
             for name, other in self._loads.items()
@@ -103,37 +146,51 @@ class Admission:
         )
         return same_key + others
 
-    def grow(self, key: str, tokens: int) -> None:
-        """A ticket of this key holds so many tokens more (or, below zero, fewer)."""
-        self._loads[key].tokens += tokens
-        self.tokens += tokens
+    def enter(self, key: str, tokens: int) -> _Flow:
+        """A ticket of this key holds so many tokens from now on; where it belongs."""
+        flow = self._loads.setdefault(key, _Load()).flow(tokens)
+        flow.requests += 1
+        self.shrink(flow, -tokens)
+        return flow
 
-    def leave(self, key: str) -> None:
-        """A ticket of this key is given back."""
-        load = self._loads[key]
-        load.requests -= 1
-        if not load.requests:
+    def shrink(self, flow: _Flow, tokens: int) -> None:
+        """A ticket holds so many tokens less."""
+        flow.tokens -= tokens
+        self.tokens -= tokens
+
+    def leave(self, key: str, flow: _Flow, tokens: int) -> None:
+        """A ticket of this key is given back, with what it still holds."""
+        self.shrink(flow, tokens)
+        flow.requests -= 1
+        if not self._loads[key].requests:
             del self._loads[key]
 
 
 class Ticket:
     """One admitted request; what it still holds is given back on exit."""
 
-    __slots__ = ("_admission", "key", "tokens")
+    __slots__ = ("_admission", "_flow", "key", "tokens")
 
     def __init__(self, admission: Admission, key: str, tokens: int) -> None:
         self._admission = admission
         self.key = key
         self.tokens = tokens  # admitted and not computed yet
+        self._flow = admission.enter(key, tokens)
 
     def correct(self, tokens: int) -> None:
         """Replace the estimate, now that the tokens are counted."""
-        self._admission.grow(self.key, tokens - self.tokens)
+        self._leave()
         self.tokens = tokens
+        self._flow = self._admission.enter(self.key, tokens)
 
     def computed(self, tokens: int) -> None:
         """So many tokens wait no more."""
-        self.correct(self.tokens - tokens)
+        self._admission.shrink(self._flow, tokens)
+        self.tokens -= tokens
+
+    def _leave(self) -> None:
+        self._admission.leave(self.key, self._flow, self.tokens)
+        self.tokens = 0
 
     def __enter__(self) -> Self:
         return self
@@ -144,5 +201,4 @@ class Ticket:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.correct(0)
-        self._admission.leave(self.key)
+        self._leave()

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.admission import Admission, Ratio, Ticket
+from server.engine.admission import MIN_COST_TOKENS, Admission, Ratio, Ticket
 from server.engine.replica import Replica, probe
 from server.engine.sequence import MicroBatch, SequenceGroup
-from server.engine.waiting_queue import MIN_COST_TOKENS, WaitingQueue
+from server.engine.waiting_queue import WaitingQueue
 from server.errors import Draining, InferenceFailed, TooManyTokens
 from server.inference import cl100k
 from server.inference.inputs import Inputs, TokenIdInputs

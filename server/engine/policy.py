@@ -47,6 +47,7 @@ def select(lengths: Lengths, head: int, max_batch_tokens: int) -> tuple[int, int
                 stop += 1
                 total += grown
                 longest = grown
+                left = True  # with a fuller micro-batch its padding may be little enough
             else:
                 right = False
         elif left:
@@ -54,6 +55,7 @@ def select(lengths: Lengths, head: int, max_batch_tokens: int) -> tuple[int, int
             if _fits(stop - start + 1, total + grown, longest, max_batch_tokens):
                 start -= 1
                 total += grown
+                right = True
             else:
                 left = False
     return start, stop

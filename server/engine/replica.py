@@ -7,6 +7,7 @@ on. Knows nothing of HTTP or of the event loop: results go to the `deliver` call
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +24,9 @@ log = logging.getLogger(__name__)
 # that makes the model fail, sent again and again, must not make a sound server look broken.
 FAILURES_BEFORE_PROBE = 3
 PROBE_INTERVAL_S = 1.0
-# Far beyond any micro-batch; a forward pass that takes longer will hardly come back.
+# A forward pass that takes longer, and longer than at this speed, will hardly come back.
 STUCK_AFTER_S = 60.0
+SLOWEST_TOKENS_PER_S = 100.0
 PROBE_SHAPE = (1, 16)  # (sequences, tokens)
 
 
@@ -55,13 +57,12 @@ class Replica(threading.Thread):
         self._died = died
         self._failures = 0  # micro-batches in a row
         self._failing = False  # also on an input that is known to be good
-        self._busy_since_s: float | None = None
+        self._stuck_at_s = math.inf  # time.perf_counter()
 
     @property
     def sound(self) -> bool:
         """Alive, not stuck in a forward pass, and able to compute what it could at the start."""
-        since = self._busy_since_s
-        stuck = since is not None and time.perf_counter() - since > STUCK_AFTER_S
+        stuck = time.perf_counter() > self._stuck_at_s
         return self.is_alive() and not self._failing and not stuck
 
     def run(self) -> None:
@@ -85,9 +86,12 @@ class Replica(threading.Thread):
                 self._compute_all(micro_batch)
             finally:
                 self._deliver(micro_batch)
+            del micro_batch  # an idle worker must not keep the last request's vectors
 
     def _compute_all(self, micro_batch: MicroBatch) -> None:
-        micro_batch.began_s = self._busy_since_s = time.perf_counter()
+        micro_batch.began_s = time.perf_counter()
+        limit_s = max(STUCK_AFTER_S, micro_batch.padded_tokens / SLOWEST_TOKENS_PER_S)
+        self._stuck_at_s = micro_batch.began_s + limit_s
         try:
             self._compute(micro_batch, alone=micro_batch.alone)
         except BaseException as error:
@@ -95,7 +99,7 @@ class Replica(threading.Thread):
                 sequence.error = error
             raise
         finally:
-            self._busy_since_s = None
+            self._stuck_at_s = math.inf
             micro_batch.ended_s = time.perf_counter()
         if any(sequence.error is None for sequence in micro_batch.sequences):
             self._failures = 0
@@ -125,7 +129,7 @@ class Replica(threading.Thread):
 
     def _probe(self) -> None:
         """Find out whether the model still computes an input that it computed at the start."""
-        self._busy_since_s = time.perf_counter()
+        self._stuck_at_s = time.perf_counter() + STUCK_AFTER_S
         try:
             probe(self._backend)
         except Exception as error:
@@ -137,7 +141,7 @@ class Replica(threading.Thread):
             self._failing = False
             self._failures = 0
         finally:
-            self._busy_since_s = None
+            self._stuck_at_s = math.inf
 
 
 def probe(backend: Backend) -> None:

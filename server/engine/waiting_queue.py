@@ -5,7 +5,7 @@ tag grows by the tokens it was served, and the key with the smallest start tag i
 comes back starts where the others are, so that neither its silence nor its hurry gains anything.
 
 Inside a key the light requests and the bulk ones are two such flows, with as many shares as they
-have requests. Light ones are served as they came. Bulk ones are served in the order in which equal
+have requests; but the bulk ones have no more than four for each light one. Light ones are served as they came. Bulk ones are served in the order in which equal
 shares would have finished them (packet-by-packet fair queueing: Demers, Keshav, Shenker, SIGCOMM
 1989; Parekh, Gallager, 1993), because an answer is of use only when it is complete: one after the
 other they are done no later than side by side, and most of them far earlier.
@@ -27,20 +27,13 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
+from server.engine.admission import LIGHT_TOKENS, MAX_BULK_SHARE, MIN_COST_TOKENS
 from server.engine.policy import select
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
 from server.errors import Draining
 
 _BY_LENGTH = attrgetter("order")
 _NUM_TOKENS = attrgetter("num_tokens")
-# From about this many tokens on a micro-batch is nearly as efficient as it gets on a CPU (of what
-# 384 tokens reach: 12 tokens 55 %, 48: 84 %, 96: 93 %, 192: 97 %). Smaller shares of an idle
-# server's only work do not pay, and a short request is not made to wait for a fuller micro-batch.
-LIGHT_TOKENS = 96
-# A forward pass over one token takes about as long as this many tokens take in a larger one.
-MIN_COST_TOKENS = 32
-
-
 # How far ahead of its turn a key may be and still fill others' micro-batches.
 MAX_LEAD_TOKENS = 96
 # So much bulk work of each key is looked at for sequences of similar length, in budgets.
@@ -55,23 +48,22 @@ class _Flow:
     __slots__ = ("groups", "start_tokens")
 
     def __init__(self) -> None:
-        self.start_tokens = 0.0  # start tag inside the key; also its virtual time
+        self.start_tokens = 0.0  # start tag inside the key
         self.groups: dict[SequenceGroup, None] = {}  # of which something waits, as they came
-
-    def charge(self, tokens: float) -> None:
-        """Count tokens as served; the requests that share them still wait."""
-        self.start_tokens += tokens / len(self.groups)
 
 
 class _Key:
     """What waits of one API key, and how much that key was served."""
 
-    __slots__ = ("backlog", "bulk", "front", "front_tokens", "light", "start_tokens")
+    __slots__ = (
+        "backlog", "bulk", "bulk_time", "front", "front_tokens", "light", "start_tokens",
+    )  # fmt: skip
 
     def __init__(self, start_tokens: float) -> None:
         self.start_tokens = start_tokens  # start tag among the keys
         self.light = _Flow()
         self.bulk = _Flow()
+        self.bulk_time = 0.0  # virtual: tokens that each of equal shares would have got
         # Bulk requests by the virtual time at which equal shares would have finished them: the
         # first of them (ascending), and the others (a heap, which may hold dropped ones).
         self.front: list[tuple[float, int, SequenceGroup]] = []
@@ -99,12 +91,20 @@ class _Key:
         flow = self.flow(group)
         other = self.bulk if flow is self.light else self.light
         if not self:
-            flow.start_tokens = other.start_tokens = 0.0
+            flow.start_tokens = other.start_tokens = self.bulk_time = 0.0
         elif not flow.groups:
             flow.start_tokens = max(flow.start_tokens, other.start_tokens)
         flow.groups[group] = None
         if flow is self.bulk:
-            heapq.heappush(self.backlog, (flow.start_tokens + group.num_tokens, serial, group))
+            heapq.heappush(self.backlog, (self.bulk_time + group.num_tokens, serial, group))
+
+    def charge(self, flow: _Flow, tokens: float) -> None:
+        """Count tokens as served to a flow; the requests that share them still wait."""
+        shares = len(flow.groups)
+        if flow is self.bulk:
+            self.bulk_time += tokens / shares
+            shares = min(shares, MAX_BULK_SHARE * max(1, len(self.light.groups)))
+        flow.start_tokens += tokens / shares
 
     def advance(self, wanted_tokens: int) -> list[TokenSequence]:
         """Fill the front up to so many tokens; the sequences that can be chosen from now on."""
@@ -320,11 +320,11 @@ class WaitingQueue:
             tokens = sequence.num_tokens
             key = self._keys[sequence.group.key]
             key.start_tokens += tokens
-            key.flow(sequence.group).charge(tokens)
+            key.charge(key.flow(sequence.group), tokens)
             total += tokens
         if total < MIN_COST_TOKENS:
             head_key.start_tokens += MIN_COST_TOKENS - total
-            head_flow.charge(MIN_COST_TOKENS - total)
+            head_key.charge(head_flow, MIN_COST_TOKENS - total)
         self.tokens -= total
         self._sequences -= len(chosen)
         for sequence in chosen:

@@ -341,6 +341,14 @@ def test_no_more_than_the_estimate_is_computed_before_a_request_is_done(
     assert foreign <= estimate + 4 * BUDGET * (others + 1) + BUDGET * len(lengths)
 
 
+@pytest.mark.parametrize("bulks", [0, 1, 50])
+@pytest.mark.parametrize("query", [5, 90])
+def test_the_queries_of_its_key_that_came_before_are_counted(bulks: int, query: int) -> None:
+    requests = [("A", documents(500, seed)) for seed in range(bulks)] + [("A", [90])] * 500
+    estimate, foreign, _ = foreign_work(requests, 0, "A", [query])
+    assert foreign - 4 * BUDGET <= estimate <= 1.5 * foreign + 4 * BUDGET
+
+
 @pytest.mark.parametrize("taken", [0, 20, 100])
 @pytest.mark.parametrize("key", ["busy", "quiet"])
 def test_a_query_behind_four_bulks_waits_for_no_more_than_estimated(key: str, taken: int) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.engine.policy import MAX_PADDING, MIN_FILL, select
@@ -33,9 +33,11 @@ def test_every_small_case_keeps_the_rules_and_leaves_no_neighbour_out(count: int
 
 
 @given(lengths_and_head, budgets)
-def test_no_longer_neighbour_is_left_out(case: tuple[list[int], int], budget: int) -> None:
+@example(([72, 100, 130, 130, 130, 130], 1), 790)
+def test_no_neighbour_is_left_out(case: tuple[list[int], int], budget: int) -> None:
     lengths, head = case
     start, stop = select(lengths, head, budget)
+    assert start == 0 or not allowed(tuple(lengths[start - 1 : stop]), budget)
     assert stop == len(lengths) or not allowed(tuple(lengths[start : stop + 1]), budget)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue as queues
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -208,6 +210,28 @@ def test_a_forward_pass_that_does_not_come_back_is_noticed_until_it_does(
     backend.gate.set()
     wait_until(lambda: harness.replica.sound)
     assert harness.died == []
+
+
+def test_a_large_micro_batch_may_take_its_time(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_module, "STUCK_AFTER_S", 0.01)
+    monkeypatch.setattr(replica_module, "SLOWEST_TOKENS_PER_S", 0.1)
+    backend = FakeBackend()
+    harness = start(backend)
+    backend.gate.clear()
+    harness.ask(1)
+    assert backend.entered.acquire(timeout=10)
+    time.sleep(0.1)
+    assert harness.replica.sound
+    backend.gate.set()
+
+
+def test_an_idle_worker_lets_go_of_what_it_computed(start: Start) -> None:
+    harness = start(FakeBackend())
+    harness.ask(1)
+    vectors = weakref.ref(harness.delivered.get(timeout=20).sequences[0].group.vectors)
+    wait_until(lambda: gc.collect() >= 0 and vectors() is None)
 
 
 def test_times_are_those_of_the_forward_pass(start: Start) -> None:

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
+from server.engine.admission import MAX_BULK_SHARE, MIN_COST_TOKENS
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
-from server.engine.waiting_queue import FRONT_BUDGETS, MIN_COST_TOKENS, WaitingQueue
+from server.engine.waiting_queue import FRONT_BUDGETS, WaitingQueue
 from server.errors import Draining
 from tests.engine import Requests, group_of, groups_of, wait_until
 
@@ -358,6 +359,20 @@ def test_a_query_does_not_wait_for_bulks_of_its_own_key_whatever_their_lengths(
     queue.put(query)
     # Each bulk may be a micro-batch behind its share.
     assert any(query.sequences[0] in take(queue).sequences for _ in range(2 * bulks + 3))
+
+
+@pytest.mark.parametrize("bulks", [1, 4, 200])
+def test_query_after_query_waits_for_few_micro_batches_however_many_bulks_its_key_has(
+    bulks: int,
+) -> None:
+    queue, _ = waiting([("A", mixed(300, seed)) for seed in range(bulks)])
+    for _ in range(20):
+        query = group_of(12, key="A")
+        queue.put(query)
+        before = 0
+        while query.unserved:
+            before += take(queue).padded_tokens
+        assert before <= MAX_BULK_SHARE * MIN_COST_TOKENS + 2 * BUDGET
 
 
 @given(st.integers(1, 4), st.integers(1, 60))
