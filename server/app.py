@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from fastapi import FastAPI
 
 from server import __version__
-from server.access.static_keys import StaticKeys
+from server.access.access import Access
 from server.api import embeddings, error_responses, health
 from server.api import metrics as metrics_route
 from server.api import models as models_routes
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 def create_app(
     settings: Settings,
     models: ServedModels | None = None,
+    access: Access | None = None,
     *,
     on_ready: Callable[[], None] = lambda: None,
     on_failure: Callable[[StartupError], None] = lambda error: None,
@@ -38,6 +39,7 @@ def create_app(
 
     Args:
         models: what to serve, if their reading has begun already.
+        access: the keys and limits, if they were opened already.
         on_ready: called once all models are loaded.
         on_failure: called if one cannot be; the server stays unready.
 
@@ -49,7 +51,9 @@ def create_app(
     metrics = Metrics((card.name for card in cards), {card.encoder.name for card in cards})
     most_bytes = LARGEST_BODIES * settings.max_body_bytes
     seats = Seats(settings.max_concurrent_requests, most_bytes)
-    services = Services(settings, StaticKeys(settings.secrets()), models, metrics, seats)
+    access = access or Access(settings)
+    access.show_in(metrics)
+    services = Services(settings, access, models, metrics, seats)
 
     async def load() -> None:
         try:
@@ -65,10 +69,13 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(load())
+        tasks = [asyncio.create_task(load()), asyncio.create_task(access.run())]
         yield
-        loading.cancel()
+        for task in tasks:
+            task.cancel()
         services.models.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await access.close()
 
     # The pages at /docs would load their scripts from a CDN, which an air-gapped site cannot reach.
     app = FastAPI(

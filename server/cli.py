@@ -5,19 +5,19 @@ Imports what a command needs when it runs, so that `--version` and mistakes answ
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated
 
 import typer
 
 from server import __version__
 from server.errors import EmbeddingServerError, SettingError
-from server.settings import ENV_PREFIX, Settings, load_settings, unknown_environment_variables
+from server.flags import ConfigFile, with_flags
+from server.key_commands import keys_app, usage
+from server.settings import Settings, load_settings, unknown_environment_variables
 
 MISTAKE = 2  # exit code of every error that a user can mend
 INTERRUPTED = 130  # as shells report SIGINT
@@ -34,13 +34,8 @@ models_app = typer.Typer(
     help="The models on this machine.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(models_app, name="models")
-
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", envvar=ENV_PREFIX + "CONFIG", help="TOML file with settings.", metavar="FILE"
-    ),
-]
+app.add_typer(keys_app, name="keys")
+app.command("usage")(usage)
 
 
 def main() -> None:
@@ -63,58 +58,14 @@ def _version(
         raise typer.Exit
 
 
-def _flag(name: str) -> inspect.Parameter:
-    """The flag of one setting; pydantic checks its text, so that all sources share the rules."""
-    field = Settings.model_fields[name]
-    many = get_origin(field.annotation) is list
-    switch = field.annotation is bool
-    default = field.get_default(call_default_factory=False)
-    shown = (
-        f" (default: {default})" if not (many or default is None or field.default_factory) else ""
-    )
-    spelled = name.replace("_", "-")
-    option = typer.Option(
-        f"--{spelled}/--no-{spelled}" if switch else f"--{spelled}",
-        help=f"{field.description}{shown}",
-        show_default=False,
-        metavar=None if switch else spelled.rsplit("-", 1)[-1].upper(),
-    )
-    kind: Any = list[str] if many else bool if switch else str
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
-    )
-
-
-def _with_flags(*names: str) -> Callable[[Callable[[Settings], None]], Callable[..., None]]:
-    """Give a command a flag for each of these settings and pass it the resulting Settings."""
-
-    def decorate(command: Callable[[Settings], None]) -> Callable[..., None]:
-        def run(config: Path | None, **flags: Any) -> None:
-            given = {name: value for name, value in flags.items() if value not in (None, [])}
-            command(load_settings(given, config))
-
-        config = inspect.Parameter(
-            "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile
-        )
-        signature = inspect.Signature([*map(_flag, names), config])
-        run.__signature__ = signature  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        return run
-
-    return decorate
-
-
 @app.command()
-@_with_flags(*Settings.model_fields)
+@with_flags(*Settings.model_fields)
 def serve(settings: Settings) -> None:
     """Serve the models until SIGTERM or SIGINT."""
     # The workers share the cores among themselves; a thread pool in numpy would fight them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from server import logs
+    from server.access.access import Access
     from server.engine.served_models import ServedModels
 
     logs.configure(settings.log_level, settings.log_format)
@@ -122,17 +73,18 @@ def serve(settings: Settings) -> None:
         if "KEY" in name.upper():
             raise SettingError(f"{name} names no setting, and looks as if it should set a key")
         logging.getLogger(__name__).warning("%s names no setting", name)
-    settings.check_exposure()
+    access = Access(settings)
+    settings.check_exposure(asks_for_keys=access.asks_for_keys)
     models = ServedModels.find(settings)
     models.start_reading()
     # Importing the HTTP framework takes about as long as reading a small model.
     from server.serving import serve as run_server
 
-    run_server(settings, models)
+    run_server(settings, models, access)
 
 
 @models_app.command("list")
-@_with_flags("models_dir")
+@with_flags("models_dir")
 def list_models(settings: Settings) -> None:
     """Show the models on this machine and whether their files are there."""
     from rich.console import Console

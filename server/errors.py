@@ -7,19 +7,28 @@
           MissingArgument
           ContextLengthExceeded        context_length_exceeded
           TooManyTokens                max_tokens_per_request
+          RequestAboveTokenLimit       max_tokens_per_request
         AuthenticationFailed      401  authentication_error
           MissingApiKey
           IncorrectApiKey              invalid_api_key
+            ApiKeyExpired
+            ApiKeyRevoked
+        BudgetSpent               402  billing_error, token_budget_spent
+        PermissionDenied          403  permission_error
+          ScopeMissing                 scope_missing
+          ModelNotAllowed              model_not_allowed
         UrlNotFound               404  invalid_request_error, unknown_url
         ModelNotFound             404  invalid_request_error, model_not_found
         MethodNotAllowed          405  invalid_request_error, method_not_allowed
         BodyTooLarge              413  invalid_request_error, body_too_large
+        RateLimitExceeded         429  rate_limit_error, rate_limit_exceeded, with Retry-After
         InferenceFailed           500  internal_server_error
         Unavailable               503  upstream_error, with Retry-After
           ModelLoading                 model_loading
           ModelFailing                 model_failing
           Overloaded                   server_overloaded
           RequestTimedOut              request_timeout
+          StorageUnavailable           storage_unavailable
           Draining                     server_draining
       StartupError                the command stops with one line and exit code 2
         SettingError
@@ -27,6 +36,9 @@
         ModelFileError
         ModelLoadError
         AddressError
+        DatabaseError
+        KeyRefused
+          KeyNotFound
 
 Status, type and code live on the class; a message names the field, its position and the value's
 length or type, never a whole secret. This module knows nothing of the HTTP framework.
@@ -131,6 +143,19 @@ class TooManyTokens(InvalidRequest):
         )
 
 
+class RequestAboveTokenLimit(InvalidRequest):
+    """One request holds more tokens than its key has in a whole minute."""
+
+    code = "max_tokens_per_request"
+
+    def __init__(self, tokens: int, tokens_per_minute: int) -> None:
+        super().__init__(
+            f"This request has {tokens} tokens, and your key may use {tokens_per_minute} a minute. "
+            "Send several smaller requests.",
+            param="input",
+        )
+
+
 class AuthenticationFailed(ApiError):
     """The request carries no usable API key."""
 
@@ -157,10 +182,63 @@ class IncorrectApiKey(AuthenticationFailed):
 
     code = "invalid_api_key"
 
+    why = ""
+
     def __init__(self, secret: str) -> None:
         # Enough to recognise one's own key by, never enough to use it.
         hint = f"{secret[:3]}***{secret[-4:]}" if len(secret) >= 20 else "***"
-        super().__init__(f"Incorrect API key provided: {hint}.")
+        super().__init__(f"Incorrect API key provided: {hint}{self.why}.")
+
+
+class ApiKeyExpired(IncorrectApiKey):
+    """The key was valid until its date."""
+
+    why = " (this key has expired)"
+
+
+class ApiKeyRevoked(IncorrectApiKey):
+    """The key was valid until it was revoked, or until it got another secret."""
+
+    why = " (this key was revoked)"
+
+
+class BudgetSpent(ApiError):
+    """The key has used up its tokens."""
+
+    status = 402
+    type = "billing_error"
+    code = "token_budget_spent"
+
+    def __init__(self, token_budget: int, tokens: int) -> None:
+        super().__init__(
+            f"Your key's budget of {token_budget} tokens has not {tokens} left, which this request "
+            "needs. Ask the operator of this server for more."
+        )
+
+
+class PermissionDenied(ApiError):
+    """The key is right, but may not do this."""
+
+    status = 403
+    type = "permission_error"
+
+
+class ScopeMissing(PermissionDenied):
+    """The key was not made for this."""
+
+    code = "scope_missing"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"Your key has not the scope '{scope}', which this request needs.")
+
+
+class ModelNotAllowed(PermissionDenied):
+    """The key may use other models only."""
+
+    code = "model_not_allowed"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Your key may not use the model '{model}'.", param="model")
 
 
 class UrlNotFound(ApiError):
@@ -216,6 +294,25 @@ class BodyTooLarge(ApiError):
         super().__init__(f"The request body is larger than this server's {max_body_bytes} bytes.")
 
 
+class RateLimitExceeded(ApiError):
+    """The key's requests or tokens of this minute are used up; nothing was counted."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, unit: str, limit: int, *, retry_after_s: float) -> None:
+        self.retry_after_s = _whole_seconds(retry_after_s)
+        super().__init__(
+            f"Rate limit reached: your key has {limit} {unit} a minute. Try again in "
+            f"{self.retry_after_s} s."
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_s)}
+
+
 class InferenceFailed(ApiError):
     """The model raised or gave a vector that is not finite; safe to retry."""
 
@@ -228,7 +325,7 @@ class Unavailable(ApiError):
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
-        self.retry_after_s = min(max(math.ceil(retry_after_s), 1), MAX_RETRY_AFTER_S)
+        self.retry_after_s = _whole_seconds(retry_after_s)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -277,6 +374,15 @@ class RequestTimedOut(Unavailable):
         )
 
 
+class StorageUnavailable(Unavailable):
+    """What counts rate limits or budgets is away, and `if_storage_fails` says refuse."""
+
+    code = "storage_unavailable"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"The server cannot count {what} at the moment.", retry_after_s=5)
+
+
 class Draining(Unavailable):
     """The server was told to stop and takes no new work."""
 
@@ -313,3 +419,22 @@ class ModelLoadError(StartupError):
 
 class AddressError(StartupError):
     """The host and port cannot be listened on."""
+
+
+class DatabaseError(StartupError):
+    """The database of keys and usage is away, locked, full, or of a newer server."""
+
+
+class KeyRefused(StartupError):
+    """A command asks for a key that cannot be."""
+
+
+class KeyNotFound(KeyRefused):
+    """No key has this id or name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no key {name}")
+
+
+def _whole_seconds(seconds: float) -> int:
+    return min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S)

@@ -118,6 +118,13 @@ class Metrics:
         self.sequence_failures = counter(
             "sequence_failures_total", "Sequences on which the model failed.", "model"
         )
+        self.database_up = gauge("database_up", "1 unless the database of keys is away.")
+        self.rate_limit_storage_up = gauge(
+            "rate_limit_storage_up", "1 unless the storage that counts rate limits is away."
+        )
+        self.unwritten_usage_tokens = gauge(
+            "unwritten_usage_tokens", "Tokens counted, not in the database yet."
+        )
         self._start_at_zero(tuple(models), tuple(encoders))
 
     def page(self) -> bytes:

@@ -18,6 +18,7 @@ from types import FrameType
 
 import uvicorn
 
+from server.access.access import Access
 from server.app import create_app
 from server.engine.served_models import ServedModels
 from server.errors import AddressError, StartupError
@@ -32,7 +33,7 @@ _CLOSE_TIMEOUT_S = 2
 _LAST_WORDS_S = 0.2
 
 
-def serve(settings: Settings, models: ServedModels) -> None:
+def serve(settings: Settings, models: ServedModels, access: Access) -> None:
     """Serve until a signal; returns after a clean drain.
 
     Raises:
@@ -44,7 +45,10 @@ def serve(settings: Settings, models: ServedModels) -> None:
         failure.append(error)
         server.should_exit = True
 
-    app = create_app(settings, models, on_ready=lambda: _announce(settings, port), on_failure=stop)
+    def announce() -> None:
+        _announce(settings, port, asks_for_keys=access.asks_for_keys)
+
+    app = create_app(settings, models, access, on_ready=announce, on_failure=stop)
     allow_many_connections()
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
@@ -142,10 +146,10 @@ class DrainingServer(uvicorn.Server):
             asyncio.get_running_loop().call_later(_LAST_WORDS_S, connection.transport.abort)
 
 
-def _announce(settings: Settings, port: int) -> None:
+def _announce(settings: Settings, port: int, *, asks_for_keys: bool) -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     host = f"[{host}]" if ":" in host else host
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.secrets() else ""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if asks_for_keys else ""
     print(
         f"Ready. Try: curl http://{host}:{port}/v1/embeddings -H 'Content-Type: application/json'"
         f"""{key} -d '{{"model": "{settings.model[0]}", "input": "Hello, world"}}'""",

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import platformdirs
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -51,6 +52,11 @@ def default_models_dir() -> Path:
     return checkout if checkout.is_dir() else Path(sys.prefix, "share/embedding-server/models")
 
 
+def default_data_dir() -> Path:
+    """Where the platform keeps a user's data."""
+    return Path(platformdirs.user_data_dir("embedding-server", appauthor=False))
+
+
 class Settings(BaseSettings):
     """All settings; instances are immutable. Build one with `load_settings`."""
 
@@ -74,6 +80,28 @@ class Settings(BaseSettings):
     api_key_file: Path | None = Field(None, description="File with one API key a line.")
     allow_no_keys: bool = Field(
         False, description="Allow listening beyond this machine without API keys."
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="Folder for what this server writes; default: the platform's for user data.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="Database of keys and usage, sqlite:///FILE or postgresql://USER@HOST/NAME; "
+        "default: a SQLite file in the data folder, if `keys create` has made one.",
+    )
+    rate_limit_storage: SecretStr = Field(
+        SecretStr("memory://"),
+        description="Where requests and tokens a minute are counted: memory:// for this server "
+        "alone, redis://HOST for all that share it.",
+    )
+    if_storage_fails: Literal["serve", "refuse"] = Field(
+        "serve",
+        description="While Redis or the database is away: serve, with limits of each server's own "
+        "and budgets on credit, or refuse keys that have limits with 503.",
+    )
+    hash_users: bool = Field(
+        False, description="Write a keyed hash of `user` into the usage ledger, not its text."
     )
     threads: int | None = Field(
         None,
@@ -168,18 +196,40 @@ class Settings(BaseSettings):
             keys += file_keys
         return keys
 
-    def check_exposure(self) -> None:
+    def database_file(self) -> Path:
+        """The SQLite file that is used when no other database is named."""
+        return self.data_dir / "embedding-server.db"
+
+    def has_database(self) -> bool:
+        """Whether keys and usage are kept: a database is named, or the file is there."""
+        return self.database_url is not None or self.database_file().exists()
+
+    def database(self) -> str:
+        """The URL of the database; the default file's folder is made if need be.
+
+        Raises:
+            SettingError: the folder cannot be made.
+        """
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        try:
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingError(f"data_dir {self.data_dir}: {_reason(error)}") from error
+        return f"sqlite:///{self.database_file()}"
+
+    def check_exposure(self, *, asks_for_keys: bool) -> None:
         """Refuse to listen beyond this machine when anybody could use the server.
 
         Raises:
-            SettingError: `host` is not loopback, no key is set and `allow_no_keys` is off.
+            SettingError: `host` is not loopback, no key is asked for and `allow_no_keys` is off.
         """
-        if _is_loopback(self.host) or self.allow_no_keys or self.secrets():
+        if _is_loopback(self.host) or self.allow_no_keys or asks_for_keys:
             return
         raise SettingError(
             f"refusing to listen on {self.host} without API keys: anybody who reaches this address "
-            "could use the server. Set --api-key (or --api-key-file), or allow it with "
-            "--allow-no-keys"
+            "could use the server. Make one with `embedding-server keys create`, set --api-key (or "
+            "--api-key-file), or allow it with --allow-no-keys"
         )
 
 

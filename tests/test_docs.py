@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import SecretStr
 
 from server.metrics import PREFIX, Metrics
 from server.settings import Settings
@@ -48,7 +49,9 @@ def settings_table() -> str:
     """The table as the README must hold it."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = None if name == "models_dir" else field.get_default(call_default_factory=True)
+        default = None if name.endswith("_dir") else field.get_default(call_default_factory=True)
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
         if default is None or default == []:
             shown = "–"
         elif isinstance(default, list):

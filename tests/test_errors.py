@@ -14,8 +14,11 @@ import server
 from server import errors
 from server.errors import (
     ApiError,
+    ApiKeyExpired,
+    ApiKeyRevoked,
     AuthenticationFailed,
     BodyTooLarge,
+    BudgetSpent,
     ContextLengthExceeded,
     Draining,
     EmbeddingServerError,
@@ -27,10 +30,16 @@ from server.errors import (
     MissingArgument,
     ModelFailing,
     ModelLoading,
+    ModelNotAllowed,
     ModelNotFound,
     Overloaded,
+    PermissionDenied,
+    RateLimitExceeded,
+    RequestAboveTokenLimit,
     RequestTimedOut,
+    ScopeMissing,
     StartupError,
+    StorageUnavailable,
     TooManyTokens,
     Unavailable,
     UnrecognizedArgument,
@@ -41,9 +50,12 @@ from server.errors import (
 CONTRACT = {
     400: "invalid_request_error",
     401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
     413: "invalid_request_error",
+    429: "rate_limit_error",
     500: "internal_server_error",
     503: "upstream_error",
 }
@@ -70,6 +82,24 @@ EXAMPLES: dict[
     AuthenticationFailed: (lambda: AuthenticationFailed("m"), (401, None, None)),
     MissingApiKey: (MissingApiKey, (401, None, None)),
     IncorrectApiKey: (lambda: IncorrectApiKey("sk-wrong"), (401, "invalid_api_key", None)),
+    ApiKeyExpired: (lambda: ApiKeyExpired("sk-old"), (401, "invalid_api_key", None)),
+    ApiKeyRevoked: (lambda: ApiKeyRevoked("sk-old"), (401, "invalid_api_key", None)),
+    BudgetSpent: (lambda: BudgetSpent(1000, 12), (402, "token_budget_spent", None)),
+    PermissionDenied: (lambda: PermissionDenied("m"), (403, None, None)),
+    ScopeMissing: (lambda: ScopeMissing("admin"), (403, "scope_missing", None)),
+    ModelNotAllowed: (lambda: ModelNotAllowed("m"), (403, "model_not_allowed", "model")),
+    RateLimitExceeded: (
+        lambda: RateLimitExceeded("tokens", 1000, retry_after_s=12.3),
+        (429, "rate_limit_exceeded", None),
+    ),
+    RequestAboveTokenLimit: (
+        lambda: RequestAboveTokenLimit(2000, 1000),
+        (400, "max_tokens_per_request", "input"),
+    ),
+    StorageUnavailable: (
+        lambda: StorageUnavailable("budgets"),
+        (503, "storage_unavailable", None),
+    ),
     UrlNotFound: (lambda: UrlNotFound("GET", "/v2"), (404, "unknown_url", None)),
     ModelNotFound: (lambda: ModelNotFound("gpt-5", ["tiny"]), (404, "model_not_found", "model")),
     MethodNotAllowed: (
@@ -142,11 +172,11 @@ def test_a_body_always_has_the_four_keys(kind: type[ApiError]) -> None:
 
 
 @every_answer
-def test_retry_after_comes_with_503_alone_in_whole_seconds_up_to_a_minute(
+def test_retry_after_comes_with_429_and_503_alone_in_whole_seconds_up_to_a_minute(
     kind: type[ApiError],
 ) -> None:
     headers = EXAMPLES[kind][0]().headers
-    assert ("Retry-After" in headers) == (kind.status == 503)
+    assert ("Retry-After" in headers) == (kind.status in (429, 503))
     assert 1 <= int(headers.get("Retry-After", "1")) <= 60
 
 
@@ -245,6 +275,9 @@ def test_what_stops_the_start_is_no_http_answer() -> None:
         "ModelFileError",
         "ModelLoadError",
         "AddressError",
+        "DatabaseError",
+        "KeyRefused",
+        "KeyNotFound",
     }
     assert not tree(StartupError) & tree(ApiError)
 

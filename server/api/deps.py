@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from server.access.static_keys import StaticKeys
+from server.access.access import Access
+from server.access.keys import Key, Scope
+from server.api.request_record import RequestRecord
 from server.engine.served_models import ServedModels
 from server.errors import BodyTooLarge, Overloaded, RequestTimedOut
 from server.metrics import Metrics
@@ -88,7 +90,7 @@ class Services:
     """Everything the routes work with; one a process, kept at `app.state.services`."""
 
     settings: Settings
-    keys: StaticKeys
+    access: Access
     models: ServedModels
     metrics: Metrics
     seats: Seats
@@ -101,13 +103,20 @@ def services_of(request: Request) -> Services:
     return found
 
 
-def require_key(request: Request) -> str:
-    """Let the request in by its API key, before anybody looks at its body; the key's name.
+def require_key(request: Request, scope: Scope) -> Key:
+    """Let the request in by its API key, before anybody looks at its body.
+
+    Its limits stand in the request's record from then on, and so in the answer's headers.
 
     Raises:
-        AuthenticationFailed: the key is missing or unknown.
+        AuthenticationFailed: the key is missing, unknown or no longer valid.
+        ScopeMissing: it was not made for this.
     """
-    return services_of(request).keys.check(request.headers.get("authorization"))
+    access = services_of(request).access
+    key = access.find_key(request.headers.get("authorization"))
+    RequestRecord.of(request.scope).limits = access.limits_of(key)
+    key.check_scope(scope)
+    return key
 
 
 async def read_body(request: Request, max_body_bytes: int, seat: Seat) -> bytearray:

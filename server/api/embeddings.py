@@ -6,6 +6,7 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
+from server.access.keys import Key, Scope
 from server.api.deps import (
     Services,
     abandoned_when_client_leaves,
@@ -21,7 +22,6 @@ from server.engine.served_models import ServedModel
 from server.errors import InvalidRequest
 from server.inference.inputs import TokenIdInputs
 from server.inference.matryoshka import check_dimensions, truncate
-from server.settings import Settings
 
 # Rotating, cutting and writing this many vectors takes longer than the way to a thread and back.
 THREAD_FROM_VECTORS = 64
@@ -41,12 +41,12 @@ router = APIRouter()
 async def create_embeddings(request: Request) -> Response:
     """Turn texts (or token ids) into vectors."""
     services = services_of(request)
-    key = require_key(request)
+    key = require_key(request, Scope.EMBEDDINGS)
     async with deadline(services.settings.request_timeout_s):
         return await read_and_answer(request, services, key)
 
 
-async def read_and_answer(request: Request, services: Services, key: str) -> Response:
+async def read_and_answer(request: Request, services: Services, key: Key) -> Response:
     """Read the request and find its model; the rest is `answer`.
 
     Raises:
@@ -59,22 +59,24 @@ async def read_and_answer(request: Request, services: Services, key: str) -> Res
             asked = EmbeddingRequest.read(body)
         with services.models.work(asked.model) as model:
             record.model = model.card.name
-            return await answer(request, asked, key, model, services.settings)
+            key.check_model(model.card.name, model.card.aliases)
+            if record.limits is not None:
+                await record.limits.take_request()
+            return await answer(request, asked, key, model, services)
 
 
 async def answer(
-    request: Request, asked: EmbeddingRequest, key: str, model: ServedModel, settings: Settings
+    request: Request, asked: EmbeddingRequest, key: Key, model: ServedModel, services: Services
 ) -> Response:
     """Check what depends on the model, compute, write.
-
-    Args:
-        key: name of the API key, whose share of the machine is used.
 
     Raises:
         InvalidRequest: the model cannot do what is asked, or an input is too long.
         ClientDisconnect: the client left before its vectors were there.
         Overloaded: too much work waits.
+        RateLimitExceeded, BudgetSpent: the key has not as many tokens left.
     """
+    settings, access = services.settings, services.access
     record = RequestRecord.of(request.scope)
     card, engine = model.card, model.engine
     dimensions = check_dimensions(asked.dimensions, card)
@@ -83,13 +85,17 @@ async def answer(
     cut_inputs = settings.truncate_inputs if asked.truncate is None else asked.truncate
 
     async with abandoned_when_client_leaves(request):
-        with engine.admit(asked.input, key) as ticket:
+        with engine.admit(asked.input, key.id) as ticket:
             with record.stage("tokenize"):
                 token_ids = await engine.tokenize(
                     asked.input, prompt=prompt, truncate=cut_inputs, own_token_ids=own_token_ids
                 )
             record.num_inputs, record.num_tokens = len(token_ids), sum(map(len, token_ids))
-            vectors, wait_s, compute_s = await engine.embed(token_ids, ticket)
+            user = asked.safety_identifier or asked.user
+            async with access.spend(
+                key, record.limits, record.num_tokens, model=card.name, user=user
+            ):
+                vectors, wait_s, compute_s = await engine.embed(token_ids, ticket)
             record.stages_s |= {"wait": wait_s, "compute": compute_s}
 
     def write() -> bytes:

@@ -21,10 +21,12 @@ async def alive() -> dict[str, str]:
 
 
 @router.api_route("/readyz", methods=PROBE_METHODS)
-async def ready(request: Request) -> dict[str, str]:
-    """200 if the server takes work, 503 while it loads or drains."""
-    services_of(request).models.check_ready()
-    return {"status": "ready"}
+async def ready(request: Request) -> dict[str, Any]:
+    """200 if the server takes work, 503 while it loads or drains; tells what else is away."""
+    services = services_of(request)
+    services.models.check_ready()
+    troubles = services.access.troubles()
+    return {"status": "ready", **({"troubles": troubles} if troubles else {})}
 
 
 @router.api_route("/health", methods=PROBE_METHODS)

@@ -6,6 +6,7 @@ import ipaddress
 
 from fastapi import APIRouter, Request, Response
 
+from server.access.keys import Scope
 from server.api.deps import Services, require_key, services_of
 from server.errors import Unavailable
 from server.metrics import CONTENT_TYPE
@@ -15,10 +16,10 @@ router = APIRouter()
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """The metrics; needs a key unless it is asked for on this machine or made public."""
+    """The metrics; needs a key with the scope `admin` unless it is asked for on this machine or made public."""
     services = services_of(request)
     if not (services.settings.public_metrics or _is_local(request)):
-        require_key(request)
+        require_key(request, Scope.ADMIN)
     services.metrics.ready.set(_ready(services))
     return Response(services.metrics.page(), media_type=CONTENT_TYPE)
 

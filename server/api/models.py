@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from server.access.keys import Scope
 from server.api.deps import require_key, services_of
 from server.api.schemas import model_object
 
@@ -14,14 +15,17 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """Every served model."""
-    require_key(request)
+    """Every served model that the key may use."""
+    key = require_key(request, Scope.MODELS)
     cards = services_of(request).models.registry.cards
-    return {"object": "list", "data": [model_object(card) for card in cards]}
+    allowed = [card for card in cards if key.may_use(card.name, card.aliases)]
+    return {"object": "list", "data": [model_object(card) for card in allowed]}
 
 
 @router.get("/v1/models/{model_id:path}")
 async def retrieve_model(model_id: str, request: Request) -> dict[str, Any]:
     """One model by its name or an alias; names may contain slashes."""
-    require_key(request)
-    return model_object(services_of(request).models.registry.resolve(model_id))
+    key = require_key(request, Scope.MODELS)
+    card = services_of(request).models.registry.resolve(model_id)
+    key.check_model(card.name, card.aliases)
+    return model_object(card)

@@ -51,6 +51,8 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = record.request_id
                 headers["openai-processing-ms"] = str(round(_elapsed_s(record) * 1000.0))
+                if record.limits is not None:
+                    headers.update(await record.limits.headers())
             await send(message)
 
         try:

@@ -6,10 +6,14 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
 from server.errors import ApiError
+
+if TYPE_CHECKING:
+    from server.access.rate_limits import KeyLimits
 
 _STATE_KEY = "request_record"
 
@@ -25,6 +29,7 @@ class RequestRecord:
     num_tokens: int = 0
     stages_s: dict[str, float] = field(default_factory=dict)  # by the names in metrics.STAGES
     error: ApiError | None = None
+    limits: KeyLimits | None = None  # of its key, if that has any a minute
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -165,6 +165,8 @@ class Engine:
         except BaseException:
             self._queue.drop(group)
             raise
+        finally:
+            group.let_go()
         return Embedded(vectors, group.began_s - began_s, time.perf_counter() - group.began_s)
 
     def close(self) -> None:

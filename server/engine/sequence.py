@@ -61,6 +61,14 @@ class SequenceGroup:
         """The first that still waits."""
         return self.sequences[self.next_row]
 
+    def let_go(self) -> None:
+        """Nothing of it waits any more: forget the sequences, which all point back here.
+
+        The collector of such circles comes late, and a flood of large requests would fill the
+        memory meanwhile.
+        """
+        self.sequences = []
+
     def show(self, tokens: int) -> list[TokenSequence]:
         """Let at least so many more tokens be chosen; the sequences that were not yet."""
         first = self.shown

@@ -1,0 +1,244 @@
+"""Requests and tokens a minute, counted by the library `limits` in memory or in Redis.
+
+A minute begins with the first request after the one before has ended. If the shared storage is
+away, each server counts for itself until it is back. Lives in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.errors import ConfigurationError
+from limits.storage import storage_from_string
+
+from server.access.keys import Key
+from server.errors import (
+    RateLimitExceeded,
+    RequestAboveTokenLimit,
+    SettingError,
+    StorageUnavailable,
+)
+
+log = logging.getLogger(__name__)
+
+MINUTE_S = 60
+MEMORY = "memory://"
+# Longer than any Redis that is well takes; requests wait for it once, then it counts as away.
+_PATIENCE_S = 0.5
+_SCHEMES = ("redis://", "rediss://", "redis+unix://")
+
+T = TypeVar("T")
+
+
+class Unit(enum.StrEnum):
+    """What is counted."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How much of a limit is left, and in how many seconds all of it will be."""
+
+    unit: Unit
+    limit: int
+    remaining: int
+    reset_s: float
+
+    def headers(self) -> dict[str, str]:
+        """As OpenAI names them."""
+        return {
+            f"x-ratelimit-limit-{self.unit}": str(self.limit),
+            f"x-ratelimit-remaining-{self.unit}": str(self.remaining),
+            f"x-ratelimit-reset-{self.unit}": f"{math.ceil(self.reset_s)}s",
+        }
+
+
+class RateLimits:
+    """The limits of all keys.
+
+    Args:
+        url: `memory://`, or where a Redis is that several servers share.
+        refuse_when_away: answer 503 while the Redis is away, instead of counting here.
+
+    Raises:
+        SettingError: the address is of no kind that is known.
+    """
+
+    def __init__(self, url: str, *, refuse_when_away: bool) -> None:
+        self._here: Storage = MemoryStorage()
+        self._shared: RedisStorage | None = None if url == MEMORY else _redis(url)
+        self._refuse_when_away = refuse_when_away
+        self.away = False
+        self.instead = "refusing" if refuse_when_away else "each server counts for itself"
+
+    def of(self, key: Key) -> KeyLimits:
+        """The limits of one request's key."""
+        return KeyLimits(self, key)
+
+    async def count(self, name: str, amount: int) -> tuple[int, float]:
+        """Add to a counter; what it holds then, and in how many seconds it ends.
+
+        Raises:
+            StorageUnavailable: the shared storage is away and must not be.
+        """
+
+        async def add(storage: Storage) -> tuple[int, float]:
+            counted = await storage.incr(name, MINUTE_S, amount=amount)
+            return counted, await storage.get_expiry(name) - time.time()
+
+        return await self._ask(add)
+
+    async def look(self, name: str) -> tuple[int, float]:
+        """What a counter holds, and in how many seconds it ends.
+
+        Raises:
+            StorageUnavailable: the shared storage is away and must not be.
+        """
+
+        async def read(storage: Storage) -> tuple[int, float]:
+            counted, expiry = await asyncio.gather(storage.get(name), storage.get_expiry(name))
+            return counted, expiry - time.time()
+
+        return await self._ask(read)
+
+    async def check(self) -> None:
+        """Find out whether the shared storage is there; called every now and then."""
+        if self._shared is None or not self.away:
+            return
+        if await self._shared.check():
+            log.warning("the rate limits' storage is back: limits are shared again")
+            self.away = False
+
+    async def close(self) -> None:
+        """Let go of the connections to the shared storage."""
+        if self._shared is not None:
+            bridge: Any = self._shared.bridge  # its base class declares no connection
+            await bridge.get_connection().aclose()
+
+    async def _ask(self, question: Callable[[Storage], Awaitable[T]]) -> T:
+        if self._shared is None:
+            return await question(self._here)
+        if not self.away:
+            try:
+                return await question(self._shared)
+            except self._shared.base_exceptions as error:
+                self.away = True
+                log.error("the rate limits' storage is away (%s): %s", error, self.instead)
+        if self._refuse_when_away:
+            raise StorageUnavailable("rate limits")
+        return await question(self._here)
+
+
+class KeyLimits:
+    """One request against the limits of its key."""
+
+    def __init__(self, limits: RateLimits, key: Key) -> None:
+        self._limits = limits
+        self._key = key
+        self._most = {
+            unit: most
+            for unit, most in (
+                (Unit.REQUESTS, key.limits.requests_per_minute),
+                (Unit.TOKENS, key.limits.tokens_per_minute),
+            )
+            if most is not None
+        }
+        self._windows: dict[Unit, Window] = {}
+
+    async def take_request(self) -> None:
+        """Count the request.
+
+        Raises:
+            RateLimitExceeded: this minute's requests are used up; it was not counted.
+            StorageUnavailable: as `RateLimits.count`.
+        """
+        await self._take(Unit.REQUESTS, 1)
+
+    async def take_tokens(self, tokens: int) -> None:
+        """Count its tokens.
+
+        Raises:
+            RequestAboveTokenLimit: no minute has as many.
+            RateLimitExceeded: this one has not as many left; they were not counted.
+            StorageUnavailable: as `RateLimits.count`.
+        """
+        most = self._most.get(Unit.TOKENS)
+        if most is not None and tokens > most:
+            raise RequestAboveTokenLimit(tokens, most)
+        await self._take(Unit.TOKENS, tokens)
+
+    async def give_back_tokens(self, tokens: int) -> None:
+        """Count fewer tokens: the request was refused for another reason."""
+        if Unit.TOKENS in self._most:
+            await self._count(Unit.TOKENS, -tokens)
+
+    async def headers(self) -> dict[str, str]:
+        """The state of every limit the key has, for the answer."""
+        found: dict[str, str] = {}
+        with contextlib.suppress(StorageUnavailable):
+            for unit in self._most:
+                window = self._windows.get(unit) or await self._look(unit)
+                found |= window.headers()
+        return found
+
+    async def _take(self, unit: Unit, amount: int) -> None:
+        if unit not in self._most:
+            return
+        counted, window = await self._count(unit, amount)
+        if counted <= window.limit:
+            return
+        await self._count(unit, -amount)
+        # Whoever waits for one limit must not be held up by the other one afterwards.
+        windows = [await self._look(other) for other in self._most]
+        raise RateLimitExceeded(
+            unit, window.limit, retry_after_s=max(window.reset_s for window in windows)
+        )
+
+    async def _count(self, unit: Unit, amount: int) -> tuple[int, Window]:
+        counted, reset_s = await self._limits.count(self._name(unit), amount)
+        return counted, self._note(unit, counted, reset_s)
+
+    async def _look(self, unit: Unit) -> Window:
+        return self._note(unit, *await self._limits.look(self._name(unit)))
+
+    def _note(self, unit: Unit, counted: int, reset_s: float) -> Window:
+        most = self._most[unit]
+        # Redis tells whole seconds, rounded; a client must not come back too early.
+        window = Window(unit, most, max(most - counted, 0), min(max(reset_s, 0) + 0.5, MINUTE_S))
+        self._windows[unit] = window
+        return window
+
+    def _name(self, unit: Unit) -> str:
+        return f"embedding-server/{self._key.id}/{unit}"
+
+
+def _redis(url: str) -> RedisStorage:
+    if not url.startswith(_SCHEMES):
+        raise SettingError(f"setting rate_limit_storage: neither {MEMORY} nor {_SCHEMES[0]}HOST")
+    options: dict[str, Any] = {
+        "implementation": "redispy",
+        "socket_timeout": _PATIENCE_S,
+        "socket_connect_timeout": _PATIENCE_S,
+    }
+    try:
+        storage = storage_from_string(f"async+{url}", **options)
+    except ConfigurationError:
+        raise SettingError(
+            "setting rate_limit_storage: Redis needs a package more: "
+            "pip install 'embedding-server[shared]'"
+        ) from None
+    except ValueError as error:
+        raise SettingError(f"setting rate_limit_storage: {error}") from None
+    assert isinstance(storage, RedisStorage)
+    return storage

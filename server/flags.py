@@ -1,0 +1,73 @@
+"""Command-line flags made from the settings' declaration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_origin
+
+import typer
+from pydantic import SecretStr
+
+from server.settings import ENV_PREFIX, Settings, load_settings
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", envvar=ENV_PREFIX + "CONFIG", help="TOML file with settings.", metavar="FILE"
+    ),
+]
+
+
+def flag(name: str) -> inspect.Parameter:
+    """The flag of one setting; pydantic checks its text, so that all sources share the rules."""
+    field = Settings.model_fields[name]
+    many = get_origin(field.annotation) is list
+    switch = field.annotation is bool
+    default = field.get_default(call_default_factory=False)
+    if isinstance(default, SecretStr):  # the default of a secret is none
+        default = default.get_secret_value()
+    shown = (
+        f" (default: {default})" if not (many or default is None or field.default_factory) else ""
+    )
+    spelled = name.replace("_", "-")
+    option = typer.Option(
+        f"--{spelled}/--no-{spelled}" if switch else f"--{spelled}",
+        help=f"{field.description}{shown}",
+        show_default=False,
+        metavar=None if switch else spelled.rsplit("-", 1)[-1].upper(),
+    )
+    kind: Any = list[str] if many else bool if switch else str
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
+
+
+def with_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for each of these settings and pass it the resulting Settings.
+
+    The command's first parameter is the Settings; what else it has become its own flags.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(config: Path | None, **given: Any) -> None:
+            flags = {name: given.pop(name) for name in names}
+            flags = {name: value for name, value in flags.items() if value not in (None, [])}
+            command(load_settings(flags, config), **given)
+
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+        own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        config = inspect.Parameter(
+            "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile
+        )
+        signature = inspect.Signature([*own, *map(flag, names), config])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate

@@ -1,0 +1,323 @@
+"""Usage and budgets on SQLite and PostgreSQL, alone, together, and with the database away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.access import database as database_module
+from server.access import ledger as ledger_module
+from server.access.database import Database
+from server.access.key_store import KeyStore
+from server.access.keys import ANONYMOUS, Key, Limits
+from server.access.ledger import Budgets, Ledger, lease_tokens
+from server.access.usage_report import By, Sum, usage_by
+from server.errors import BudgetSpent, DatabaseError, StorageUnavailable
+from tests.services import Postgres
+
+TODAY = datetime.now(UTC).date().isoformat()
+
+
+def make_key(store: KeyStore, token_budget: int | None = None, name: str = "team") -> Key:
+    key, _ = store.create(name, limits=Limits(token_budget=token_budget))
+    return key
+
+
+def spent(store: KeyStore, key: Key) -> int:
+    return store.find(key.id).spent_tokens
+
+
+# The ledger.
+
+
+def test_usage_is_summed_by_day_key_model_and_user(database: Database, store: KeyStore) -> None:
+    team, other = make_key(store), make_key(store, name="other")
+    ledger = Ledger(database, hash_users=False)
+    for _ in range(2):
+        ledger.count(team, "small", "ann", 10)
+        ledger.count(team, "small", None, 1)
+        ledger.count(other, "large", "ann", 100)
+        ledger.count(ANONYMOUS, "small", "", 5)
+        ledger.write()
+    assert usage_by(database, By.KEY) == [
+        *(Sum("other", 2, 200), Sum("team", 4, 22), Sum("anonymous", 2, 10)),
+    ]
+    assert usage_by(database, By.MODEL) == [Sum("large", 2, 200), Sum("small", 6, 32)]
+    assert usage_by(database, By.USER) == [Sum("ann", 4, 220), Sum("", 4, 12)]
+    assert usage_by(database, By.DAY) == [Sum(TODAY, 8, 232)]
+    assert usage_by(database, By.USER, key="team") == [Sum("ann", 2, 20), Sum("", 2, 2)]
+    assert usage_by(database, By.KEY, key=other.id, since=TODAY) == [Sum("other", 2, 200)]
+    assert usage_by(database, By.KEY, since="2999-01-01") == []
+
+
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=8))
+@settings(max_examples=25)
+def test_any_users_can_be_written(
+    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory, users: list[str]
+) -> None:
+    for url in (postgres.url, f"sqlite:///{tmp_path_factory.mktemp('any') / 'keys.db'}"):
+        database = Database(url)
+        ledger = Ledger(database, hash_users=False)
+        before = sum(row.tokens for row in usage_by(database, By.USER))
+        for user in users:
+            ledger.count(ANONYMOUS, "m", user, 1)
+        ledger.write()
+        assert sum(row.tokens for row in usage_by(database, By.USER)) == before + len(users)
+        database.close()
+
+
+def test_hashed_users_are_told_apart_and_not_told(database_url: str) -> None:
+    for _ in range(2):  # also after a restart they have the same hash
+        database = Database(database_url)
+        ledger = Ledger(database, hash_users=True)
+        for user in ("ann@example.org", "bob@example.org", ""):
+            ledger.count(ANONYMOUS, "m", user, 1)
+        ledger.write()
+        rows = usage_by(database, By.USER)
+        database.close()
+    assert sorted(row.requests for row in rows) == [2, 2, 2]
+    names = {row.name for row in rows}
+    assert "" in names
+    assert not any("@" in name for name in names)
+
+
+def test_two_databases_hash_a_user_differently(tmp_path: Path) -> None:
+    names = set()
+    for file in ("a.db", "b.db"):
+        database = Database(f"sqlite:///{tmp_path / file}")
+        ledger = Ledger(database, hash_users=True)
+        ledger.count(ANONYMOUS, "m", "ann", 1)
+        ledger.write()
+        names |= {row.name for row in usage_by(database, By.USER)}
+        database.close()
+    assert len(names) == 2
+
+
+def test_many_servers_and_threads_lose_nothing(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(2)]
+    ledgers = [Ledger(database, hash_users=False) for database in databases]
+
+    def work(ledger: Ledger) -> None:
+        for number in range(200):
+            ledger.count(ANONYMOUS, "m", f"user {number % 7}", 3)
+            if number % 20 == 0:
+                ledger.write()
+
+    threads = [threading.Thread(target=work, args=[one]) for one in ledgers for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for ledger in ledgers:
+        ledger.write()
+        assert ledger.unwritten_tokens == 0
+    assert usage_by(databases[0], By.KEY) == [Sum("anonymous", 1_200, 3_600)]
+    for database in databases:
+        database.close()
+
+
+def lock(file: Path) -> Callable[[], None]:
+    """Keep all others from writing until the returned function is called."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    return connection.close
+
+
+def test_usage_waits_while_the_database_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(database_module, "PATIENCE_S", 0.05)
+    database = Database(f"sqlite:///{tmp_path / 'keys.db'}")
+    ledger = Ledger(database, hash_users=False)
+    unlock = lock(tmp_path / "keys.db")
+    ledger.count(ANONYMOUS, "m", "ann", 7)
+    with pytest.raises(DatabaseError, match="locked"):
+        ledger.write()
+    ledger.count(ANONYMOUS, "m", "ann", 7)
+    assert ledger.unwritten_tokens == 14
+    ledger.report_unwritten()
+    assert "user='ann' requests=2 tokens=14" in caplog.text
+    unlock()
+    ledger.write()
+    assert usage_by(database, By.USER) == [Sum("ann", 2, 14)]
+    database.close()
+
+
+def test_usage_waits_while_the_database_is_full(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'keys.db'}")
+    ledger = Ledger(database, hash_users=False)
+    with database.write() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    for number in range(2_000):
+        ledger.count(ANONYMOUS, "m", f"user {number}", 1)
+    with pytest.raises(DatabaseError, match="full"):
+        ledger.write()
+    assert ledger.unwritten_tokens == 2_000
+    with database.write() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 100000")
+    ledger.write()
+    assert usage_by(database, By.KEY) == [Sum("anonymous", 2_000, 2_000)]
+    database.close()
+
+
+def test_usage_waits_while_postgresql_is_away(postgres: Postgres) -> None:
+    database = Database(postgres.new_database())
+    ledger = Ledger(database, hash_users=False)
+    ledger.count(ANONYMOUS, "m", None, 7)
+    with postgres.away(), pytest.raises(DatabaseError):
+        ledger.write()
+    assert ledger.unwritten_tokens == 7
+    ledger.write()
+    assert usage_by(database, By.KEY) == [Sum("anonymous", 1, 7)]
+    database.close()
+
+
+# Budgets.
+
+
+async def test_a_budget_is_spent_to_the_last_token_and_no_further(
+    database: Database, store: KeyStore
+) -> None:
+    key = make_key(store, 100)
+    budgets = Budgets(database, refuse_when_away=False)
+    await budgets.take(key, 60)
+    with pytest.raises(BudgetSpent, match="100"):
+        await budgets.take(key, 41)
+    await budgets.take(key, 40)
+    with pytest.raises(BudgetSpent):
+        await budgets.take(key, 1)
+    await budgets.settle(everything=True)
+    assert spent(store, key) == 100
+
+
+async def test_what_is_given_back_can_be_spent_again(database: Database, store: KeyStore) -> None:
+    key = make_key(store, 100)
+    budgets = Budgets(database, refuse_when_away=False)
+    await budgets.take(key, 100)
+    budgets.give_back(key, 100)
+    await budgets.settle(everything=True)
+    assert spent(store, key) == 0
+    await budgets.take(key, 100)
+
+
+async def test_a_key_without_a_budget_never_asks_the_database(database: Database) -> None:
+    database.close()
+    await Budgets(database, refuse_when_away=True).take(ANONYMOUS, 10**9)
+
+
+async def test_few_requests_of_many_ask_the_database(
+    database: Database, store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def counted(*arguments: object) -> int:
+        asked.append(arguments)
+        return lease_tokens(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ledger_module, "lease_tokens", counted)
+    key = make_key(store, 1_000_000)
+    budgets = Budgets(database, refuse_when_away=False)
+    for _ in range(1_000):
+        await budgets.take(key, 100)
+    assert len(asked) <= 4
+
+
+@pytest.mark.parametrize("servers", [1, 3])
+async def test_many_at_once_on_several_servers_never_overdraw(
+    database_url: str, store: KeyStore, servers: int
+) -> None:
+    key = make_key(store, 10_000)
+    databases = [Database(database_url) for _ in range(servers)]
+    all_budgets = [Budgets(database, refuse_when_away=False) for database in databases]
+    used = 0
+
+    async def client(budgets: Budgets, number: int) -> None:
+        nonlocal used
+        for round_ in range(20):
+            tokens = 1 + (number * 7 + round_ * 13) % 60
+            try:
+                await budgets.take(key, tokens)
+            except BudgetSpent:
+                continue
+            used += tokens
+            await asyncio.sleep(0.001)
+
+    clients = (client(all_budgets[number % servers], number) for number in range(50))
+    await asyncio.gather(*clients)
+    for budgets in all_budgets:
+        await budgets.settle(everything=True)
+    assert used <= 10_000
+    assert spent(store, key) == used
+    assert used > 9_000  # what one server holds in advance keeps little from the others
+    for database in databases:
+        database.close()
+
+
+async def test_what_a_server_holds_and_does_not_use_is_put_back(
+    database: Database, store: KeyStore
+) -> None:
+    key = make_key(store, 16_000)
+    budgets = Budgets(database, refuse_when_away=False)
+    await budgets.take(key, 1)
+    assert spent(store, key) == 1_000
+    await budgets.settle(everything=False)  # used since it was looked at last
+    assert spent(store, key) == 1_000
+    await budgets.settle(everything=False)
+    assert spent(store, key) == 1
+
+
+async def test_a_budget_that_is_raised_can_be_spent_at_once(
+    database: Database, store: KeyStore
+) -> None:
+    key = make_key(store, 10)
+    budgets = Budgets(database, refuse_when_away=False)
+    await budgets.take(key, 10)
+    raised = store.change(key.id, token_budget=20)
+    await budgets.take(raised, 10)
+    with pytest.raises(BudgetSpent):
+        await budgets.take(raised, 1)
+
+
+@pytest.mark.parametrize("refuse", [True, False])
+async def test_while_the_database_is_away_there_is_credit_or_refusal_as_was_set(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refuse: bool,
+) -> None:
+    monkeypatch.setattr(database_module, "PATIENCE_S", 0.05)
+    database = Database(f"sqlite:///{tmp_path / 'keys.db'}")
+    store = KeyStore(database)
+    key = make_key(store, 160)
+    budgets = Budgets(database, refuse_when_away=refuse)
+    await budgets.take(key, 5)  # and so 5 are held in advance
+    unlock = lock(tmp_path / "keys.db")
+    await budgets.take(key, 5)
+    for _ in range(2):
+        if refuse:
+            with pytest.raises(StorageUnavailable):
+                await budgets.take(key, 50)
+        else:
+            await budgets.take(key, 50)
+    assert budgets.away
+    with pytest.raises(DatabaseError) if not refuse else pytest.raises(AssertionError):
+        await budgets.settle(everything=True)
+        raise AssertionError
+    budgets.report_owed()
+    assert ("tokens=100" in caplog.text) is not refuse
+    unlock()
+    budgets.away = False
+    await budgets.settle(everything=True)
+    assert spent(store, key) == (10 if refuse else 110)
+    assert logging.ERROR in {record.levelno for record in caplog.records}
+    database.close()

@@ -1,0 +1,158 @@
+"""Real Redis and PostgreSQL processes for tests, on loopback, in folders of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+import pytest
+import redis
+
+START_TIMEOUT_S = 30
+_INSTALL = "apt-get install redis-server postgresql"
+_POSTGRES_FOLDERS = "/usr/lib/postgresql"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class _Service:
+    """A server process that can be stopped, started again, and frozen."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+    stop_signal = signal.SIGTERM
+
+    def start(self) -> None:
+        log = (self.folder / "log").open("ab")
+        self.process = subprocess.Popen(self.command(), stdout=log, stderr=log)
+        log.close()
+        wait_for(self.answers, f"{type(self).__name__}: {(self.folder / 'log').read_text()}")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(self.stop_signal)
+            self.process.wait(timeout=START_TIMEOUT_S)
+            self.process = None
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Stopped for a while."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class Redis(_Service):
+    """redis-server without persistence."""
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def command(self) -> Sequence[str]:
+        where = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
+        return [_found("redis-server"), *where, "--save", ""]
+
+    def answers(self) -> bool:
+        try:
+            return bool(redis.Redis.from_url(self.url).ping())
+        except redis.ConnectionError:
+            return False
+
+
+class Postgres(_Service):
+    """PostgreSQL with one superuser and no password; refuses to run as root, so it does not."""
+
+    stop_signal = signal.SIGINT  # at SIGTERM it would wait for its clients to leave
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._user = "postgres" if os.geteuid() == 0 else getpass.getuser()
+        self._as_user = (
+            ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+            if os.geteuid() == 0
+            else []
+        )
+        if os.geteuid() == 0:
+            shutil.chown(folder, "postgres", "postgres")
+        initdb = [_found("initdb"), "-A", "trust", "--no-sync", "-U", "postgres", "-D"]
+        subprocess.run(
+            [*self._as_user, *initdb, str(folder / "data")], check=True, capture_output=True
+        )
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def command(self) -> Sequence[str]:
+        where = ["-D", str(self.folder / "data"), "-k", str(self.folder), "-p", str(self.port)]
+        fast = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1"]
+        return [*self._as_user, _found("postgres"), *where, *fast]
+
+    def answers(self) -> bool:
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def new_database(self) -> str:
+        """The URL of an empty database."""
+        name = f"test_{time.monotonic_ns()}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return self.url.removesuffix("postgres") + name
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"it never came: {what}"
+        time.sleep(0.02)
+
+
+def _found(program: str) -> str:
+    """The program's path; a test that needs it fails, and says how to get it."""
+    installed = sorted(Path(_POSTGRES_FOLDERS).glob(f"*/bin/{program}"))
+    path = shutil.which(program) or (str(installed[-1]) if installed else None)
+    if path is None:
+        pytest.fail(f"{program} is missing: {_INSTALL}")
+    return path
