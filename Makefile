@@ -9,10 +9,12 @@ ARGS   ?=
 # stsb-dev.csv, if it is at hand: adds the test of quality on the STS Benchmark.
 STSB   ?=
 
+APT_INSTALL := RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends redis-server postgresql
+
 # Flags for `make bench`, for example BENCH="--quick --peer onnxruntime".
 BENCH  ?= --peer infinity --peer sentence-transformers --peer onnxruntime
 
-.PHONY: help install serve check test bench clean
+.PHONY: help install serve check services test bench clean
 
 help:
 	@echo "make serve     install what serving needs, fetch the model, serve on 127.0.0.1:8000"
@@ -52,7 +54,15 @@ tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
 	npm ci --prefix tests/node --no-audit --no-fund --loglevel=error
 	@touch $@
 
-test: install $(VENV)/.dev tests/node/node_modules
+# Redis and PostgreSQL, for the tests of what several servers share. As root they are installed, and
+# not started; else the command is told, and the tests that need them fail.
+services:
+	@command -v redis-server >/dev/null && { command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	     && { $(APT_INSTALL) || { apt-get -q update && $(APT_INSTALL); }; }; } \
+	|| echo "Some tests need: apt-get install redis-server postgresql"
+
+test: install services $(VENV)/.dev tests/node/node_modules
 	$(BIN)/pytest $(if $(STSB),--stsb=$(STSB))
 
 bench: install $(VENV)/.dev

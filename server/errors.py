@@ -211,8 +211,8 @@ class BudgetSpent(ApiError):
 
     def __init__(self, token_budget: int, tokens: int) -> None:
         super().__init__(
-            f"Your key's budget of {token_budget} tokens has not {tokens} left, which this request "
-            "needs. Ask the operator of this server for more."
+            f"Your key's budget of {token_budget} tokens does not have the {tokens} left that this "
+            "request needs. Ask the operator of this server for more."
         )
 
 
@@ -229,7 +229,7 @@ class ScopeMissing(PermissionDenied):
     code = "scope_missing"
 
     def __init__(self, scope: str) -> None:
-        super().__init__(f"Your key has not the scope '{scope}', which this request needs.")
+        super().__init__(f"Your key lacks the scope '{scope}', which this request needs.")
 
 
 class ModelNotAllowed(PermissionDenied):
@@ -304,7 +304,7 @@ class RateLimitExceeded(ApiError):
     def __init__(self, unit: str, limit: int, *, retry_after_s: float) -> None:
         self.retry_after_s = _whole_seconds(retry_after_s)
         super().__init__(
-            f"Rate limit reached: your key has {limit} {unit} a minute. Try again in "
+            f"Rate limit reached for {unit}: your key's limit is {limit} a minute. Try again in "
             f"{self.retry_after_s} s."
         )
 

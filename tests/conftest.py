@@ -52,6 +52,14 @@ def stsb(pytestconfig: pytest.Config) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_data_of_this_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keys that a user of this machine has made must not be asked for by the tests' servers."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def registry() -> Registry:
     return read_registry(REPOSITORY / "models")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -86,6 +89,50 @@ def test_the_api_page_tells_every_metric_as_it_is_declared() -> None:
     page = (REPOSITORY / "docs/api.md").read_text(encoding="utf-8")
     found = page.split("<!-- metrics -->\n")[1].split("\n<!-- /metrics -->")[0]
     assert found == metrics_table()
+
+
+ACCESS = (REPOSITORY / "docs/access.md").read_text(encoding="utf-8")
+
+
+def answers_of(commands: list[str]) -> list[tuple[int, str]]:
+    """Status and body of each command of docs/access.md, after its preparation, in one shell."""
+    section = ACCESS.split("## What is checked")[1]
+    preparation = section.split("```sh\n")[1].split("```")[0]
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/keys.db"
+        environment = {**os.environ, "EMBEDDING_SERVER_DATABASE_URL": url}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        with ServerProcess(environment=environment) as server:
+            script = preparation.replace("http://127.0.0.1:8000", server.url)
+            asked = "\n".join(f"{command.replace('curl -s', MARKED_CURL)}" for command in commands)
+            outcome = subprocess.run(
+                ["bash", "-euc", f"{script}\necho; echo {MARK}\n{asked}"],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=True,
+            )
+    lines = outcome.stdout.split(MARK + "\n")[1].splitlines()
+    return [(int(status), body) for body, status in zip(lines[::2], lines[1::2], strict=True)]
+
+
+MARK = "=== answers ==="
+MARKED_CURL = "curl -s -w '\\n%{http_code}\\n'"
+
+
+def test_each_refusal_of_the_access_page_is_answered_as_it_says() -> None:
+    table = ACCESS.split("<!-- answers -->\n")[1].split("<!-- /answers -->")[0]
+    rows = [re.findall(r"^\| (\d+) \| `(.*)` \| `(.*)` \|$", line) for line in table.splitlines()]
+    found = [row[0] for row in rows if row]
+    assert [status for status, _, _ in found] == (
+        ["401", "401", "401", "403", "403", "429", "429", "400", "402"]
+    )
+    for (status, _, body), answer in zip(
+        found, answers_of([command for _, command, _ in found]), strict=True
+    ):
+        varies = re.compile(r"in \d+ s|sk-\*\*\*\S+")  # the time to wait; a random key's end
+        assert (int(status), varies.sub("…", body)) == (answer[0], varies.sub("…", answer[1]))
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?:docs|CHANGELOG)[^)#]*)\)", README))
