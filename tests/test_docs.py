@@ -20,7 +20,7 @@ from tests.server_process import ServerProcess
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(
     r"^```(sh|python|js)\n(.*?)^```",
-    README.split("## Use it")[1].split("## Models")[0],
+    README.split("## Use it")[1].split("\n## ")[0],
     re.MULTILINE | re.DOTALL,
 )
 COMMANDS = {

@@ -22,6 +22,7 @@ from scripts.benchmark import endurance, machine, plots, report, scenarios
 from scripts.benchmark.client import BadAnswer
 from scripts.benchmark.measuring import (
     FULL,
+    GUARDED,
     MATRIX_PRODUCT,
     OURS,
     QUICK,
@@ -34,6 +35,7 @@ from scripts.benchmark.processes import REPOSITORY, BenchError
 from scripts.benchmark.results import Results
 from scripts.benchmark.servers import (
     INFINITY_FLAGS,
+    GuardedServer,
     Infinity,
     OwnServer,
     Server,
@@ -109,6 +111,11 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         type=shlex.split,
         metavar="FLAGS",
         help="drive a second server of ours with these flags",
+    )
+    add(
+        "--guarded",
+        action="store_true",
+        help="drive a second server of ours that asks for keys, counts limits and writes usage",
     )
     add(
         "--against-checkout",
@@ -215,6 +222,9 @@ def _start(
         checkout = asked.against_checkout or REPOSITORY
         flags = asked.serve_args if asked.against is None else asked.against
         servers.append(stack.enter_context(OwnServer("against", flags, checkout)))
+    if asked.guarded:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers.append(stack.enter_context(GuardedServer(GUARDED, asked.serve_args, scratch)))
     peers: list[InProcess] = []
     for name in asked.peer:
         if name in INFINITY_FLAGS:

@@ -34,6 +34,7 @@ from scripts.benchmark.servers import OwnServer, Server
 from scripts.benchmark.texts import make_requests, num_tokens
 
 OURS = "ours"
+GUARDED = "ours, with keys"
 MATRIX_PRODUCT = "matrix product"
 SAME_COSINE = 0.9999
 

@@ -69,6 +69,21 @@ class OwnServer(Server):
         self.address = found.group(1), int(found.group(2))
 
 
+class GuardedServer(OwnServer):
+    """Ours with a key that has limits a minute and a budget, which are never reached."""
+
+    def __init__(self, name: str, flags: Sequence[str], folder: Path) -> None:
+        database = f"sqlite:///{folder / 'keys.db'}"
+        secrets = folder / "secrets.txt"
+        secrets.write_text(f"benchmark {client.SECRET}\n")
+        limits = [f"{flag}={10**15}" for flag in ("--rpm", "--tpm", "--token-budget")]
+        command = [sys.executable, "-m", "server", "keys", "import", str(secrets), *limits]
+        subprocess.run(
+            [*command, "--database-url", database], check=True, cwd=REPOSITORY, capture_output=True
+        )
+        super().__init__(name, [*flags, "--database-url", database])
+
+
 class Infinity(Server):
     """Infinity on torch.
 
