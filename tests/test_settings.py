@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from server.access.access import Access
 from server.errors import SettingError
 from server.settings import (
     ENV_PREFIX,
@@ -348,15 +350,20 @@ BEYOND = [
 ]
 
 
+def check_exposure(flags: dict[str, Any]) -> None:
+    settings = load_settings(flags)
+    settings.check_exposure(asks_for_keys=Access(settings).asks_for_keys)
+
+
 class TestExposure:
     @pytest.mark.parametrize("host", LOOPBACK)
     def test_this_machine_alone_needs_no_key(self, host: str) -> None:
-        load_settings({"host": host}).check_exposure(asks_for_keys=False)
+        check_exposure({"host": host})
 
     @pytest.mark.parametrize("host", BEYOND)
     def test_an_address_beyond_this_machine_is_refused_without_keys(self, host: str) -> None:
         with pytest.raises(SettingError) as caught:
-            load_settings({"host": host}).check_exposure(asks_for_keys=False)
+            check_exposure({"host": host})
         message = caught.value.message
         assert f"listen on {host} " in message
         assert "--api-key" in message
@@ -364,15 +371,13 @@ class TestExposure:
 
     @pytest.mark.parametrize("host", BEYOND)
     def test_a_key_allows_any_address(self, host: str) -> None:
-        load_settings({"host": host, "api_key": ["sk-1"]}).check_exposure(asks_for_keys=False)
+        check_exposure({"host": host, "api_key": ["sk-1"]})
 
     def test_a_key_file_allows_any_address(self, tmp_path: Path) -> None:
         keys = tmp_path / "keys"
         keys.write_text("sk-1\n")
-        load_settings({"host": "0.0.0.0", "api_key_file": str(keys)}).check_exposure(
-            asks_for_keys=False
-        )
+        check_exposure({"host": "0.0.0.0", "api_key_file": str(keys)})
 
     @pytest.mark.parametrize("host", BEYOND)
     def test_saying_so_allows_any_address(self, host: str) -> None:
-        load_settings({"host": host, "allow_no_keys": True}).check_exposure(asks_for_keys=False)
+        check_exposure({"host": host, "allow_no_keys": True})
