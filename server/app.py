@@ -69,12 +69,11 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(load()), asyncio.create_task(access.run())]
+        loading = asyncio.create_task(load())
+        access.start()
         yield
-        for task in tasks:
-            task.cancel()
+        loading.cancel()
         services.models.close()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await access.close()
 
     # The pages at /docs would load their scripts from a CDN, which an air-gapped site cannot reach.
@@ -88,7 +87,7 @@ def create_app(
         redirect_slashes=False,  # a redirect of a POST loses its body with many clients
     )
     app.state.services = services
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(RequestContext, metrics=metrics, access=access)
     error_responses.install(app)
     for room in (embeddings, models_routes, health, metrics_route):
         app.include_router(room.router)

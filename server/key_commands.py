@@ -28,10 +28,11 @@ keys_app = typer.Typer(
     help="API keys with limits, kept in a database.", no_args_is_help=True, rich_markup_mode=None
 )
 
-_DURATION = re.compile(r"(\d{1,6})([mhd])")
+_DURATION = re.compile(r"(\d{1,5})([mhd])", re.ASCII)
+_NUMBER = re.compile(r"\d{1,15}", re.ASCII)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 _NO_LIMIT = "none"
-_MIN_SECRET_CHARS = 8
+_MIN_SECRET_CHARS = 16
 
 KeyName = Annotated[str, typer.Argument(metavar="KEY", help="Name or id of the key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
@@ -180,7 +181,9 @@ def rotate(
 @with_flags("database_url", "data_dir")
 def import_keys(
     settings: Settings,
-    file: Annotated[Path, typer.Argument(help="One `NAME SECRET` a line; # begins a comment.")],
+    file: Annotated[
+        Path, typer.Argument(help="One `NAME SECRET` a line; lines that begin with # are comments.")
+    ],
     scope: Scopes = None,
     model: Models = None,
     rpm: Rpm = None,
@@ -216,6 +219,7 @@ def import_keys(
         print(f"{len(imported)} keys imported, {known} were known")
 
 
+@with_flags("database_url", "data_dir")
 def usage(
     settings: Settings,
     by: Annotated[str, typer.Option(help="Sum up by key, model, user or day.")] = "key",
@@ -242,9 +246,6 @@ def usage(
             (by, "requests", "tokens"),
             [(row.name or "-", str(row.requests), str(row.tokens)) for row in sums],
         )
-
-
-usage = with_flags("database_url", "data_dir")(usage)
 
 
 @contextmanager
@@ -286,8 +287,10 @@ def _limits(rpm: str | None, tpm: str | None, token_budget: str | None) -> Limit
 def _number(given: str | None, flag: str) -> int | None:
     if given is None or given == _NO_LIMIT:
         return None
-    if not given.isascii() or not given.isdecimal() or not 0 < int(given) < 2**53:
-        raise KeyRefused(f"{flag} {given}: must be a whole number above 0, or none")
+    if _NUMBER.fullmatch(given) is None or int(given) == 0:
+        raise KeyRefused(
+            f"{flag} {given[:20]}: must be a whole number above 0 of at most 15 digits, or none"
+        )
     return int(given)
 
 
@@ -340,8 +343,8 @@ def _read_secrets(file: Path) -> list[tuple[str, str]]:
             continue
         name, _, secret = line.strip().rpartition(" ")
         where = f"{file}, line {number}"
-        if not name:
-            raise KeyRefused(f"{where}: must be NAME SECRET")
+        if not name or "#" in line or any(word.startswith("sk-") for word in name.split()):
+            raise KeyRefused(f"{where}: must be NAME SECRET and nothing else")
         if len(secret) < _MIN_SECRET_CHARS or not secret.isascii() or not secret.isprintable():
             raise KeyRefused(
                 f"{where}: the secret has fewer than {_MIN_SECRET_CHARS} characters, or some that "
@@ -413,9 +416,13 @@ def _print_json(value: object) -> None:
 def _print_table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*titles)
     for row in rows:
-        table.add_row(*row)
+        # Users' names come from clients: neither markup nor what steers a terminal may act.
+        table.add_row(
+            *(Text("".join(c if c.isprintable() else "\ufffd" for c in cell)) for cell in row)
+        )
     # A pipe has no width; there no cell may be cut.
     (Console() if sys.stdout.isatty() else Console(width=10_000)).print(table)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
 import psycopg
 import pytest
 import redis
@@ -66,6 +67,20 @@ class _Service:
             yield
         finally:
             self.start()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """There, with all its connections, but without an answer."""
+        assert self.process is not None
+        process = psutil.Process(self.process.pid)
+        whole = [process, *process.children(recursive=True)]
+        for one in whole:
+            one.suspend()
+        try:
+            yield
+        finally:
+            for one in whole:
+                one.resume()
 
     def __enter__(self) -> Self:
         self.start()

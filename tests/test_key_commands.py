@@ -109,7 +109,9 @@ def test_revoked_and_rotated_keys_are_told(commands: Commands) -> None:
 
 def test_existing_secrets_are_imported_once(commands: Commands, tmp_path: Path) -> None:
     file = tmp_path / "secrets.txt"
-    file.write_text("# from the old gateway\nteam a sk-old-0123456789\n\nb sk-old-9876543210\n")
+    file.write_text(
+        "# from the old gateway\nteam a sk-old-0123456789abc\n\nb sk-old-9876543210abc\n"
+    )
     done = commands.json("keys", "import", str(file), "--tpm", "1000")
     assert [(key["name"], key["tpm"]) for key in done["imported"]] == [
         ("team a", 1000),
@@ -125,7 +127,9 @@ def test_existing_secrets_are_imported_once(commands: Commands, tmp_path: Path) 
         ("", "holds no key"),
         ("sk-onlyasecret", "line 1: must be NAME SECRET"),
         ("a short", "line 1: the secret"),
-        ("a sk-0123456789\nb sk-0123456789", "line 2: the name or the secret"),
+        ("a sk-0123456789abcdef\nb sk-0123456789abcdef", "line 2: the name or the secret"),
+        ("a sk-0123456789abcdef # production-key-01", "line 1: must be NAME SECRET"),
+        ("a sk-0123456789abcdef production-key-01", "line 1: must be NAME SECRET"),
         ("a sk-0123456789é", "line 1: the secret"),
     ],
 )
@@ -147,6 +151,7 @@ def test_a_file_that_is_wrong_imports_nothing_and_is_told_without_secrets(
         (["create", "--name", "a", "--rpm", "0"], "--rpm 0"),
         (["create", "--name", "a", "--tpm", "many"], "--tpm many"),
         (["create", "--name", "a", "--token-budget", "-5"], "--token-budget -5"),
+        (["create", "--name", "a", "--token-budget", "9" * 5_000], "at most 15 digits"),
         (["create", "--name", "a", "--expires", "2020-01-01"], "is over"),
         (["create", "--name", "a", "--expires", "soon"], "--expires soon"),
         (["create", "--name", ""], "cannot be a key's name"),
@@ -173,7 +178,7 @@ def test_usage_is_shown_by_each_of_its_parts(commands: Commands, tmp_path: Path)
     url = f"sqlite:///{tmp_path / 'other.db'}"
     database = Database(url)
     ledger = Ledger(database, hash_users=False)
-    for user, tokens in (("ann", 5), ("bob", 70), ("", 1)):
+    for user, tokens in (("ann", 5), ("bob", 70), ("[/x]\x1b[31m", 1)):
         ledger.count(ANONYMOUS, "m", user, tokens)
     ledger.write()
     database.close()
@@ -184,6 +189,8 @@ def test_usage_is_shown_by_each_of_its_parts(commands: Commands, tmp_path: Path)
     assert commands.json("usage", *there, "--by", "model", "--since", "1d")[0]["tokens"] == 76
     assert commands.json("usage", *there, "--by", "day", "--since", "2999-01-01") == []
     assert "bob" in commands.run("usage", *there, "--by", "user").stdout
+    assert "[/x]\ufffd[31m" in commands.run("usage", *there, "--by", "user").stdout
+    assert "--since 999999d" in commands.mistake("usage", *there, "--since", "999999d")
     assert "--by hour" in commands.mistake("usage", *there, "--by", "hour")
     assert "--since yesterday" in commands.mistake("usage", *there, "--since", "yesterday")
 

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING
 
 from server.access.keyring import Keyring
 from server.access.keys import Key
-from server.errors import ApiError
+from server.errors import AuthenticationFailed
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.access.rate_limits import KeyLimits
     from server.access.shared import Shared
     from server.metrics import Metrics
-
-# How often keys are read again, usage is written, and what is away is asked for.
-SYNC_INTERVAL_S = 1.0
 
 
 class Access:
@@ -39,6 +36,7 @@ class Access:
             from server.access.shared import Shared
 
             self._shared = Shared(settings, self._keyring)
+        self._running: asyncio.Task[None] | None = None
 
     @property
     def asks_for_keys(self) -> bool:
@@ -54,6 +52,13 @@ class Access:
         if self._shared is None or not key.limits.by_the_minute:
             return None
         return self._shared.rate_limits.of(key)
+
+    def limits_for(self, authorization: str | None) -> KeyLimits | None:
+        """The limits of whoever sends this header, also where no key is asked for."""
+        try:
+            return self.limits_of(self._keyring.find(authorization))
+        except AuthenticationFailed:
+            return None
 
     @contextlib.asynccontextmanager
     async def spend(
@@ -75,7 +80,7 @@ class Access:
             return
         try:
             await self._shared.budgets.take(key, tokens)
-        except ApiError:
+        except BaseException:
             if limits is not None:
                 await limits.give_back_tokens(tokens)
             raise
@@ -95,13 +100,17 @@ class Access:
         if self._shared is not None:
             self._shared.show_in(metrics)
 
-    async def run(self) -> None:
-        """Keep keys, ledger and budgets in step with the database, until cancelled."""
-        while self._shared is not None:
-            await asyncio.sleep(SYNC_INTERVAL_S)
-            await self._shared.sync()
+    def start(self) -> None:
+        """Keep keys, ledger and budgets in step with the database from now on."""
+        if self._shared is not None:
+            self._running = asyncio.create_task(self._shared.run())
 
     async def close(self) -> None:
         """Write what is left; tell the log what could not be written."""
-        if self._shared is not None:
-            await self._shared.close()
+        if self._shared is None:
+            return
+        if self._running is not None:
+            # Not cancelled: what it has begun, it must bring to its end.
+            self._shared.end()
+            await self._running
+        await self._shared.close()

@@ -5,10 +5,12 @@ Any thread may call. Knows nothing of HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
-from collections.abc import Iterator
-from typing import Any, Final
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -33,7 +35,11 @@ from server.errors import DatabaseError
 
 # How long a statement may wait for another one's lock, or for the network.
 PATIENCE_S = 2.0
+# A database that hangs may not answer even that; then it counts as away.
+NO_ANSWER_AFTER_S = 2 * PATIENCE_S
 _UPGRADE_LOCK: Final = 0x656D6265  # any number; PostgreSQL's advisory locks are named by numbers
+
+T = TypeVar("T")
 
 metadata = MetaData()
 # The names are long because a PostgreSQL database may hold other programs' tables, too.
@@ -133,8 +139,55 @@ class Database:
             raise
         except exc.SQLAlchemyError as error:
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            url = self._engine.url.render_as_string(hide_password=True)
-            raise DatabaseError(f"database {url}: {reason}") from error
+            url = self._engine.url.set(query={})  # which may hold a password, too
+            raise DatabaseError(f"database {url.render_as_string()}: {reason}") from error
+
+
+async def in_thread(
+    work: Callable[[], T],
+    *,
+    then: Callable[[T], None] = lambda result: None,
+    otherwise: Callable[[], None] = lambda: None,
+) -> T:
+    """Do something that asks a database, off the event loop.
+
+    Each time in a daemon thread of its own: one that hangs keeps neither others waiting nor the
+    process from ending.
+
+    Args:
+        then: called in the event loop with the result, also if nobody waits for it any more.
+        otherwise: called there instead if the work has failed.
+
+    Raises:
+        DatabaseError: from the work, or there is no answer for too long.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def succeed(result: T) -> None:
+        then(result)
+        if not done.done():
+            done.set_result(result)
+
+    def fail(error: BaseException) -> None:
+        otherwise()
+        if not done.done():
+            done.set_exception(error)
+
+    def run() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, nobody waits
+            try:
+                result = work()
+            except BaseException as error:
+                loop.call_soon_threadsafe(fail, error)
+            else:
+                loop.call_soon_threadsafe(succeed, result)
+
+    threading.Thread(target=run, name="database", daemon=True).start()
+    try:
+        return await asyncio.wait_for(done, NO_ANSWER_AFTER_S)
+    except TimeoutError:
+        raise DatabaseError(f"the database gives no answer for {NO_ANSWER_AFTER_S:g} s") from None
 
 
 def meta(connection: Connection, name: str) -> str | None:
@@ -160,6 +213,8 @@ def _engine(url: str) -> Engine:
     options: dict[str, Any] = {}
     match parsed.get_backend_name():
         case "sqlite":
+            if parsed.database in (None, "", ":memory:"):
+                raise DatabaseError("setting database_url: a SQLite database needs a file")
             options["connect_args"] = {"timeout": PATIENCE_S}
         case "postgresql" | "postgres":
             parsed = parsed.set(drivername="postgresql+psycopg")

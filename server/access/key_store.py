@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, Row, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
 from server.access.database import KEYS, KEYS_VERSION, Database, meta, note_key_change
 from server.access.keys import (
@@ -65,8 +66,12 @@ class KeyStore:
         with self._database.write() as connection:
             if connection.scalar(select(KEYS.c.id).where(KEYS.c.name == name)):
                 raise KeyRefused(f"there is a key named {name} already")
-            self._refuse_known(connection, digest(secret))
-            connection.execute(insert(KEYS).values(digest=digest(secret), **_columns(key)))
+            if _has_digest(connection, digest(secret)):
+                raise KeyRefused("there is a key with this secret already")
+            try:
+                connection.execute(insert(KEYS).values(digest=digest(secret), **_columns(key)))
+            except IntegrityError:  # somebody else was faster
+                raise KeyRefused(f"there is a key named {name} already") from None
             note_key_change(connection)
         return key, secret
 
@@ -93,12 +98,13 @@ class KeyStore:
         with self._database.read() as connection:
             version = meta(connection, KEYS_VERSION) or ""
             rows = connection.execute(select(KEYS).order_by(KEYS.c.created_at, KEYS.c.id)).all()
+        keys = tuple(map(_key, rows))
         digests: dict[str, tuple[Key, int | None]] = {}
-        for row in rows:
-            digests[row.digest] = (_key(row), None)
+        for row, key in zip(rows, keys, strict=True):
+            digests[row.digest] = (key, None)
             if row.previous_digest is not None:
-                digests[row.previous_digest] = (_key(row), row.previous_until)
-        return Snapshot(version, tuple(map(_key, rows)), digests)
+                digests[row.previous_digest] = (key, row.previous_until)
+        return Snapshot(version, keys, digests)
 
     def change(self, name: str, **columns: Any) -> Key:
         """Set fields of a key, by their names in the table; within seconds every server knows.
@@ -122,20 +128,26 @@ class KeyStore:
 
         Raises:
             KeyNotFound: there is no such key.
-            KeyRefused: it was revoked.
+            KeyRefused: it was revoked, or the grace of the rotation before is not over.
         """
-        if self.find(name).revoked_at is not None:
-            raise KeyRefused(f"key {name} was revoked; create a new one")
         secret = new_secret()
+        now = int(time.time())
         with self._database.write() as connection:
             row = self._row(connection, name)
+            if row.revoked_at is not None:
+                raise KeyRefused(f"key {name} was revoked; create a new one")
+            if grace_s and row.previous_until is not None and row.previous_until > now:
+                raise KeyRefused(
+                    f"the secret before this one of key {name} is valid for a further "
+                    f"{row.previous_until - now} s, and only one can be; without --grace both end now"
+                )
             changed = update(KEYS).where(KEYS.c.id == row.id)
             connection.execute(
                 changed.values(
                     digest=digest(secret),
                     shown=shown(secret),
                     previous_digest=row.digest if grace_s else None,
-                    previous_until=int(time.time()) + grace_s if grace_s else None,
+                    previous_until=now + grace_s if grace_s else None,
                 )
             )
             note_key_change(connection)
@@ -154,11 +166,6 @@ class KeyStore:
         if found is None:
             raise KeyNotFound(name)
         return found
-
-    @staticmethod
-    def _refuse_known(connection: Connection, secret_digest: str) -> None:
-        if _has_digest(connection, secret_digest):
-            raise KeyRefused("there is a key with this secret already")
 
 
 def _has_digest(connection: Connection, secret_digest: str) -> bool:
@@ -194,7 +201,7 @@ def _key(row: Row[Any]) -> Key:
         id=row.id,
         name=row.name,
         shown=row.shown,
-        scopes=frozenset(map(Scope, row.scopes.split())),
+        scopes=frozenset(scope for scope in Scope if scope in row.scopes.split()),
         models=frozenset(json.loads(row.models)),
         limits=Limits(
             requests_per_minute=row.requests_per_minute,

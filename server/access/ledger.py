@@ -1,9 +1,9 @@
 """What was used: requests and tokens by day, key, model and user; and what is left of budgets.
 
 Usage is counted in memory and written once a second. Of a budget a server takes tokens in advance,
-in one statement of the database that never goes below zero, and spends them without asking; what
-it does not use it puts back. So no budget is overdrawn, however many servers share the database.
-If the database is away, usage waits in memory and budgets are spent on credit.
+in one transaction that never takes more than there are, and spends them without asking; what it
+does not use it puts back. So no budget is overdrawn, however many servers share the database. If
+the database is away, usage waits in memory and budgets are spent on credit, without a bound.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ import hmac
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from server.access.database import KEYS, USAGE, USER_SALT, Database, meta
+from server.access.database import KEYS, USAGE, USER_SALT, Database, in_thread, meta
 from server.access.keys import Key
 from server.errors import BudgetSpent, DatabaseError, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
-# Taken in advance: this part of what is left, so that little is out of reach of other servers.
+# Taken in advance: what the key used lately, but no more than this part of what is left, so that
+# little is out of reach of other servers, and little is lost with a server that is killed.
 LEASED_PART = 1 / 16
-MAX_LEASE_TOKENS = 200_000
+# With more accounts than this that cannot be written, users are no longer told apart.
+MAX_UNWRITTEN_ACCOUNTS = 100_000
 _HASHED_USER_DIGITS = 32
-_THREADS = 4
 
 
 class Account(NamedTuple):
@@ -65,12 +65,16 @@ class Ledger:
         self._salt = salt.encode() if hash_users else None
         self._lock = threading.Lock()
         self._unwritten: defaultdict[Account, _Used] = defaultdict(_Used)
+        self._writing: defaultdict[Account, _Used] = defaultdict(_Used)
+        self._one_writes = threading.Lock()
 
     def count(self, key: Key, model: str, user: str | None, tokens: int) -> None:
         """Note an answered request; any thread may call."""
         day = datetime.now(UTC).date().isoformat()
         account = Account(day, key.id, model, self._user(user))
         with self._lock:
+            if len(self._unwritten) >= MAX_UNWRITTEN_ACCOUNTS and account not in self._unwritten:
+                account = account._replace(user="")
             used = self._unwritten[account]
             used.requests += 1
             used.tokens += tokens
@@ -78,8 +82,7 @@ class Ledger:
     @property
     def unwritten_tokens(self) -> int:
         """Tokens that are counted and not in the database yet."""
-        with self._lock:
-            return sum(used.tokens for used in self._unwritten.values())
+        return sum(used.tokens for used in self._not_written().values())
 
     def write(self) -> None:
         """Put what was counted into the database; what cannot be put waits for the next time.
@@ -87,28 +90,35 @@ class Ledger:
         Raises:
             DatabaseError: the database is away, full or locked.
         """
-        with self._lock:
-            writing, self._unwritten = self._unwritten, defaultdict(_Used)
-        if not writing:
-            return
-        try:
-            with self._database.write() as connection:
-                _add(connection, writing)
-        except BaseException:
+        with self._one_writes:
             with self._lock:
-                for account, used in writing.items():
-                    self._unwritten[account].requests += used.requests
-                    self._unwritten[account].tokens += used.tokens
-            raise
+                self._writing, self._unwritten = self._unwritten, defaultdict(_Used)
+            try:
+                if self._writing:
+                    with self._database.write() as connection:
+                        _add(connection, self._writing)
+            except BaseException:
+                with self._lock:
+                    _merge(self._unwritten, self._writing)
+                    self._writing = defaultdict(_Used)
+                raise
+            with self._lock:
+                self._writing = defaultdict(_Used)
 
     def report_unwritten(self) -> None:
         """Tell the log what never reached the database, so that it can be entered by hand."""
+        for account, used in self._not_written().items():
+            log.error(
+                "usage not written: day=%s key=%s model=%s user=%r requests=%d tokens=%d",
+                *account, used.requests, used.tokens,
+            )  # fmt: skip
+
+    def _not_written(self) -> defaultdict[Account, _Used]:
         with self._lock:
-            for account, used in self._unwritten.items():
-                log.error(
-                    "usage not written: day=%s key=%s model=%s user=%r requests=%d tokens=%d",
-                    *account, used.requests, used.tokens,
-                )  # fmt: skip
+            both: defaultdict[Account, _Used] = defaultdict(_Used)
+            _merge(both, self._unwritten)
+            _merge(both, self._writing)
+            return both
 
     def _user(self, user: str | None) -> str:
         if not user:
@@ -118,6 +128,12 @@ class Ledger:
             return user.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
         digest = hmac.new(self._salt, user.encode("utf-8", "surrogatepass"), hashlib.sha256)
         return digest.hexdigest()[:_HASHED_USER_DIGITS]
+
+
+def _merge(into: defaultdict[Account, _Used], usage: Mapping[Account, _Used]) -> None:
+    for account, used in usage.items():
+        into[account].requests += used.requests
+        into[account].tokens += used.tokens
 
 
 def _add(connection: Connection, usage: Mapping[Account, _Used]) -> None:
@@ -141,8 +157,23 @@ class _Lease:
     """Tokens of one key's budget that this server may spend; below zero what it owes."""
 
     tokens: int = 0
-    used: bool = False  # since it was looked at last
+    moving_tokens: int = 0  # on their way back into the database
+    budget: int | None = None  # of which they were taken
+    used_tokens: int = 0  # since it was looked at last
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def add(self, tokens: int) -> None:
+        """Hold so many more."""
+        self.tokens += tokens
+
+    def arrived(self, tokens: int) -> None:
+        """So many are in the database again."""
+        self.moving_tokens -= tokens
+
+    def came_back(self, tokens: int) -> None:
+        """So many could not be put into the database."""
+        self.moving_tokens -= tokens
+        self.tokens += tokens
 
 
 class Budgets:
@@ -156,8 +187,6 @@ class Budgets:
         self._database = database
         self._refuse_when_away = refuse_when_away
         self._leases: defaultdict[str, _Lease] = defaultdict(_Lease)
-        # Not the loop's own threads: a database that hangs must not hold up answers.
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="budgets")
         self.away = False  # the database, as `settle` found it
 
     async def take(self, key: Key, tokens: int) -> None:
@@ -171,31 +200,22 @@ class Budgets:
             return
         lease = self._leases[key.id]
         async with lease.lock:
-            lease.used = True
-            if lease.tokens < tokens and not await self._extend(key, lease, tokens):
+            lease.used_tokens += tokens
+            if lease.budget != key.limits.token_budget:  # an operator has changed it
+                await self._ask(self._put_back(key.id, lease))
+                lease.budget = key.limits.token_budget
+            if lease.tokens < tokens:
+                await self._ask(self._lease_more(key.id, lease, tokens))
+            if lease.tokens < tokens and not self.away:
                 raise BudgetSpent(key.limits.token_budget, tokens)
+            if lease.tokens < tokens and self._refuse_when_away:
+                raise StorageUnavailable("budgets")
             lease.tokens -= tokens
 
     def give_back(self, key: Key, tokens: int) -> None:
         """Undo `take`: the server has failed to do the work."""
         if key.limits.token_budget is not None:
             self._leases[key.id].tokens += tokens
-
-    async def _extend(self, key: Key, lease: _Lease, tokens: int) -> bool:
-        """Make the lease hold so many tokens; False if the budget has not as many left."""
-        if not self.away:
-            try:
-                lease.tokens += await asyncio.get_running_loop().run_in_executor(
-                    self._threads, lease_tokens, self._database, key.id, tokens - lease.tokens
-                )
-            except DatabaseError as error:
-                self.away = True
-                log.error("budgets cannot be asked for: %s", error.message)
-        if not self.away:
-            return lease.tokens >= tokens
-        if self._refuse_when_away:
-            raise StorageUnavailable("budgets")
-        return True
 
     async def settle(self, *, everything: bool) -> None:
         """Put back what is not used and pay what is owed.
@@ -206,31 +226,51 @@ class Budgets:
         Raises:
             DatabaseError: the database is away.
         """
-        loop = asyncio.get_running_loop()
         for key_id, lease in list(self._leases.items()):
-            async with lease.lock:
-                tokens = lease.tokens
-                idle = everything or not lease.used
-                lease.used = False
-                if tokens < 0 or (tokens and idle):
-                    lease.tokens -= tokens
-                    try:
-                        await loop.run_in_executor(
-                            self._threads, spend, self._database, key_id, -tokens
-                        )
-                    except DatabaseError:
-                        lease.tokens += tokens
-                        raise
+            idle = everything or not lease.used_tokens
+            lease.used_tokens = 0
+            if lease.tokens < 0 or (lease.tokens and idle):
+                await self._put_back(key_id, lease)
 
-    def report_owed(self) -> None:
-        """Tell the log what was spent on credit and never paid."""
+    def report_unsettled(self) -> None:
+        """Tell the log what was spent on credit and not paid, and what was not put back."""
         for key_id, lease in self._leases.items():
-            if lease.tokens < 0:
-                log.error("budget not charged: key=%s tokens=%d", key_id, -lease.tokens)
+            if tokens := lease.tokens + lease.moving_tokens:
+                what = "not charged" if tokens < 0 else "charged, but not used"
+                log.error("budget %s: key=%s tokens=%d", what, key_id, abs(tokens))
+
+    async def _ask(self, asking: Coroutine[Any, Any, None]) -> None:
+        """Ask the database unless it is away."""
+        if self.away:
+            asking.close()
+            return
+        try:
+            await asking
+        except DatabaseError as error:
+            log.error("budgets cannot be asked for: %s", error.message)
+            self.away = True
+
+    async def _lease_more(self, key_id: str, lease: _Lease, tokens: int) -> None:
+        needed, wanted = tokens - lease.tokens, 2 * lease.used_tokens
+        # Taken tokens are added also if the client that they were taken for has left.
+        await in_thread(
+            lambda: lease_tokens(self._database, key_id, needed, wanted), then=lease.add
+        )
+
+    async def _put_back(self, key_id: str, lease: _Lease) -> None:
+        tokens, lease.tokens = lease.tokens, 0
+        if not tokens:
+            return
+        lease.moving_tokens += tokens
+        await in_thread(
+            lambda: spend(self._database, key_id, -tokens),
+            then=lambda _: lease.arrived(tokens),
+            otherwise=lambda: lease.came_back(tokens),
+        )
 
 
-def lease_tokens(database: Database, key_id: str, needed: int) -> int:
-    """Take at least the needed tokens of a budget in advance, or none.
+def lease_tokens(database: Database, key_id: str, needed: int, wanted: int) -> int:
+    """Take the needed tokens of a budget in advance, more if wanted, or none.
 
     Raises:
         DatabaseError: the database is away.
@@ -246,7 +286,7 @@ def lease_tokens(database: Database, key_id: str, needed: int) -> int:
         left = row.token_budget - row.spent_tokens
         if left < needed:
             return 0
-        taken: int = max(needed, min(round(left * LEASED_PART), MAX_LEASE_TOKENS))
+        taken: int = max(needed, min(round(left * LEASED_PART), wanted))
         _add_spent(connection, key_id, taken)
         return taken
 

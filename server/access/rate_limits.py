@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.errors import ConfigurationError
@@ -28,13 +28,18 @@ from server.errors import (
     StorageUnavailable,
 )
 
+if TYPE_CHECKING:
+    from redis.asyncio import BlockingConnectionPool
+
 log = logging.getLogger(__name__)
 
 MINUTE_S = 60
 MEMORY = "memory://"
 # Longer than any Redis that is well takes; requests wait for it once, then it counts as away.
 _PATIENCE_S = 0.5
-_SCHEMES = ("redis://", "rediss://", "redis+unix://")
+_PROBE = "embedding-server/probe"
+_SCHEMES = ("redis://", "rediss://")
+_CONNECTIONS = 32
 
 T = TypeVar("T")
 
@@ -77,7 +82,10 @@ class RateLimits:
 
     def __init__(self, url: str, *, refuse_when_away: bool) -> None:
         self._here: Storage = MemoryStorage()
-        self._shared: RedisStorage | None = None if url == MEMORY else _redis(url)
+        self._shared: RedisStorage | None = None
+        self._pool: BlockingConnectionPool | None = None
+        if url != MEMORY:
+            self._shared, self._pool = _redis(url)
         self._refuse_when_away = refuse_when_away
         self.away = False
         self.instead = "refusing" if refuse_when_away else "each server counts for itself"
@@ -113,18 +121,27 @@ class RateLimits:
         return await self._ask(read)
 
     async def check(self) -> None:
-        """Find out whether the shared storage is there; called every now and then."""
-        if self._shared is None or not self.away:
+        """Find out whether the shared storage is there and writes; called every now and then."""
+        if self._shared is None:
             return
-        if await self._shared.check():
-            log.warning("the rate limits' storage is back: limits are shared again")
+        try:
+            await self._shared.incr(_PROBE, MINUTE_S)
+        except self._shared.base_exceptions as error:
+            self._leave(error)
+        else:
+            if self.away:
+                log.warning("the rate limits' storage is back: limits are shared again")
             self.away = False
+
+    def _leave(self, error: Exception) -> None:
+        if not self.away:
+            log.error("the rate limits' storage is away (%s): %s", error, self.instead)
+        self.away = True
 
     async def close(self) -> None:
         """Let go of the connections to the shared storage."""
-        if self._shared is not None:
-            bridge: Any = self._shared.bridge  # its base class declares no connection
-            await bridge.get_connection().aclose()
+        if self._pool is not None:
+            await self._pool.disconnect()
 
     async def _ask(self, question: Callable[[Storage], Awaitable[T]]) -> T:
         if self._shared is None:
@@ -133,8 +150,7 @@ class RateLimits:
             try:
                 return await question(self._shared)
             except self._shared.base_exceptions as error:
-                self.away = True
-                log.error("the rate limits' storage is away (%s): %s", error, self.instead)
+                self._leave(error)
         if self._refuse_when_away:
             raise StorageUnavailable("rate limits")
         return await question(self._here)
@@ -181,7 +197,7 @@ class KeyLimits:
     async def give_back_tokens(self, tokens: int) -> None:
         """Count fewer tokens: the request was refused for another reason."""
         if Unit.TOKENS in self._most:
-            await self._count(Unit.TOKENS, -tokens)
+            await self._uncount(Unit.TOKENS, tokens)
 
     async def headers(self) -> dict[str, str]:
         """The state of every limit the key has, for the answer."""
@@ -195,15 +211,22 @@ class KeyLimits:
     async def _take(self, unit: Unit, amount: int) -> None:
         if unit not in self._most:
             return
-        counted, window = await self._count(unit, amount)
-        if counted <= window.limit:
-            return
-        await self._count(unit, -amount)
+        most = self._most[unit]
+        # Looked at first: what is counted and taken back would refuse others that fit meanwhile.
+        counted, _ = await self._limits.look(self._name(unit))
+        if counted + amount <= most:
+            counted, _ = await self._count(unit, amount)
+            if counted <= most:
+                return
+            await self._uncount(unit, amount)  # others were faster
         # Whoever waits for one limit must not be held up by the other one afterwards.
         windows = [await self._look(other) for other in self._most]
-        raise RateLimitExceeded(
-            unit, window.limit, retry_after_s=max(window.reset_s for window in windows)
-        )
+        raise RateLimitExceeded(unit, most, retry_after_s=max(window.reset_s for window in windows))
+
+    async def _uncount(self, unit: Unit, amount: int) -> None:
+        counted, _ = await self._limits.look(self._name(unit))
+        if counted >= amount:  # else the minute is over, and the next one owes nothing
+            await self._count(unit, -amount)
 
     async def _count(self, unit: Unit, amount: int) -> tuple[int, Window]:
         counted, reset_s = await self._limits.count(self._name(unit), amount)
@@ -223,22 +246,30 @@ class KeyLimits:
         return f"embedding-server/{self._key.id}/{unit}"
 
 
-def _redis(url: str) -> RedisStorage:
+def _redis(url: str) -> tuple[RedisStorage, BlockingConnectionPool]:
     if not url.startswith(_SCHEMES):
         raise SettingError(f"setting rate_limit_storage: neither {MEMORY} nor {_SCHEMES[0]}HOST")
-    options: dict[str, Any] = {
-        "implementation": "redispy",
-        "socket_timeout": _PATIENCE_S,
-        "socket_connect_timeout": _PATIENCE_S,
-    }
     try:
-        storage = storage_from_string(f"async+{url}", **options)
-    except ConfigurationError:
+        from redis.asyncio import BlockingConnectionPool
+    except ModuleNotFoundError:
         raise SettingError(
-            "setting rate_limit_storage: Redis needs a package more: "
+            "setting rate_limit_storage: Redis needs the package redis: "
             "pip install 'embedding-server[shared]'"
         ) from None
-    except ValueError as error:
-        raise SettingError(f"setting rate_limit_storage: {error}") from None
+    try:
+        # The default pool fails when many ask at once; in this one they wait for their turn.
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_CONNECTIONS,
+            timeout=_PATIENCE_S,
+            socket_timeout=_PATIENCE_S,
+            socket_connect_timeout=_PATIENCE_S,
+        )
+        options: dict[str, Any] = {"implementation": "redispy", "connection_pool": pool}
+        storage = storage_from_string(f"async+{url}", **options)
+    except (ConfigurationError, ValueError):  # whose messages may hold the password
+        raise SettingError("setting rate_limit_storage: not of the form redis://HOST:PORT") from (
+            None
+        )
     assert isinstance(storage, RedisStorage)
-    return storage
+    return storage, pool

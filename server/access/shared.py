@@ -6,9 +6,10 @@ Only loaded if there is a database. Lives in the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
-from server.access.database import Database
+from server.access.database import Database, in_thread
 from server.access.key_store import KeyStore
 from server.access.keyring import Keyring
 from server.access.keys import Snapshot
@@ -20,8 +21,10 @@ from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# How often keys are read again, usage is written, and what is away is asked for.
+SYNC_INTERVAL_S = 1.0
 # At the end it is tried so often to write what is left.
-_LAST_TRIES = 3
+_LAST_TRIES = 2
 _BETWEEN_TRIES_S = 0.5
 
 
@@ -44,42 +47,70 @@ class Shared:
         self.rate_limits = RateLimits(
             settings.rate_limit_storage.get_secret_value(), refuse_when_away=refuse
         )
+        self._exchanging = False
+        self._ending = asyncio.Event()
         self._take_over(self._store.snapshot())
 
-    async def sync(self) -> None:
-        """Write usage, read keys that have changed, settle budgets, look for what was away."""
-        await self.rate_limits.check()
-        try:
-            snapshot = await asyncio.to_thread(self._exchange)
-            if snapshot is not None:
-                self._take_over(snapshot)
-            await self.budgets.settle(everything=False)
-        except DatabaseError as error:
-            if not self._trouble:
-                log.error("%s: keys stay as they are, usage is written later", error.message)
-            self._trouble = error.message
-        else:
-            if self._trouble:
-                log.warning("the database is back")
-            self._trouble = ""
-        self.budgets.away = bool(self._trouble)
+    async def run(self) -> None:
+        """Keep keys, ledger and budgets in step with the database, until told to end."""
+        while not self._ending.is_set():
+            await self._sync()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), SYNC_INTERVAL_S)
 
     async def close(self) -> None:
         """Write what is left and put leases back; tell the log what could not be written."""
-        for last in range(_LAST_TRIES - 1, -1, -1):
+        for left in range(_LAST_TRIES - 1, -1, -1):
             try:
-                await asyncio.to_thread(self.ledger.write)
+                await in_thread(self.ledger.write)
                 await self.budgets.settle(everything=True)
+                break
             except DatabaseError as error:
-                if last:
-                    await asyncio.sleep(_BETWEEN_TRIES_S)
-                    continue
                 log.error("%s", error.message)
-                self.ledger.report_unwritten()
-                self.budgets.report_owed()
-            break
+                if left:
+                    await asyncio.sleep(_BETWEEN_TRIES_S)
+        self.ledger.report_unwritten()
+        self.budgets.report_unsettled()
         await self.rate_limits.close()
         self._database.close()
+
+    def end(self) -> None:
+        """Let `run` end once what it does is done."""
+        self._ending.set()
+
+    async def _sync(self) -> None:
+        """Write usage, read keys that have changed, settle budgets, look for what was away."""
+        trouble = ""
+        try:
+            await self.rate_limits.check()
+            await self._exchange()
+            await self.budgets.settle(everything=False)
+        except DatabaseError as error:
+            trouble = error.message
+        except Exception as error:  # whatever it is, the next time must come
+            log.exception("keys and usage could not be brought up to date")
+            trouble = repr(error)
+        if trouble and not self._trouble:
+            log.error("%s: keys stay as they are, usage is written later", trouble)
+        elif self._trouble and not trouble:
+            log.warning("the database is back")
+        self._trouble = trouble
+        self.budgets.away = bool(trouble)
+
+    async def _exchange(self) -> None:
+        if self._exchanging:
+            raise DatabaseError("the database still gives no answer")
+
+        def end(_: object = None) -> None:
+            self._exchanging = False
+
+        self._exchanging = True
+        await in_thread(self._read_changes, then=end, otherwise=end)
+        await in_thread(self.ledger.write)
+
+    def _read_changes(self) -> None:
+        if self._store.version() != self._keys_version:
+            self._take_over(self._store.snapshot())
 
     def troubles(self) -> dict[str, str]:
         """What is away, and what that means."""
@@ -95,12 +126,6 @@ class Shared:
         metrics.database_up.set_function(lambda: not self._trouble)
         metrics.rate_limit_storage_up.set_function(lambda: not self.rate_limits.away)
         metrics.unwritten_usage_tokens.set_function(lambda: self.ledger.unwritten_tokens)
-
-    def _exchange(self) -> Snapshot | None:
-        self.ledger.write()
-        if self._store.version() == self._keys_version:
-            return None
-        return self._store.snapshot()
 
     def _take_over(self, snapshot: Snapshot) -> None:
         self._keyring.replace(snapshot)

@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect
 
 from server.access.access import Access
 from server.access.keys import Key, Scope
-from server.api.request_record import RequestRecord
 from server.engine.served_models import ServedModels
 from server.errors import BodyTooLarge, Overloaded, RequestTimedOut
 from server.metrics import Metrics
@@ -106,15 +105,11 @@ def services_of(request: Request) -> Services:
 def require_key(request: Request, scope: Scope) -> Key:
     """Let the request in by its API key, before anybody looks at its body.
 
-    Its limits stand in the request's record from then on, and so in the answer's headers.
-
     Raises:
         AuthenticationFailed: the key is missing, unknown or no longer valid.
         ScopeMissing: it was not made for this.
     """
-    access = services_of(request).access
-    key = access.find_key(request.headers.get("authorization"))
-    RequestRecord.of(request.scope).limits = access.limits_of(key)
+    key = services_of(request).access.find_key(request.headers.get("authorization"))
     key.check_scope(scope)
     return key
 

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.access.access import Access
 from server.api.error_responses import error_response
 from server.api.request_record import RequestRecord
 from server.errors import ApiError, Draining
@@ -32,15 +33,18 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; only in th
 class RequestContext:
     """ASGI middleware: `x-request-id`, `openai-processing-ms`, the log line and the metrics."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access: Access) -> None:
         self._app = app
         self._metrics = metrics
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord(request_id(Headers(scope=scope).get("x-request-id")))
+        headers = Headers(scope=scope)
+        record = RequestRecord(request_id(headers.get("x-request-id")))
+        record.limits = self._access.limits_for(headers.get("authorization"))
         record.put_into(scope)
         status = CLIENT_CLOSED_REQUEST
 

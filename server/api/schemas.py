@@ -28,6 +28,7 @@ from server.errors import InvalidRequest, MissingArgument, UnrecognizedArgument
 from server.inference.inputs import Inputs, TextInputs, TokenIdInputs
 
 MAX_INPUTS = 2048
+MAX_USER_CHARS = 512
 LARGE_BODY_BYTES = 1024 * 1024
 
 _ITEMS = {"minItems": 1, "maxItems": MAX_INPUTS}
@@ -107,6 +108,10 @@ def _wrong(name: str, rule: str, *, got: object = ...) -> InvalidRequest:
     return InvalidRequest(f"Invalid value for '{name}': {name} {rule}{found}.", param="input")
 
 
+# Part of a database's key, which cannot be of any length.
+User = Annotated[str, Field(max_length=MAX_USER_CHARS)] | None
+
+
 class EmbeddingRequest(BaseModel):
     """The body of POST /v1/embeddings."""
 
@@ -120,8 +125,8 @@ class EmbeddingRequest(BaseModel):
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="How vectors are written: numbers (default) or base64 of float32."
     )
-    user: str | None = Field(None, description="Who this request is for.")
-    safety_identifier: str | None = Field(None, description="The newer name of `user`.")
+    user: User = Field(None, description="Who this request is for.")
+    safety_identifier: User = Field(None, description="The newer name of `user`.")
     truncate: bool | None = Field(None, description="Cut an over-long input, do not refuse it.")
     input_type: Literal["query", "document"] | None = Field(
         None, description="Puts the model's own prompt for this purpose before each input."

@@ -103,6 +103,23 @@ def test_with_grace_the_old_secret_opens_for_a_while(store: KeyStore) -> None:
         store.create("other", secret=old)
 
 
+def test_a_promised_grace_is_not_cut_short_by_another_rotation(store: KeyStore) -> None:
+    _, first = store.create("team")
+    store.rotate("team", grace_s=100)
+    with pytest.raises(KeyRefused, match="valid for a further"):
+        store.rotate("team", grace_s=100)
+    assert store.knows(first)
+    store.rotate("team")  # at once, for both
+    assert not store.knows(first)
+
+
+def test_a_scope_of_a_newer_server_is_no_scope_here(store: KeyStore) -> None:
+    store.create("team")
+    with store._database.write() as connection:
+        connection.exec_driver_sql("UPDATE embedding_server_keys SET scopes = 'batch models'")
+    assert store.find("team").scopes == {Scope.MODELS}
+
+
 def test_a_revoked_key_stays_and_cannot_be_rotated(store: KeyStore) -> None:
     store.create("team")
     assert store.revoke("team").revoked_at is not None

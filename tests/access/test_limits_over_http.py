@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import signal
+import sqlite3
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,8 +210,11 @@ def test_every_answer_of_a_limited_key_tells_its_limits(http: httpx.Client) -> N
         http.get("/v1/models"),
         http.get("/v1/models/no-such"),
         http.post("/v1/embeddings", content=b"nonsense"),
+        http.get("/v1/embeddings"),
+        http.get("/nothing"),
     ]
-    assert [answer.status_code for answer in answers] == [200, 400, 404, 200, 404, 400]
+    statuses = [200, 400, 404, 200, 404, 400, 405, 404]
+    assert [answer.status_code for answer in answers] == statuses
     for answer in answers:
         for unit, most in (("requests", "100"), ("tokens", "1000")):
             assert answer.headers[f"x-ratelimit-limit-{unit}"] == most
@@ -343,6 +350,47 @@ def test_a_server_goes_on_while_database_and_redis_are_away(
         assert server.stop() == 0
     assert postgres_site.tokens() == {"team": 33 * TOKENS}
     assert postgres_site.store.find("team").spent_tokens == 33 * TOKENS
+
+
+def test_a_postgresql_that_hangs_holds_up_nobody_for_long_nor_the_end(
+    postgres_site: Site, postgres: Postgres
+) -> None:
+    secrets = [postgres_site.secret(f"team {n}", token_budget=100_000) for n in range(6)]
+    with postgres_site.serve() as server:
+        clients = [client(server, secret) for secret in secrets]
+        with postgres.frozen(), ThreadPoolExecutor(6) as threads:
+            assert [one.status_code for one in threads.map(embed, clients)] == [200] * 6
+            wait_for(lambda: "troubles" in clients[0].get("/readyz").json(), "the trouble")
+            assert embed(clients[0]).status_code == 200
+            assert server.stop() == 0
+        log = server.log()
+        for http in clients:
+            http.close()
+    for name in ("team 0", "team 5"):
+        key_id = postgres_site.store.find(name).id
+        assert re.search(rf"usage not written: \S+ key={key_id} ", log)
+        assert re.search(rf"budget \S.*: key={key_id} tokens=", log)
+
+
+def test_usage_that_is_being_written_when_the_server_stops_is_told(site: Site) -> None:
+    secret = site.secret("team")
+    with site.serve() as server:
+        with client(server, secret) as http:
+            file = site.url.removeprefix("sqlite:///")
+            with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                assert [embed(http).status_code for _ in range(3)] == [200] * 3
+                time.sleep(1.2)  # the write has begun, and waits
+                assert server.stop() == 0
+        assert f"requests=3 tokens={3 * TOKENS}" in server.log()
+
+
+@with_limits()
+def test_a_user_that_no_database_could_hold_is_refused(http: httpx.Client) -> None:
+    for field in ("user", "safety_identifier"):
+        error = error_of(embed(http, **{field: "x" * 513}), 400)
+        assert error["param"] == field
+        assert embed(http, **{field: "\U0001f600" * 512}).status_code == 200
 
 
 def test_who_wants_certainty_gets_503_while_limits_cannot_be_shared(

@@ -18,7 +18,7 @@ from server.errors import (
     SettingError,
     StorageUnavailable,
 )
-from tests.services import Redis
+from tests.services import Redis, free_port
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -74,6 +74,52 @@ async def test_tokens_that_are_given_back_can_be_used_again(limits: RateLimits) 
     await one.give_back_tokens(100)
     assert (await one.headers())["x-ratelimit-remaining-tokens"] == "100"
     await limits.of(limited).take_tokens(100)
+
+
+async def test_large_requests_that_are_refused_keep_no_small_one_out(limits: RateLimits) -> None:
+    limited = key(tpm=1_000)
+    await limits.of(limited).take_tokens(500)
+
+    async def ask(tokens: int) -> bool:
+        try:
+            await limits.of(limited).take_tokens(tokens)
+        except RateLimitExceeded:
+            return False
+        return True
+
+    answers = await asyncio.gather(*(ask(1 if number % 2 else 900) for number in range(60)))
+    assert answers == [bool(number % 2) for number in range(60)]
+
+
+async def test_what_is_given_back_after_the_minute_adds_nothing_to_the_next(
+    limits: RateLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_limits_module, "MINUTE_S", 1)
+    limited = key(tpm=100)
+    one = limits.of(limited)
+    await one.take_tokens(90)
+    await asyncio.sleep(1.6)
+    await one.give_back_tokens(90)
+    await limits.of(limited).take_tokens(100)
+    with pytest.raises(RateLimitExceeded):
+        await limits.of(limited).take_tokens(1)
+
+
+async def test_hundreds_that_ask_at_once_do_not_make_a_redis_seem_away(
+    shared_redis: Redis,
+) -> None:
+    limits = RateLimits(shared_redis.url, refuse_when_away=True)
+    limited = key(rpm=1_000)
+    await asyncio.gather(*(limits.of(limited).take_request() for _ in range(500)))
+    assert not away(limits)
+    await limits.close()
+
+
+async def test_a_redis_that_was_never_there_is_noticed_without_a_request() -> None:
+    limits = RateLimits(f"redis://127.0.0.1:{free_port()}", refuse_when_away=False)
+    await limits.check()
+    assert away(limits)
+    await limits.close()
 
 
 async def test_a_request_that_no_minute_has_room_for_is_no_reason_to_wait(
