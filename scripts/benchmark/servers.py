@@ -76,7 +76,7 @@ class GuardedServer(OwnServer):
         database = f"sqlite:///{folder / 'keys.db'}"
         secrets = folder / "secrets.txt"
         secrets.write_text(f"benchmark {client.SECRET}\n")
-        limits = [f"{flag}={10**15}" for flag in ("--rpm", "--tpm", "--token-budget")]
+        limits = [f"{flag}={10**14}" for flag in ("--rpm", "--tpm", "--token-budget")]
         command = [sys.executable, "-m", "server", "keys", "import", str(secrets), *limits]
         subprocess.run(
             [*command, "--database-url", database], check=True, cwd=REPOSITORY, capture_output=True
