@@ -90,6 +90,11 @@ class RateLimits:
         self.away = False
         self.instead = "refusing" if refuse_when_away else "each server counts for itself"
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the counters are elsewhere, and so another's answer can come in between."""
+        return self._shared is not None
+
     def of(self, key: Key) -> KeyLimits:
         """The limits of one request's key."""
         return KeyLimits(self, key)
@@ -115,6 +120,8 @@ class RateLimits:
         """
 
         async def read(storage: Storage) -> tuple[int, float]:
+            if storage is self._here:  # where there is nothing to wait for
+                return await storage.get(name), await storage.get_expiry(name) - time.time()
             counted, expiry = await asyncio.gather(storage.get(name), storage.get_expiry(name))
             return counted, expiry - time.time()
 
@@ -212,8 +219,11 @@ class KeyLimits:
         if unit not in self._most:
             return
         most = self._most[unit]
-        # Looked at first: what is counted and taken back would refuse others that fit meanwhile.
-        counted, _ = await self._limits.look(self._name(unit))
+        # What is counted and taken back would refuse others that fit meanwhile, if it is more than
+        # one and others can come in between.
+        counted = 0
+        if amount > 1 and self._limits.is_shared:
+            counted, _ = await self._limits.look(self._name(unit))
         if counted + amount <= most:
             counted, _ = await self._count(unit, amount)
             if counted <= most:

@@ -56,7 +56,8 @@ class RequestContext:
                 headers["x-request-id"] = record.request_id
                 headers["openai-processing-ms"] = str(round(_elapsed_s(record) * 1000.0))
                 if record.limits is not None:
-                    headers.update(await record.limits.headers())
+                    limits = await record.limits.headers()
+                    headers.raw.extend((k.encode(), v.encode()) for k, v in limits.items())
             await send(message)
 
         try:
