@@ -120,8 +120,9 @@ class KeyStore:
             return _key(self._row(connection, key_id))
 
     def revoke(self, name: str) -> Key:
-        """End a key for good; its usage stays."""
-        return self.change(name, revoked_at=int(time.time()))
+        """End a key for good; its usage stays, and so does the time of a revocation before."""
+        key = self.find(name)
+        return key if key.revoked_at is not None else self.change(name, revoked_at=int(time.time()))
 
     def rotate(self, name: str, *, grace_s: int = 0) -> tuple[Key, str]:
         """Give a key a new secret; the old one is valid for a further `grace_s`.

@@ -122,7 +122,10 @@ def test_a_scope_of_a_newer_server_is_no_scope_here(store: KeyStore) -> None:
 
 def test_a_revoked_key_stays_and_cannot_be_rotated(store: KeyStore) -> None:
     store.create("team")
-    assert store.revoke("team").revoked_at is not None
+    revoked = store.revoke("team")
+    assert revoked.revoked_at is not None
+    store.change("team", revoked_at=revoked.revoked_at - 1_000)
+    assert store.revoke("team").revoked_at == revoked.revoked_at - 1_000
     with pytest.raises(KeyRefused, match="revoked"):
         store.rotate("team")
     (key,) = store.all()

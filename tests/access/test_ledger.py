@@ -416,9 +416,11 @@ async def test_while_the_database_is_away_there_is_credit_or_refusal_as_was_set(
         else:
             await budgets.take(key, 50)
     assert budgets.away
-    with pytest.raises(DatabaseError) if not refuse else pytest.raises(AssertionError):
-        await budgets.settle(everything=True)
-        raise AssertionError
+    if refuse:
+        await budgets.settle(everything=True)  # there is nothing to settle
+    else:
+        with pytest.raises(DatabaseError):
+            await budgets.settle(everything=True)
     budgets.report_unsettled()
     assert ("tokens=100" in caplog.text) is not refuse
     unlock()
