@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,7 @@ def free_port() -> int:
         return port
 
 
-class _Service:
+class _Service(ABC):
     """A server process that can be stopped, started again, and frozen."""
 
     def __init__(self, folder: Path) -> None:
@@ -39,13 +40,15 @@ class _Service:
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
-    def command(self) -> Sequence[str]:
-        raise NotImplementedError
-
-    def answers(self) -> bool:
-        raise NotImplementedError
-
     stop_signal = signal.SIGTERM
+
+    @abstractmethod
+    def command(self) -> Sequence[str]:
+        """What starts it in the foreground."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether it takes requests."""
 
     def start(self) -> None:
         log = (self.folder / "log").open("ab")

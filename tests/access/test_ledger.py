@@ -314,12 +314,8 @@ async def test_a_budget_that_is_lowered_is_lower_at_once(
         await budgets.take(lowered, 1)
 
 
-async def test_what_is_given_back_while_the_database_is_asked_is_not_lost(
-    database: Database, store: KeyStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key = make_key(store, 16_000)
-    budgets = Budgets(database, refuse_when_away=False)
-    await budgets.take(key, 900)
+def hold_leases(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Let the database be asked for a lease (the first event) and answer at the second."""
     asked, answer = threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> int:
@@ -328,6 +324,16 @@ async def test_what_is_given_back_while_the_database_is_asked_is_not_lost(
         return lease_tokens(*arguments)
 
     monkeypatch.setattr(ledger_module, "lease_tokens", slow)
+    return asked, answer
+
+
+async def test_what_is_given_back_while_the_database_is_asked_is_not_lost(
+    database: Database, store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make_key(store, 16_000)
+    budgets = Budgets(database, refuse_when_away=False)
+    await budgets.take(key, 900)
+    asked, answer = hold_leases(monkeypatch)
     taking = asyncio.create_task(budgets.take(key, 5_000))
     await asyncio.to_thread(asked.wait)
     budgets.give_back(key, 900)
@@ -343,14 +349,7 @@ async def test_a_client_that_leaves_while_the_database_is_asked_costs_nothing(
 ) -> None:
     key = make_key(store, 16_000)
     budgets = Budgets(database, refuse_when_away=False)
-    asked, answer = threading.Event(), threading.Event()
-
-    def slow(*arguments: Any) -> int:
-        asked.set()
-        assert answer.wait(10)
-        return lease_tokens(*arguments)
-
-    monkeypatch.setattr(ledger_module, "lease_tokens", slow)
+    asked, answer = hold_leases(monkeypatch)
     taking = asyncio.create_task(budgets.take(key, 900))
     await asyncio.to_thread(asked.wait)
     taking.cancel()

@@ -23,7 +23,7 @@ from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import Limits, Scope
 from server.access.usage_report import By, usage_by
-from tests.conftest import MATRYOSHKA, PLAIN, AppOver
+from tests.conftest import MATRYOSHKA, PLAIN, AppOver, client_of
 from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
@@ -142,9 +142,17 @@ def test_the_scope_is_checked_before_the_body(http: httpx.Client) -> None:
     assert http.get("/v1/models").status_code == 200
 
 
-@with_limits()
-def test_the_metrics_need_the_scope_admin(http: httpx.Client, server: ServerProcess) -> None:
-    assert http.get("/metrics").status_code == 200  # from this machine anybody may
+async def test_the_metrics_need_the_scope_admin_from_elsewhere(
+    app_over: AppOver, site: Site
+) -> None:
+    secrets = {scope: site.secret(scope, scopes=[scope]) for scope in Scope}
+    app = await app_over(FakeBackend(), database_url=site.url)
+    statuses = {}
+    async with client_of(app, "10.0.0.1") as http:
+        for scope, secret in secrets.items():
+            answer = await http.get("/metrics", headers={"Authorization": f"Bearer {secret}"})
+            statuses[scope] = answer.status_code
+    assert statuses == {Scope.EMBEDDINGS: 403, Scope.MODELS: 403, Scope.ADMIN: 200}
 
 
 @with_limits(models=[MATRYOSHKA], requests_per_minute=1)
