@@ -121,7 +121,12 @@ async def app_over(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 def client_of(app: FastAPI, address: str = "127.0.0.1") -> httpx.AsyncClient:
     """A client in this process that seems to come from this address."""
     transport = httpx.ASGITransport(app, client=(address, 1))
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    async def let_it_be_logged(response: httpx.Response) -> None:
+        await asyncio.sleep(0)  # as the way through a socket would
+
+    hooks = {"response": [let_it_be_logged]}
+    return httpx.AsyncClient(transport=transport, base_url="http://test", event_hooks=hooks)
 
 
 @pytest.fixture(scope="session")

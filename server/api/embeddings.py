@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 
 from server.access.keys import Key, Scope
 from server.api.deps import (
@@ -26,7 +29,20 @@ from server.inference.matryoshka import check_dimensions, truncate
 # Rotating, cutting and writing this many vectors takes longer than the way to a thread and back.
 THREAD_FROM_VECTORS = 64
 
-router = APIRouter()
+
+class PlainRoute(APIRoute):
+    """A route whose function takes the request and gives the response itself.
+
+    FastAPI's own handler would solve dependencies and look for a body; here it only describes the
+    route for /openapi.json.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function as it is."""
+        return self.endpoint
+
+
+router = APIRouter(route_class=PlainRoute)
 
 
 @router.post(

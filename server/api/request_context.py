@@ -76,9 +76,15 @@ class RequestContext:
             record.error = ApiError("The server failed unexpectedly; trying again is safe.")
             await error_response(record.error)(scope, receive, send_with_headers)
         finally:
-            seconds = _elapsed_s(record)
-            self._count(scope, status, record, seconds)
-            _log(scope, status, record, seconds)
+            # uvloop writes to the socket when the loop's turn ends: what the client need not wait
+            # for has its own turn after it.
+            asyncio.get_running_loop().call_soon(
+                self._finish, scope, status, record, _elapsed_s(record)
+            )
+
+    def _finish(self, scope: Scope, status: int, record: RequestRecord, seconds: float) -> None:
+        self._count(scope, status, record, seconds)
+        _log(scope, status, record, seconds)
 
     def _count(self, scope: Scope, status: int, record: RequestRecord, seconds: float) -> None:
         metrics = self._metrics
