@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     )
     models_dir: Path = Field(
         default_factory=default_models_dir,
-        description="Folder that holds the models; default: the one this software came with.",
+        description="Folder that holds models; default: the one this software came with. Those in "
+        "`models` of the data folder are there beside them.",
     )
     api_key: SecretList = Field(
         [], description="Key that clients must send (repeatable). Without any, no key is asked."
@@ -83,7 +84,8 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(
         default_factory=default_data_dir,
-        description="Folder for what this server writes; default: the platform's for user data.",
+        description="Folder for what this server writes: installed models, keys, usage; default: "
+        "the platform's for user data.",
     )
     database_url: SecretStr | None = Field(
         None,
@@ -196,6 +198,14 @@ class Settings(BaseSettings):
             _check_keys(f"api_key_file {self.api_key_file}", file_keys)
             keys += file_keys
         return keys
+
+    def model_folders(self) -> tuple[Path, Path]:
+        """Where models lie: those this software came with, and those that were installed."""
+        return self.models_dir, self.installed_models_dir()
+
+    def installed_models_dir(self) -> Path:
+        """Where `models import` and `bundle install` put models."""
+        return self.data_dir / "models"
 
     def database_file(self) -> Path:
         """The SQLite file that is used when no other database is named."""

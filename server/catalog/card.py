@@ -172,8 +172,11 @@ class Card(_Strict):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_card(folder: Path, models_dir: Path) -> Card:
+def read_card(folder: Path, *models_dirs: Path) -> Card:
     """Read `folder/card.toml`; a card that names a `base` takes over what it does not say itself.
+
+    Args:
+        models_dirs: where bases are looked for; the last that has one wins.
 
     Raises:
         CardError: the file is missing, malformed, or its base cannot be read.
@@ -181,7 +184,7 @@ def read_card(folder: Path, models_dir: Path) -> Card:
     table = _read_table(folder)
     base_name = table.pop("base", None)
     if base_name is not None:
-        table = _inherit(table, str(base_name), folder, models_dir)
+        table = _inherit(table, str(base_name), folder, models_dirs)
     if "folder" in table:
         raise CardError(f"card {folder / CARD_FILE}: folder: Extra inputs are not permitted")
     try:
@@ -193,18 +196,22 @@ def read_card(folder: Path, models_dir: Path) -> Card:
 
 
 def _inherit(
-    table: dict[str, Any], base_name: str, folder: Path, models_dir: Path
+    table: dict[str, Any], base_name: str, folder: Path, models_dirs: tuple[Path, ...]
 ) -> dict[str, Any]:
     """The card's table, completed by what its base says."""
     card = folder / CARD_FILE
+    places = ", ".join(map(str, models_dirs))
     if not _stays_below(base_name):
-        raise CardError(f"card {card}: base {base_name} would lie outside {models_dir}")
-    if "base" in _read_table(models_dir / base_name):
+        raise CardError(f"card {card}: base {base_name} would lie outside {places}")
+    found = [place / base_name for place in models_dirs if (place / base_name / CARD_FILE).exists()]
+    if not found:
+        raise CardError(f"card {card}: base {base_name} is not in {places}")
+    if "base" in _read_table(found[-1]):
         raise CardError(f"card {card}: base {base_name} has a base itself")
     changed = _ENCODER_KEYS & table.keys()
     if changed:
         raise CardError(f"card {card}: {min(changed)} is decided by the base {base_name}")
-    base = read_card(models_dir / base_name, models_dir)
+    base = read_card(found[-1], *models_dirs)
     own = {"aliases", "files", "sources", "matryoshka", "quality", "base", "folder"}
     return base.model_dump(exclude=own) | {"files": {}} | table | {"base": base}
 

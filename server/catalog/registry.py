@@ -65,18 +65,34 @@ class Registry:
         return Registry(chosen)
 
 
-def read_registry(models_dir: Path) -> Registry:
-    """Every card below `models_dir`, sorted by name.
+def read_registry(models_dir: Path, *installed: Path) -> Registry:
+    """Every card below the folders, sorted by name inside each; the last one with a name wins.
+
+    Args:
+        models_dir: must be there.
+        installed: need not be there; holds what was imported or installed from a bundle.
 
     Raises:
-        CardError: the folder is missing, a card is malformed, or two cards claim one name.
+        CardError: the folder is missing, a card is malformed, or two cards claim one alias.
     """
-    try:
-        if not models_dir.is_dir():
-            raise CardError(f"models folder {models_dir} does not exist; set --models-dir")
-        # `model` or `organisation/model`; unlike "**", these patterns follow linked folders.
-        cards = (*models_dir.glob(f"*/{CARD_FILE}"), *models_dir.glob(f"*/*/{CARD_FILE}"))
-    except (OSError, ValueError) as error:
-        raise CardError(f"models folder {models_dir}: {error}") from error
-    folders = sorted(path.parent for path in cards)
-    return Registry(read_card(folder, models_dir) for folder in folders)
+    places = (models_dir, *installed)
+    cards: dict[str, Card] = {}
+    for place in places:
+        try:
+            if place == models_dir and not place.is_dir():
+                raise CardError(f"models folder {place} does not exist; set --models-dir")
+            # `model` or `organisation/model`; unlike "**", these patterns follow linked folders.
+            found = (*place.glob(f"*/{CARD_FILE}"), *place.glob(f"*/*/{CARD_FILE}"))
+        except (OSError, ValueError) as error:
+            raise CardError(f"models folder {place}: {error}") from error
+        here: dict[str, Card] = {}
+        for folder in sorted(path.parent for path in found):
+            card = read_card(folder, *places)
+            if card.name in here:
+                raise CardError(
+                    f"models {card.name} and {card.name} both claim {card.name!r} "
+                    f"({here[card.name].folder}, {folder})"
+                )
+            here[card.name] = card
+        cards |= here
+    return Registry(cards.values())

@@ -63,7 +63,7 @@ class ServedModels:
         Raises:
             StartupError: a card, a file or a setting is missing or wrong.
         """
-        registry = read_registry(settings.models_dir).select(settings.model)
+        registry = read_registry(*settings.model_folders()).select(settings.model)
         for card in registry.cards:
             check_present(card)
         unserved = set(settings.model_token_ids) - {card.name for card in registry.cards}

@@ -176,7 +176,15 @@ class TestBase:
     def test_a_base_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(CardError) as caught:
             read(tmp_path, variant_table(base="absent"))
-        assert str(tmp_path / "absent" / "card.toml") in caught.value.message
+        assert f"base absent is not in {tmp_path}" in caught.value.message
+
+    def test_a_base_is_found_in_another_folder_and_the_last_one_wins(self, tmp_path: Path) -> None:
+        folder = write_card(tmp_path / "installed", variant_table())
+        write_card(tmp_path / "shipped", card_table(embedding_dim=8))
+        places = (tmp_path / "shipped", tmp_path / "installed")
+        assert read_card(folder, *places).embedding_dim == 8
+        write_card(tmp_path / "installed", card_table(embedding_dim=4))
+        assert read_card(folder, *places).embedding_dim == 4
 
     def test_a_base_outside_the_models_folder_is_refused(self, tmp_path: Path) -> None:
         write_card(tmp_path, card_table("outside"))

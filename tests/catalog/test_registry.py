@@ -141,3 +141,19 @@ def test_one_malformed_card_stops_the_reading_with_its_path(tmp_path: Path) -> N
     broken = write_card(tmp_path, card_table("broken", pooling="max"))
     with pytest.raises(CardError, match=re.escape(str(broken / "card.toml"))):
         read_registry(tmp_path)
+
+
+def test_an_installed_model_takes_the_place_of_the_shipped_one(tmp_path: Path) -> None:
+    write_card(tmp_path / "shipped", card_table("tiny", embedding_dim=8))
+    write_card(tmp_path / "shipped", card_table("other"))
+    write_card(tmp_path / "installed", card_table("tiny", embedding_dim=4))
+    write_card(tmp_path / "installed", variant_table("variant"))
+    registry = read_registry(tmp_path / "shipped", tmp_path / "installed")
+    assert sorted(names(registry)) == ["other", "tiny", "variant"]
+    assert registry.resolve("tiny").embedding_dim == 4
+    assert registry.resolve("variant").embedding_dim == 4
+
+
+def test_the_folder_of_installed_models_need_not_be_there(tmp_path: Path) -> None:
+    write_card(tmp_path / "shipped", card_table("tiny"))
+    assert names(read_registry(tmp_path / "shipped", tmp_path / "none")) == ["tiny"]
