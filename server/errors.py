@@ -417,6 +417,10 @@ class ModelLoadError(StartupError):
     """The files are right but the model cannot be made ready."""
 
 
+class ImportRefused(StartupError):
+    """A folder cannot become a model that computes what its publisher meant."""
+
+
 class AddressError(StartupError):
     """The host and port cannot be listened on."""
 

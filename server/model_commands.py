@@ -1,4 +1,4 @@
-"""The commands `embedding-server models`: list, pull.
+"""The commands `embedding-server models`: list, pull, import.
 
 Imports what a command needs when it runs, so that `--version` and mistakes answer at once.
 """
@@ -6,10 +6,12 @@ Imports what a command needs when it runs, so that `--version` and mistakes answ
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
+from server.errors import SettingError
 from server.flags import with_flags
 from server.settings import Settings
 
@@ -63,3 +65,89 @@ def pull_models(settings: Settings, names: ModelNames = None) -> None:
         if card.name not in pulled:  # as another one's base
             pull(card, lambda line: print(line, flush=True))
             pulled |= {card.name, card.encoder.name}
+
+
+@models_app.command("import")
+@with_flags("data_dir")
+def import_folder(
+    settings: Settings,
+    path: Annotated[
+        Path, typer.Argument(help="Hugging Face or sentence-transformers folder.", metavar="FOLDER")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What clients call it; default: the folder's name.")
+    ] = None,
+    matryoshka: Annotated[
+        str | None,
+        typer.Option(
+            help="Sizes to which its vectors may be cut, as it was trained; default: what is "
+            "published for its name.",
+            metavar="768,512,...",
+        ),
+    ] = None,
+    query_prompt: Annotated[
+        str | None, typer.Option(help="Text put before queries; default: the folder's own.")
+    ] = None,
+    document_prompt: Annotated[
+        str | None, typer.Option(help="Text put before documents; default: the folder's own.")
+    ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name for clients (repeatable).")
+    ] = None,
+    pooling: Annotated[
+        Literal["mean", "cls", "last_token"] | None,
+        typer.Option(help="For a folder without modules.json (default: mean)."),
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option("--normalize/--no-normalize", help="For a folder without modules.json."),
+    ] = None,
+    graph: Annotated[
+        Literal["own", "published"] | None,
+        typer.Option(
+            help="Make the graph, which needs the [torch] extra, or use the folder's "
+            "onnx/model.onnx; default: own if torch is installed."
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Import it though its vectors are not the publisher's."),
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take the place of an installed model.")
+    ] = False,
+) -> None:
+    """Install a model from a folder on disk, compared with sentence-transformers.
+
+    No code of the folder is run and nothing is unpickled.
+    """
+    from server.importing.importer import Wishes, import_model
+
+    prompts: dict[Literal["query", "document"], str] = {}
+    if query_prompt is not None:
+        prompts["query"] = query_prompt
+    if document_prompt is not None:
+        prompts["document"] = document_prompt
+    wishes = Wishes(
+        name=name,
+        matryoshka=_read_sizes(matryoshka),
+        prompts=prompts,
+        aliases=tuple(alias or ()),
+        pooling=pooling,
+        normalize=normalize,
+        graph=graph,
+        force=force,
+        replace=replace,
+    )
+    place = settings.installed_models_dir()
+    card = import_model(path, place, wishes, lambda line: print(line, flush=True))
+    print(f"{card.name}: installed in {card.folder}, fingerprint {card.fingerprint}")
+    print(f"Serve it with: embedding-server serve --model {card.name}")
+
+
+def _read_sizes(text: str | None) -> tuple[int, ...]:
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    for part in parts:
+        if not part.isdecimal():
+            raise SettingError(f"--matryoshka: {part!r} is no number")
+    return tuple(map(int, parts))

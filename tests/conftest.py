@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import zipfile
@@ -44,12 +43,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         needing = [item for item in items if "stsb" in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=needing)
         items[:] = [item for item in items if item not in needing]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_data_dir(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever is installed for the person who runs the tests must not be there in them."""
-    os.environ["EMBEDDING_SERVER_DATA_DIR"] = str(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")

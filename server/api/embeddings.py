@@ -114,9 +114,11 @@ async def answer(
                 vectors, wait_s, compute_s = await engine.embed(token_ids, ticket)
             record.stages_s |= {"wait": wait_s, "compute": compute_s}
 
+    layer_norm = card.matryoshka is not None and card.matryoshka.layer_norm
+
     def write() -> bytes:
         return embeddings_json(
-            truncate(vectors, dimensions, model.rotation),
+            truncate(vectors, dimensions, model.rotation, layer_norm=layer_norm),
             model=card.name,
             num_tokens=record.num_tokens,
             encoding_format=asked.encoding_format or "float",

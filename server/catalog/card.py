@@ -11,6 +11,8 @@ import datetime
 import functools
 import hashlib
 import json
+import os
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,6 +35,7 @@ _ENCODER_KEYS = {
     "pooling",
 }
 
+PoolingMode = Literal["mean", "cls", "last_token"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -81,6 +84,7 @@ class Matryoshka(_Strict):
 
     dimensions: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     rotation: str | None = None  # file with an orthogonal (embedding_dim, embedding_dim) matrix
+    layer_norm: bool = False  # the vector is normalised over its components before it is cut
 
 
 class Quality(_Strict):
@@ -89,6 +93,22 @@ class Quality(_Strict):
     dimensions: int
     stsb_dev_spearman: float  # times 100
     stsb_dev_spearman_plain: float  # times 100
+
+
+class Parity(_Strict):
+    """How far the vectors were from those of another implementation when the card was made."""
+
+    against: str
+    texts: int
+    min_cosine: float
+    max_difference: float
+
+
+class Reference(_Strict):
+    """Vectors that the model gave when the card was made, to see if a machine computes the same."""
+
+    texts: tuple[str, ...] = Field(min_length=1)
+    file: str  # safetensors with `embeddings`, (texts, embedding_dim), float32, without a prompt
 
 
 class Card(_Strict):
@@ -102,7 +122,7 @@ class Card(_Strict):
     architecture: str
     embedding_dim: int = Field(ge=1)
     max_input_tokens: int = Field(ge=1)
-    pooling: Literal["mean", "cls", "last_token"]
+    pooling: PoolingMode
     normalize: bool
     dtype: Literal["float32"]
     aliases: tuple[str, ...] = ()
@@ -110,6 +130,8 @@ class Card(_Strict):
     default_prompt: Literal["query", "document"] | None = None
     matryoshka: Matryoshka | None = None
     quality: tuple[Quality, ...] = ()
+    parity: Parity | None = None
+    reference: Reference | None = None
     files: dict[str, FilePin]
     sources: tuple[Annotated[PypiSource | HubSource, Field(discriminator="kind")], ...] = ()
     base: Card | None = None  # the model whose encoder this one shares
@@ -123,6 +145,10 @@ class Card(_Strict):
             raise ValueError("matryoshka.dimensions exceed embedding_dim")
         if self.matryoshka and self.matryoshka.rotation not in (None, *self.files):
             raise ValueError("matryoshka.rotation is not among the files")
+        if self.matryoshka and self.matryoshka.rotation and self.matryoshka.layer_norm:
+            raise ValueError("matryoshka has both a rotation and a layer_norm")
+        if self.reference and self.reference.file not in self.files:
+            raise ValueError("reference.file is not among the files")
         for name in self.files:
             if not _stays_below(name):
                 raise ValueError(f"file {name!r} would lie outside the model's folder")
@@ -152,11 +178,12 @@ class Card(_Strict):
         """16 hex digits over all that decides a vector: two servers with equal fingerprints agree.
 
         Covers the bytes of weights, graph, tokenizer and rotation, pooling, normalisation,
-        prompts, input length and dtype; not names, aliases or descriptions.
+        prompts, input length and dtype; not names, aliases, descriptions or reference vectors.
         """
         encoder = self.encoder
+        unused = encoder.reference.file if encoder.reference else None
         facts = {
-            "files": {name: pin.sha256 for name, pin in encoder.files.items()},
+            "files": {name: pin.sha256 for name, pin in encoder.files.items() if name != unused},
             "rotation": (
                 self.files[self.matryoshka.rotation].sha256
                 if self.matryoshka and self.matryoshka.rotation
@@ -169,7 +196,25 @@ class Card(_Strict):
             "max_input_tokens": self.max_input_tokens,
             "dtype": self.dtype,
         }
+        if self.matryoshka and self.matryoshka.layer_norm:
+            facts["layer_norm"] = True
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_card(folder: Path, table: dict[str, Any]) -> None:
+    """Write `folder/card.toml`, whole or not at all; raises OSError."""
+    import tomli_w
+
+    with tempfile.NamedTemporaryFile("wb", dir=folder, prefix=".card-", delete=False) as file:
+        try:
+            tomli_w.dump(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+            Path(file.name).replace(folder / CARD_FILE)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
 
 
 def read_card(folder: Path, *models_dirs: Path) -> Card:
@@ -212,7 +257,8 @@ def _inherit(
     if changed:
         raise CardError(f"card {card}: {min(changed)} is decided by the base {base_name}")
     base = read_card(found[-1], *models_dirs)
-    own = {"aliases", "files", "sources", "matryoshka", "quality", "base", "folder"}
+    own = {"aliases", "base", "files", "folder", "matryoshka", "quality", "sources"}
+    own |= {"parity", "reference"}
     return base.model_dump(exclude=own) | {"files": {}} | table | {"base": base}
 
 

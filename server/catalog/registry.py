@@ -86,7 +86,9 @@ def read_registry(models_dir: Path, *installed: Path) -> Registry:
         except (OSError, ValueError) as error:
             raise CardError(f"models folder {place}: {error}") from error
         here: dict[str, Card] = {}
-        for folder in sorted(path.parent for path in found):
+        folders = sorted(path.parent for path in found)
+        # A model that is being installed lies in a hidden folder until it is whole.
+        for folder in (f for f in folders if not _is_hidden(f.relative_to(place))):
             card = read_card(folder, *places)
             if card.name in here:
                 raise CardError(
@@ -96,3 +98,7 @@ def read_registry(models_dir: Path, *installed: Path) -> Registry:
             here[card.name] = card
         cards |= here
     return Registry(cards.values())
+
+
+def _is_hidden(folder: Path) -> bool:
+    return any(part.startswith(".") for part in folder.parts)

@@ -46,7 +46,12 @@ def load_encoder(card: Card, *, wide_threads: int = 1) -> Encoder:
         checked = hashing.submit(check_files, card)  # at the same time, on another core
         try:
             tokenizer = Tokenizer(card.path(TOKENIZER_FILE), card.max_input_tokens)
-            backend = OnnxBackend(card.path(GRAPH_FILE), wide_threads=wide_threads)
+            backend = OnnxBackend(
+                card.path(GRAPH_FILE),
+                pooling=card.pooling,
+                normalized=card.normalize,
+                wide_threads=wide_threads,
+            )
             vector = backend.forward(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
         except Exception:
             checked.result()  # wrong bytes are the better explanation

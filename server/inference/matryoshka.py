@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from server.catalog.card import Card
 from server.errors import InvalidRequest
+from server.inference.pooling import normalize
 
 
 def check_dimensions(requested: int | None, card: Card) -> int:
@@ -36,13 +37,20 @@ def check_dimensions(requested: int | None, card: Card) -> int:
 
 
 def truncate(
-    vectors: NDArray[np.float32], dimensions: int, rotation: NDArray[np.float32] | None
+    vectors: NDArray[np.float32],
+    dimensions: int,
+    rotation: NDArray[np.float32] | None,
+    *,
+    layer_norm: bool = False,
 ) -> NDArray[np.float32]:
     """The first `dimensions` of each vector, after the rotation if there is one, at length 1.
 
     Args:
         vectors: (texts, embedding_dim), float32.
         rotation: (embedding_dim, embedding_dim), orthogonal, float32.
+        layer_norm: cut the layer-normalised vector, as nomic-embed-text-v1.5's model card does.
+            Of that only the centring matters: its scale is the same for all components and the
+            cut vector gets length 1.
 
     Returns:
         (texts, dimensions), float32, C-contiguous. At native size without a rotation the vectors
@@ -51,9 +59,9 @@ def truncate(
     if rotation is not None:
         cut = vectors @ rotation[:, :dimensions]
     elif dimensions < vectors.shape[1]:
+        if layer_norm:
+            vectors = vectors - vectors.mean(axis=1, keepdims=True)
         cut = vectors[:, :dimensions]
     else:
         return vectors
-    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
-    tiny = np.finfo(np.float32).tiny  # a prefix of zeros stays zeros
-    return np.ascontiguousarray(cut / np.maximum(lengths, tiny), dtype=np.float32)
+    return normalize(cut)  # a prefix of zeros stays zeros

@@ -19,8 +19,10 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from server.catalog.card import PoolingMode
 from server.errors import ModelLoadError
 from server.inference.backend import OutOfMemory
+from server.inference.pooling import normalize, pool
 
 _ERROR_SEVERITY = 3
 # From so many tokens on a pass alone on the machine is spread over its cores. On 2 cores of an AMD
@@ -32,19 +34,44 @@ WIDE_FROM_TOKENS = 64
 _SPIN_US = 200
 
 
+OWN_OUTPUT = "embeddings"  # of graphs with all that makes the vector inside
+# What publishers' graphs give, the most finished first: sentence-transformers' and transformers'.
+_OUTPUTS = (OWN_OUTPUT, "sentence_embedding", "token_embeddings", "last_hidden_state")
+_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+
+
 class OnnxBackend:
-    """A graph with pooling inside, whose weights lie in the safetensors file beside it.
+    """A graph made here, with its weights in safetensors files beside it, or a publisher's own.
 
     Args:
+        pooling, normalized: what a publisher's graph that gives token vectors leaves to do.
         wide_threads: cores that a pass alone on the machine is spread over.
 
     Raises:
-        ModelLoadError: ONNX Runtime refuses the graph.
+        ModelLoadError: ONNX Runtime refuses the graph, or it wants or gives something else.
     """
 
-    def __init__(self, graph: Path, *, wide_threads: int = 1) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        pooling: PoolingMode = "mean",
+        normalized: bool = False,
+        wide_threads: int = 1,
+    ) -> None:
         self._session = _open(graph, threads=1)
         self._wide = _open(graph, threads=wide_threads) if wide_threads > 1 else self._session
+        inputs = {node.name for node in self._session.get_inputs()}
+        outputs = [node.name for node in self._session.get_outputs()]
+        if unknown := inputs - _INPUTS:
+            raise ModelLoadError(f"graph {graph}: wants {min(unknown)}, which is not supported")
+        known = [name for name in _OUTPUTS if name in outputs]
+        if not known:
+            raise ModelLoadError(f"graph {graph}: gives none of {', '.join(_OUTPUTS)}")
+        self._output = known[0]
+        self._token_types = "token_type_ids" in inputs
+        self._pooling: PoolingMode = pooling
+        self._normalize = normalized and self._output != OWN_OUTPUT
 
     def forward(
         self,
@@ -56,13 +83,18 @@ class OnnxBackend:
         """See `Backend.forward`."""
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
         wide = alone and input_ids.size >= WIDE_FROM_TOKENS
+        if self._token_types:
+            feeds["token_type_ids"] = np.zeros_like(input_ids)
         try:
-            (embeddings,) = (self._wide if wide else self._session).run(["embeddings"], feeds)
+            (found,) = (self._wide if wide else self._session).run([self._output], feeds)
         except Exception as error:
             if isinstance(error, MemoryError) or "allocate memory" in str(error).lower():
                 raise OutOfMemory(str(error)) from error
             raise
-        return np.asarray(embeddings, dtype=np.float32)
+        embeddings = np.asarray(found, dtype=np.float32)
+        if embeddings.ndim == 3:
+            embeddings = pool(embeddings, attention_mask, self._pooling)
+        return normalize(embeddings) if self._normalize else embeddings
 
 
 def _open(graph: Path, *, threads: int) -> ort.InferenceSession:

@@ -1,0 +1,408 @@
+"""A Hugging Face folder to an installed model: card, graph, weights, tokenizer, and the proof.
+
+The model is put together in a folder beside its place and moved there at the end, so that an import
+that fails or is interrupted leaves nothing. Torch is needed only where a graph has to be made; it
+is imported by the modules whose names begin with `torch_`. Knows nothing of queues, HTTP or keys.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as NormalizerSequence
+
+from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card, PoolingMode, read_card, write_card
+from server.catalog.verify import sha256_of
+from server.errors import ImportRefused
+from server.importing.families import Family, find_family
+from server.importing.folder import ModelFolder, read_folder
+from server.inference.inputs import TextInputs
+from server.inference.onnx_backend import OnnxBackend
+from server.inference.tokenizer import Tokenizer
+
+MIN_COSINE = 0.9999
+REFERENCE_FILE = "reference.safetensors"
+# The weights of a publisher's graph that are too large for its own file.
+GRAPH_DATA = "model.onnx[_.]data*"
+SPARE_BYTES = 64 * 1024 * 1024  # of disk that an import leaves free
+NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", re.ASCII)
+HUB_CACHE = re.compile(r"models--(?P<organisation>.+?)--(?P<name>.+)")
+
+REFERENCE_TEXTS = ("The quick brown fox jumps over the lazy dog.", "¿Dónde está la biblioteca? 42")
+# Lengths, scripts and oddities; the last one is longer than any model reads in one go.
+PARITY_TEXTS = (
+    *REFERENCE_TEXTS,
+    "a",
+    "Hello, world",
+    "HELLO, WORLD!",
+    "  blanks in front, behind and   between  ",
+    "line one\nline two\r\n\tindented",
+    "naïve façade, Zürich, smørrebrød, Łódź",
+    "敏捷的棕色狐狸跳过了懒狗。",
+    "Быстрая бурая лиса перепрыгивает через ленивую собаку.",
+    "الثعلب البني السريع يقفز فوق الكلب الكسول",
+    "def add(a: int, b: int) -> int:\n    return a + b  # 1 + 1 == 2",
+    "👩‍💻 emoji 🎉 and symbols: ± ≤ € ½ ™ http://example.com/a?b=c&d=%20e",
+    "An embedding maps a text to a vector so that texts of like meaning lie close to each other.",
+    " ".join(f"Sentence {number} of a long document about cats, dogs and taxes." for number in range(60)),
+    " ".join(f"word{number}" for number in range(20_000)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the person who imports says beside the folder."""
+
+    name: str | None = None
+    matryoshka: tuple[int, ...] = ()
+    prompts: dict[Literal["query", "document"], str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    pooling: PoolingMode | None = None
+    normalize: bool | None = None
+    graph: Literal["own", "published"] | None = None  # None: own if torch is there
+    force: bool = False  # keep a model that is not as near to sentence-transformers as it should be
+    replace: bool = False  # take the place of an installed model
+
+
+def import_model(path: Path, into: Path, wishes: Wishes, report: Callable[[str], None]) -> Card:
+    """Make an installed model of a folder.
+
+    Args:
+        into: the folder of installed models; made if need be.
+        report: called with one line of progress at a time.
+
+    Raises:
+        ImportRefused: the folder cannot be served as its publisher meant it, or its place is taken.
+        CardError, ModelLoadError: what came out cannot be used.
+    """
+    folder = read_folder(path, pooling=wishes.pooling, normalize=wishes.normalize)
+    name = choose_name(folder, wishes)
+    place = into / name
+    if place.exists() and not wishes.replace:
+        raise ImportRefused(f"model {name} is there already ({place}); --replace takes its place")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=into, prefix=".import-") as scratch:
+            made = Path(scratch) / "model"
+            made.mkdir(mode=0o755)
+            _make(folder, made, name, wishes, report)
+            if place.exists():
+                place.rename(Path(scratch) / "replaced")
+            made.rename(place)
+    except OSError as error:
+        raise ImportRefused(f"{error.filename or into}: {error.strerror or error}") from error
+    return read_card(place, into)
+
+
+def choose_name(folder: ModelFolder, wishes: Wishes) -> str:
+    """The name asked for, else the folder's, also of a folder in the hub client's cache.
+
+    Raises:
+        ImportRefused: it cannot be the name of a model.
+    """
+    resolved = folder.path.resolve()
+    cached = next(filter(None, (HUB_CACHE.fullmatch(p) for p in resolved.parts)), None)
+    name = wishes.name or (cached["name"] if cached else resolved.name)
+    if not NAME.fullmatch(name):
+        raise ImportRefused(
+            f"{name!r} cannot be a model's name (letters, digits, '.', '_', '-', at most one '/'); "
+            "choose one with --name"
+        )
+    return name
+
+
+def _make(
+    folder: ModelFolder, made: Path, name: str, wishes: Wishes, report: Callable[[str], None]
+) -> None:
+    """Write the whole model into the empty folder `made`."""
+    family = find_family((name, str(folder.config.get("_name_or_path", "")), folder.path.name))
+    _write_graph(folder, made, wishes, report)
+    _write_tokenizer(folder, made)
+    tokenizer = Tokenizer(made / TOKENIZER_FILE, folder.max_input_tokens)
+    head = folder.head
+    backend = OnnxBackend(made / GRAPH_FILE, pooling=head.pooling, normalized=head.normalize)
+    encode = _Encoder(tokenizer, backend)
+    reference = encode(REFERENCE_TEXTS, "")
+    embedding_dim = reference.shape[1]
+    (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
+    table: dict[str, Any] = {
+        "name": name,
+        "description": f"Imported from {folder.path.resolve().name}.",
+        **_publication(folder),
+        "created": datetime.datetime.now(datetime.UTC).date(),
+        "architecture": folder.architecture,
+        "embedding_dim": embedding_dim,
+        "max_input_tokens": folder.max_input_tokens,
+        "pooling": folder.head.pooling,
+        "normalize": folder.head.normalize,
+        "dtype": "float32",
+        "aliases": list(wishes.aliases),
+    }
+    prompts = _choose_prompts(folder, family, wishes, report)
+    table["prompts"] = prompts
+    if folder.default_prompt in prompts:
+        table["default_prompt"] = folder.default_prompt
+    matryoshka = _matryoshka(embedding_dim, family, wishes, report)
+    if matryoshka:
+        table["matryoshka"] = matryoshka
+    parity = _check_parity(folder, encode, prompts, wishes, report)
+    if parity:
+        table["parity"] = parity
+    table["reference"] = {"texts": list(REFERENCE_TEXTS), "file": REFERENCE_FILE}
+    table["files"] = _pin(made)
+    write_card(made, table)
+    read_card(made, made.parent)
+
+
+# --- the files ------------------------------------------------------------------------------------
+
+
+def _write_graph(
+    folder: ModelFolder, made: Path, wishes: Wishes, report: Callable[[str], None]
+) -> None:
+    if _makes_own_graph(folder, wishes):
+        _copy(folder.path, made, folder.weights)
+        report(f"making the graph ({folder.architecture}); this takes from seconds to minutes")
+        from server.importing.torch_export import export_graph
+
+        graph, placement = export_graph(folder)
+        (made / GRAPH_FILE).write_bytes(graph)
+        report(
+            f"graph: {len(graph):,} bytes; weights: {placement.outside} tensors, "
+            f"{placement.outside_bytes:,} bytes, stay in {', '.join(folder.weights)}"
+        )
+        return
+    assert folder.graph is not None
+    if folder.head.dense:
+        raise ImportRefused(
+            f"{folder.path}: the publisher's graph lacks the dense layers; install the [torch] "
+            "extra, so that a graph can be made"
+        )
+    report(f"using the publisher's {folder.graph.relative_to(folder.path)}")
+    beside = [path.name for path in sorted(folder.graph.parent.glob(GRAPH_DATA))]
+    _copy(folder.graph.parent, made, (folder.graph.name, *beside))
+    (made / folder.graph.name).rename(made / GRAPH_FILE)
+
+
+def _makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
+    """Whether a graph is made; else the publisher's is used."""
+    torch_is_there = _is_installed("torch")
+    if wishes.graph == "published" or (wishes.graph is None and not torch_is_there):
+        if folder.graph is None and wishes.graph == "published":
+            raise ImportRefused(f"{folder.path}: has no onnx/model.onnx")
+        if folder.graph is not None:
+            return False
+    if not folder.weights:
+        raise ImportRefused(f"{folder.path}: has no safetensors file to make a graph from")
+    if not torch_is_there:
+        raise ImportRefused(
+            f"{folder.path}: has no onnx/model.onnx, and making a graph needs the [torch] extra: "
+            "pip install 'embedding-server[torch]'"
+        )
+    return True
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy files, links resolved.
+
+    Raises:
+        ImportRefused: the disk has no room for them.
+    """
+    names = tuple(names)
+    needed = sum((source / name).stat().st_size for name in names) + SPARE_BYTES
+    free = shutil.disk_usage(target).free
+    if needed > free:
+        raise ImportRefused(f"{target.parent}: {needed:,} bytes are needed and {free:,} are free")
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def _write_tokenizer(folder: ModelFolder, made: Path) -> None:
+    source = folder.path / TOKENIZER_FILE
+    if not folder.lower_case:
+        shutil.copyfile(source, made / TOKENIZER_FILE)
+        return
+    try:
+        tokenizer = RustTokenizer.from_file(str(source))
+    except Exception as error:  # the library raises bare Exception
+        raise ImportRefused(f"{source}: {error}") from error
+    own = tokenizer.normalizer
+    tokenizer.normalizer = NormalizerSequence([Lowercase(), *([own] if own else [])])
+    tokenizer.save(str(made / TOKENIZER_FILE))
+
+
+def _pin(made: Path) -> dict[str, dict[str, int | str]]:
+    """Size and sha256 of every file below the folder."""
+    files = sorted(path for path in made.rglob("*") if path.is_file())
+    return {
+        path.relative_to(made).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": sha256_of(path),
+        }
+        for path in files
+    }
+
+
+# --- the card -------------------------------------------------------------------------------------
+
+
+def _publication(folder: ModelFolder) -> dict[str, str]:
+    """License and publisher, as far as the folder tells."""
+    license_name = "unknown"
+    readme = folder.path / "README.md"
+    if readme.is_file():
+        from huggingface_hub import metadata_load
+
+        try:
+            license_name = str((metadata_load(readme) or {}).get("license", license_name))
+        except Exception:  # what people write there is not always YAML, and decides nothing
+            license_name = "unknown"
+    cached = next(filter(None, map(HUB_CACHE.fullmatch, folder.path.resolve().parts)), None)
+    return {
+        "license": license_name,
+        "owned_by": cached["organisation"] if cached else "imported",
+    }
+
+
+def _choose_prompts(
+    folder: ModelFolder, family: Family | None, wishes: Wishes, report: Callable[[str], None]
+) -> dict[Literal["query", "document"], str]:
+    """By the person, else by the folder, else as published for the family."""
+    own = {purpose: prompt for purpose, prompt in folder.prompts.items() if prompt}
+    chosen = dict(own)
+    if not own and family is not None and family.prompts:
+        chosen = dict(family.prompts)
+        report(f"prompts as published for {family.source}")
+    chosen |= wishes.prompts
+    return {purpose: prompt for purpose, prompt in chosen.items() if prompt}
+
+
+def _matryoshka(
+    embedding_dim: int, family: Family | None, wishes: Wishes, report: Callable[[str], None]
+) -> dict[str, object]:
+    """Sizes to which vectors may be cut; empty if none are known."""
+    sizes: Sequence[int] = wishes.matryoshka
+    if not sizes and family is not None and family.dimensions:
+        sizes = [size for size in family.dimensions if size < embedding_dim]
+        report(f"Matryoshka sizes as published for {family.source}")
+    if not sizes:
+        return {}
+    wrong = [size for size in sizes if not 1 <= size <= embedding_dim]
+    if wrong:
+        raise ImportRefused(
+            f"--matryoshka: {wrong[0]} is not between 1 and {embedding_dim}, the model's size"
+        )
+    matryoshka: dict[str, object] = {"dimensions": sorted({embedding_dim, *sizes}, reverse=True)}
+    if family is not None and family.layer_norm:
+        matryoshka["layer_norm"] = True
+    return matryoshka
+
+
+# --- the proof ------------------------------------------------------------------------------------
+
+
+class _Encoder:
+    """Texts to vectors as the server does it, several of unlike length together."""
+
+    BATCH_TEXTS = 4
+
+    def __init__(self, tokenizer: Tokenizer, backend: OnnxBackend) -> None:
+        self._tokenizer = tokenizer
+        self._backend = backend
+
+    def __call__(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
+        """Vectors (texts, embedding_dim), float32; over-long texts are cut."""
+        limit = len(texts) * self._tokenizer.max_input_tokens
+        sequences = self._tokenizer.encode_texts(
+            TextInputs(is_list=True, texts=list(texts)),
+            prompt=prompt,
+            truncate=True,
+            max_request_tokens=limit,
+        )
+        parts = []
+        for start in range(0, len(sequences), self.BATCH_TEXTS):
+            batch = sequences[start : start + self.BATCH_TEXTS]
+            longest = max(map(len, batch))
+            ids = np.zeros((len(batch), longest), np.int64)
+            mask = np.zeros_like(ids)
+            for row, sequence in enumerate(batch):
+                ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
+            parts.append(self._backend.forward(ids, mask))
+        return np.concatenate(parts)
+
+
+def _check_parity(
+    folder: ModelFolder,
+    encode: _Encoder,
+    prompts: dict[Literal["query", "document"], str],
+    wishes: Wishes,
+    report: Callable[[str], None],
+) -> dict[str, object]:
+    """Compare with sentence-transformers, with every prompt; empty if that cannot be.
+
+    Raises:
+        ImportRefused: they differ too much.
+    """
+    if not folder.weights or not _is_installed("sentence_transformers"):
+        missing = "[torch] extra" if folder.weights else "safetensors weights"
+        report(f"not compared with sentence-transformers, which needs the {missing}")
+        return {}
+    from server.importing import torch_reference
+
+    report(f"comparing with {torch_reference.NAME}")
+    reference = torch_reference.TorchReference(folder)
+    cosines, differences = [], []
+    for prompt in dict.fromkeys(("", *prompts.values())):
+        ours, theirs = encode(PARITY_TEXTS, prompt), reference.embed(PARITY_TEXTS, prompt)
+        if ours.shape != theirs.shape:
+            raise ImportRefused(
+                f"{folder.path}: vectors of {ours.shape[1]} dimensions, but "
+                f"{theirs.shape[1]} with sentence-transformers"
+            )
+        cosines.append(_cosines(ours, theirs))
+        differences.append(np.abs(ours - theirs))
+    # A NaN must not hide behind min and max.
+    lowest, largest = float(np.min(cosines)), float(np.max(differences))
+    texts = sum(map(len, cosines))
+    report(f"{texts} texts: smallest cosine {lowest:.7f}, largest difference {largest:.1e}")
+    if not lowest >= MIN_COSINE:
+        worst = PARITY_TEXTS[int(np.argmin(np.concatenate(cosines))) % len(PARITY_TEXTS)]
+        refusal = (
+            f"{folder.path}: cosine {lowest:.5f} with {torch_reference.NAME}, at least "
+            f"{MIN_COSINE} is needed (worst: {worst[:40]!r})"
+        )
+        if not wishes.force:
+            raise ImportRefused(f"{refusal}; --force imports it all the same")
+        report(f"warning: {refusal}")
+    return {
+        "against": torch_reference.NAME,
+        "texts": texts,
+        "min_cosine": round(lowest, 7),
+        "max_difference": float(f"{largest:.2g}"),
+    }
+
+
+def _cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Cosine of each row with its counterpart, computed in float64; (texts,)."""
+    wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
+    lengths = np.linalg.norm(wide_left, axis=1) * np.linalg.norm(wide_right, axis=1)
+    cosines: NDArray[np.float64] = np.einsum("nd,nd->n", wide_left, wide_right) / lengths
+    return cosines

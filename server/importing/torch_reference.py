@@ -1,0 +1,73 @@
+"""What sentence-transformers computes for the same folder: the reference of an import.
+
+Needs the `[torch]` extra. Runs no code of the folder and unpickles nothing. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import sentence_transformers
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from server.errors import ImportRefused
+from server.importing.folder import POOLING_MODES, ModelFolder
+
+NAME = f"sentence-transformers {sentence_transformers.__version__}"
+
+
+class TorchReference:
+    """A folder as sentence-transformers loads it, in float32 on the CPU.
+
+    Raises:
+        ImportRefused: it cannot be loaded.
+    """
+
+    def __init__(self, folder: ModelFolder) -> None:
+        weights = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if folder.assumed_head:
+                    self._model = _build(folder, weights)
+                else:
+                    self._model = SentenceTransformer(
+                        str(folder.path),
+                        device="cpu",
+                        local_files_only=True,
+                        trust_remote_code=False,
+                        model_kwargs=weights,
+                    )
+        except Exception as error:  # each architecture fails in its own way
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ImportRefused(
+                f"{folder.path}: sentence-transformers cannot load it: {reason}"
+            ) from error
+
+    def embed(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
+        """Vectors (texts, embedding_dim), float32; over-long texts are cut."""
+        vectors = self._model.encode(
+            list(texts), prompt=prompt, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def _build(folder: ModelFolder, weights: dict[str, object]) -> SentenceTransformer:
+    """What sentence-transformers makes of a folder without modules.json, with this pooling."""
+    transformer = Transformer(
+        str(folder.path),
+        max_seq_length=folder.max_input_tokens,
+        model_kwargs=weights,
+        processor_kwargs={"local_files_only": True},
+    )
+    mode = next(theirs for theirs, ours in POOLING_MODES.items() if ours == folder.head.pooling)
+    size = transformer.get_embedding_dimension()
+    modules = [transformer, Pooling(size, pooling_mode=mode)]
+    modules += [Normalize()] if folder.head.normalize else []
+    return SentenceTransformer(modules=modules, device="cpu")

@@ -1,0 +1,42 @@
+"""Token vectors to one vector a text, for graphs that leave it to others.
+
+Graphs that this software makes do it themselves. Pure functions; any thread may call.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.catalog.card import PoolingMode
+
+
+def pool(
+    hidden: NDArray[np.float32], attention_mask: NDArray[np.int64], mode: PoolingMode
+) -> NDArray[np.float32]:
+    """The formulas of sentence-transformers' Pooling module.
+
+    Args:
+        hidden: (texts, tokens, hidden_dim), float32.
+        attention_mask: (texts, tokens), 1 for a token, 0 for padding on the right.
+
+    Returns:
+        (texts, hidden_dim), float32, not normalised.
+    """
+    lengths = np.maximum(attention_mask.sum(axis=1), 1)
+    pooled: NDArray[np.float32]
+    if mode == "cls":
+        pooled = hidden[:, 0]
+    elif mode == "last_token":
+        pooled = hidden[np.arange(len(hidden)), lengths - 1]
+    else:
+        sums = np.einsum("ntd,nt->nd", hidden, attention_mask.astype(np.float32))
+        pooled = sums / lengths.astype(np.float32)[:, None]
+    return pooled
+
+
+def normalize(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each vector at length 1; (texts, dimensions), float32, C-contiguous. Zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    tiny = np.finfo(np.float32).tiny
+    return np.ascontiguousarray(vectors / np.maximum(lengths, tiny), dtype=np.float32)
