@@ -243,8 +243,9 @@ def _read_prompts(
         raise ImportRefused(f"{file}: prompts must be texts by name")
     prompts: dict[Literal["query", "document"], str] = {}
     for name, purpose in PROMPT_NAMES.items():
-        if name in named:
-            prompts.setdefault(purpose, named[name])
+        # sentence-transformers writes an empty `document` beside a `passage` that is meant.
+        if named.get(name) and not prompts.get(purpose):
+            prompts[purpose] = named[name]
     default = config.get("default_prompt_name")
     if default is None or (default in named and not named[default]):
         return prompts, None

@@ -93,6 +93,8 @@ def read_stored_tensors(folder: Path, files: Iterable[str]) -> dict[str, StoredT
             header.pop("__metadata__", None)
             for entry in header.values():
                 begin, end = (start + offset for offset in entry["data_offsets"])
+                if end > len(content):
+                    raise ValueError("it is cut off")
                 tensor = StoredTensor(file, begin, end - begin, entry["dtype"])
                 for key, part in _keys(tensor, entry["shape"], content[begin:end]):
                     stored.setdefault(key, part)

@@ -335,6 +335,7 @@ DECIDING: dict[str, list[dict[str, Any]]] = {
         {
             "matryoshka": {"dimensions": [8], "rotation": "tokenizer.json"},
         },
+        {"matryoshka": {"dimensions": [8], "layer_norm": True}},
     ],
 }
 # What only tells about it: the fingerprint stays.
@@ -353,6 +354,13 @@ TELLING: dict[str, dict[str, Any]] = {
         "sources": [{"kind": "hub", "repository": "a/b", "revision": "c", "files": ["graph.onnx"]}]
     },
     "matryoshka": {"matryoshka": {"dimensions": [8, 4]}},
+    "parity": {
+        "parity": {"against": "another", "texts": 2, "min_cosine": 1.0, "max_difference": 0.0}
+    },
+    "reference": {
+        "reference": {"texts": ["a"], "file": "reference.safetensors"},
+        "files": {**pins(FILES), **pins({"reference.safetensors": b"vectors"})},
+    },
     "embedding_dim": {"embedding_dim": 7},  # the graph decides it
 }
 # One value alone, or seen through the others: `folder` is where, `base` whose files.

@@ -1,0 +1,442 @@
+"""Every architecture is imported and served as sentence-transformers computes it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from server.catalog.card import Card, read_card
+from server.catalog.verify import check_files
+from server.errors import ImportRefused
+from server.importing.folder import read_folder
+from server.importing.importer import PARITY_TEXTS, Wishes, import_model
+from server.inference.loader import load_encoder
+from tests.conftest import PLAIN, REPOSITORY
+from tests.importing.folders import DIM, MAX_TOKENS, change_json, export_published, make_folder
+from tests.server_process import ServerProcess
+
+TEXTS = [text for text in PARITY_TEXTS if len(text) < 10_000]
+E5 = {"query": "query: ", "passage": "passage: "}
+GEMMA = {
+    "query": "task: search result | query: ",
+    "document": "title: none | text: ",
+    "Clustering": "task: clustering | query: ",
+}
+IDENTITY, TANH = torch.nn.Identity, torch.nn.Tanh
+# Every pooling, head and kind of prompt that the families use, and every way weights are stored.
+FOLDERS: dict[str, dict[str, Any]] = {
+    "bert-mean": {"architecture": "bert"},
+    "bert-cls-raw": {"architecture": "bert", "pooling": "cls", "normalize": False},
+    "bert-tanh": {"architecture": "bert", "dense": [(24, TANH)]},
+    "bert-float16": {"architecture": "bert", "dtype": torch.float16},
+    "distilbert-mean": {"architecture": "distilbert"},
+    "mpnet-mean": {"architecture": "mpnet"},
+    "xlm-roberta-mean": {"architecture": "xlm-roberta", "prompts": E5},
+    "xlm-roberta-cls": {"architecture": "xlm-roberta", "pooling": "cls"},
+    "modernbert-cls": {"architecture": "modernbert", "pooling": "cls"},
+    "modernbert-mean": {
+        "architecture": "modernbert",
+        "prompts": {"search_query": "search_query: ", "search_document": "search_document: "},
+    },
+    "nomic-raw": {"architecture": "nomic_bert", "normalize": False},
+    "qwen3-last": {
+        "architecture": "qwen3",
+        "pooling": "lasttoken",
+        "prompts": {"query": "Instruct: find it\nQuery:", "document": ""},
+    },
+    "qwen3-bfloat16-shards": {
+        "architecture": "qwen3",
+        "pooling": "lasttoken",
+        "dtype": torch.bfloat16,
+        "shard_bytes": 60_000,
+        "prompts": {"query": "Instruct: find it\nQuery:"},
+        "default_prompt": "query",
+    },
+    "gemma3-dense": {
+        "architecture": "gemma3_text",
+        "dense": [(96, IDENTITY), (DIM, IDENTITY)],
+        "prompts": GEMMA,
+    },
+}
+
+
+def ignore(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("folders")
+    return {name: make_folder(place / name, **options) for name, options in FOLDERS.items()}
+
+
+@pytest.fixture(scope="session")
+def data_dir(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder into which all of them were imported."""
+    data = tmp_path_factory.mktemp("imported")
+    for folder in folders.values():
+        import_model(folder, data / "models", Wishes(), ignore)
+    return data
+
+
+@pytest.fixture(scope="session")
+def http_to_all(data_dir: Path) -> Iterator[httpx.Client]:
+    models = [flag for name in FOLDERS for flag in ("--model", name)]
+    with (
+        ServerProcess("--data-dir", str(data_dir), "--threads", "1", *models) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        yield client
+
+
+def card_of(data_dir: Path, name: str) -> Card:
+    return read_card(data_dir / "models" / name, data_dir / "models")
+
+
+def reference(folder: Path, prompt: str | None) -> Any:
+    weights = {"dtype": torch.float32}
+    model = SentenceTransformer(
+        str(folder), device="cpu", local_files_only=True, model_kwargs=weights
+    )
+    return model.encode(TEXTS, prompt=prompt, show_progress_bar=False)
+
+
+def lowest_cosine(left: Any, right: Any) -> float:
+    left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return float(np.min(np.einsum("nd,nd->n", left, right) / lengths))
+
+
+@pytest.mark.parametrize("purpose", [None, "query", "document"])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_is_served_is_what_sentence_transformers_computes(
+    http_to_all: httpx.Client, folders: dict[str, Path], name: str, purpose: str | None
+) -> None:
+    body = {"model": name, "input": TEXTS, "truncate": True}
+    body |= {"input_type": purpose} if purpose else {}
+    answer = http_to_all.post("/v1/embeddings", json=body).raise_for_status().json()
+    served = [entry["embedding"] for entry in answer["data"]]
+    named = FOLDERS[name].get("prompts", {})
+    default = FOLDERS[name].get("default_prompt")
+    keys = {
+        "query": ("query", "search_query"),
+        "document": ("document", "passage", "search_document"),
+    }
+    wanted = keys[purpose] if purpose else (default,)
+    prompt = next((named[key] for key in wanted if key in named), "")
+    expected = reference(folders[name], prompt)
+    assert np.shape(served) == expected.shape
+    assert lowest_cosine(served, expected) >= 0.9999
+    if not FOLDERS[name].get("normalize", True):
+        assert np.abs(np.asarray(served) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_weights_are_kept_as_they_are_and_the_graph_only_points_at_them(
+    data_dir: Path, folders: dict[str, Path], name: str
+) -> None:
+    card = card_of(data_dir, name)
+    official = {
+        path.relative_to(folders[name]): path.read_bytes()
+        for path in folders[name].rglob("*.safetensors")
+    }
+    assert official
+    for path, content in official.items():
+        assert card.path(str(path)).read_bytes() == content
+    graph = onnx.load(card.path("graph.onnx"), load_external_data=False)
+    inside = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+    pointed_at = {
+        entry.value
+        for tensor in graph.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    assert pointed_at == set(map(str, official))
+    assert inside < 4096
+    check_files(card)
+
+
+def test_the_card_tells_what_the_folder_said(data_dir: Path) -> None:
+    gemma = card_of(data_dir, "gemma3-dense")
+    assert (gemma.architecture, gemma.embedding_dim) == ("gemma3_text", DIM)
+    assert gemma.max_input_tokens == MAX_TOKENS
+    assert gemma.prompts == {"query": GEMMA["query"], "document": GEMMA["document"]}
+    assert gemma.parity is not None
+    assert gemma.parity.against.startswith("sentence-transformers ")
+    assert gemma.parity.texts == 3 * len(PARITY_TEXTS)
+    assert gemma.parity.min_cosine > 0.9999
+    assert card_of(data_dir, "qwen3-bfloat16-shards").default_prompt == "query"
+    assert card_of(data_dir, "qwen3-last").pooling == "last_token"
+
+
+def test_the_shipped_graph_comes_from_the_official_folder(
+    official_folder: Path, tmp_path: Path
+) -> None:
+    card = import_model(official_folder, tmp_path / "models", Wishes(name=PLAIN), ignore)
+    shipped = read_card(REPOSITORY / "models" / PLAIN, REPOSITORY / "models")
+    assert card.path("graph.onnx").read_bytes() == shipped.path("graph.onnx").read_bytes()
+    assert card.path("graph.onnx").stat().st_size < 100_000
+    assert card.license == "apache-2.0"
+    assert card.fingerprint == shipped.fingerprint
+
+
+# --- a publisher's graph --------------------------------------------------------------------------
+
+
+def test_a_publishers_graph_is_used_without_torch(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "bert", "bert", pooling="cls")
+    export_published(folder)
+    script = f"""
+        import builtins, sys
+        from server.importing import importer
+                real = builtins.__import__
+        def without_torch(name, *rest):
+            if name.partition(".")[0] in ("torch", "transformers", "sentence_transformers", "onnx"):
+                raise ModuleNotFoundError(name)
+            return real(name, *rest)
+        builtins.__import__ = without_torch
+        importer._is_installed = lambda package: False
+        sys.argv = ["x", "models", "import", {str(folder)!r}, "--data-dir", {str(tmp_path / "data")!r}]
+        from server.cli import main
+        main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not compared with sentence-transformers" in done.stdout
+    card = card_of(tmp_path / "data", "bert")
+    assert card.parity is None
+    assert set(card.files) == {"graph.onnx", "tokenizer.json", "reference.safetensors"}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_publishers_graph_gives_the_same_vectors(tmp_path: Path, pooling: str) -> None:
+    folder = make_folder(tmp_path / "bert", "bert", pooling=pooling)
+    export_published(folder)
+    wishes = Wishes(graph="published")
+    card = import_model(folder, tmp_path / "models", wishes, ignore)
+    assert card.parity is not None
+    assert card.parity.min_cosine > 0.9999
+    assert "model.safetensors" not in card.files
+    ids = np.array([[2, 7, 9, 3, 0, 0], [2, 5, 6, 7, 8, 3]])
+    mask = np.array([[1, 1, 1, 1, 0, 0], [1] * 6])
+    own = import_model(folder, tmp_path / "own", Wishes(graph="own"), ignore)
+    left, right = (load_encoder(c).backend.forward(ids, mask) for c in (card, own))
+    assert np.abs(left - right).max() < 1e-6
+
+
+def test_a_graph_that_wants_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "bert")
+    graph = export_published(folder)
+    model = onnx.load(graph)
+    for node in model.graph.node:
+        node.input[:] = ["position_ids" if n == "token_type_ids" else n for n in node.input]
+    next(i for i in model.graph.input if i.name == "token_type_ids").name = "position_ids"
+    onnx.save(model, graph)
+    with pytest.raises(Exception, match="wants position_ids"):
+        import_model(folder, tmp_path / "models", Wishes(graph="published"), ignore)
+    assert not list((tmp_path / "models").iterdir())
+
+
+# --- names, prompts, sizes ------------------------------------------------------------------------
+
+
+def test_what_is_published_of_a_family_fills_the_gaps(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "nomic-embed-text-v1.5", "nomic_bert")
+    lines: list[str] = []
+    card = import_model(folder, tmp_path / "models", Wishes(matryoshka=(16, 32)), lines.append)
+    assert card.prompts == {"query": "search_query: ", "document": "search_document: "}
+    assert card.matryoshka is not None
+    assert card.matryoshka.dimensions == (DIM, 32, 16)
+    assert card.matryoshka.layer_norm
+    assert "prompts as published for nomic-ai/nomic-embed-text-v1.5" in lines
+
+
+def test_own_prompts_come_before_the_familys_and_the_commands_before_both(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "e5-base-v2", "bert", prompts={"query": "own: "})
+    models = tmp_path / "models"
+    assert import_model(folder, models, Wishes(), ignore).prompts == {"query": "own: "}
+    wishes = Wishes(prompts={"document": "mine: "}, replace=True)
+    card = import_model(folder, models, wishes, ignore)
+    assert card.prompts == {"query": "own: ", "document": "mine: "}
+
+
+def test_sizes_beyond_the_models_own_are_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "bert")
+    with pytest.raises(ImportRefused, match="--matryoshka: 64 is not between 1 and 48"):
+        import_model(folder, tmp_path / "models", Wishes(matryoshka=(64, 16)), ignore)
+
+
+@pytest.mark.parametrize("name", ["../up", "/abs", "a/b/c", " ", ".hidden", "blank name", "ümlaut"])
+def test_a_name_that_cannot_be_one_is_refused(tmp_path: Path, name: str) -> None:
+    folder = make_folder(tmp_path / "bert")
+    with pytest.raises(ImportRefused, match="cannot be a model's name"):
+        import_model(folder, tmp_path / "models", Wishes(name=name), ignore)
+    assert not (tmp_path / "models").exists()
+
+
+def test_the_hub_clients_cache_gives_the_models_name_and_publisher(tmp_path: Path) -> None:
+    made = make_folder(tmp_path / "made")
+    snapshot = tmp_path / "models--intfloat--e5-small-v2" / "snapshots" / "0123abc"
+    blobs = tmp_path / "models--intfloat--e5-small-v2" / "blobs"
+    blobs.mkdir(parents=True)
+    files = [path for path in made.rglob("*") if path.is_file()]
+    for number, path in enumerate(files):
+        link = snapshot / path.relative_to(made)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.rename(blobs / str(number)))
+    card = import_model(snapshot, tmp_path / "models", Wishes(), ignore)
+    assert (card.name, card.owned_by) == ("e5-small-v2", "intfloat")
+    assert not any(card.path(name).is_symlink() for name in card.files)
+    assert card.prompts == {"query": "query: ", "document": "passage: "}
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def change_module(folder: Path, number: int, **changes: str) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[number] |= changes
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def cut(file: Path) -> None:
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+
+
+BREAKS: dict[str, Callable[[Path], object]] = {
+    "no folder": lambda folder: (folder / "config.json").unlink(),
+    "broken JSON": lambda folder: (folder / "config.json").write_text("{"),
+    "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
+    "pickle": lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+    "own code": lambda folder: change_json(
+        folder / "config.json",
+        model_type="own_bert",
+        auto_map={"AutoModel": "modeling_own.OwnModel"},
+    ),
+    "own module": lambda folder: change_module(folder, 0, type="custom_st.Transformer"),
+    "max pooling": lambda folder: change_json(
+        folder / "1_Pooling" / "config.json", pooling_mode="max"
+    ),
+    "module elsewhere": lambda folder: change_module(folder, 1, path="../1_Pooling"),
+    "no pooling file": lambda folder: (folder / "1_Pooling" / "config.json").unlink(),
+    "cut weights": lambda folder: cut(folder / "model.safetensors"),
+    "shard elsewhere": lambda folder: (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../../other.safetensors"}})
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("no folder", "no config.json"),
+        ("broken JSON", "config.json: not JSON"),
+        ("no tokenizer", "no tokenizer.json"),
+        ("pickle", "weights only as pytorch_model.bin, which can run code"),
+        ("own code", "its own code (modeling_own.OwnModel) would have to be run"),
+        ("own module", "custom_st.Transformer is code of the model's own, which is never run"),
+        ("max pooling", "pooling is max, but must be one of mean, cls, lasttoken"),
+        ("module elsewhere", "../1_Pooling lies outside the model's folder"),
+        ("no pooling file", "1_Pooling/config.json: No such file"),
+        ("cut weights", "model.safetensors: not a safetensors file: it is cut off"),
+        ("shard elsewhere", "../../other.safetensors lies outside the folder"),
+    ],
+)
+def test_what_cannot_be_served_as_it_was_meant_is_refused_and_leaves_nothing(
+    tmp_path: Path, kind: str, reason: str
+) -> None:
+    folder = make_folder(tmp_path / "bert")
+    BREAKS[kind](folder)
+    with pytest.raises(ImportRefused) as caught:
+        import_model(folder, tmp_path / "models", Wishes(), ignore)
+    assert reason in caught.value.message
+    assert "\n" not in caught.value.message
+    assert not (tmp_path / "models").exists() or not list((tmp_path / "models").iterdir())
+
+
+def test_vectors_unlike_the_publishers_are_refused_unless_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "bert")
+    other = make_folder(tmp_path / "other", pooling="cls")
+    real = importlib.import_module("server.importing.torch_reference").TorchReference
+    monkeypatch.setattr(
+        "server.importing.torch_reference.TorchReference",
+        lambda _: real(read_folder(other)),
+    )
+    with pytest.raises(ImportRefused, match=r"at least 0\.9999 is needed .* --force"):
+        import_model(folder, tmp_path / "models", Wishes(), ignore)
+    assert not list((tmp_path / "models").iterdir())
+    lines: list[str] = []
+    card = import_model(folder, tmp_path / "models", Wishes(force=True), lines.append)
+    assert card.parity is not None
+    assert card.parity.min_cosine < 0.9999
+    assert any(line.startswith("warning: ") for line in lines)
+
+
+def test_an_installed_model_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "bert")
+    models = tmp_path / "models"
+    first = import_model(folder, models, Wishes(), ignore)
+    change_json(folder / "1_Pooling" / "config.json", pooling_mode="cls")
+    with pytest.raises(ImportRefused, match=r"model bert is there already .* --replace"):
+        import_model(folder, models, Wishes(), ignore)
+    assert read_card(models / "bert", models).fingerprint == first.fingerprint
+    assert import_model(folder, models, Wishes(replace=True), ignore).pooling == "cls"
+    assert [path.name for path in models.iterdir()] == ["bert"]
+
+
+def test_an_interrupted_import_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(line: str) -> None:
+        if line.startswith("comparing"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_model(make_folder(tmp_path / "bert"), tmp_path / "models", Wishes(), interrupt)
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_a_folder_without_modules_is_mean_pooled_unless_told(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "bert", normalize=False)
+    (folder / "modules.json").unlink()
+    (folder / "config_sentence_transformers.json").unlink()
+    models = tmp_path / "models"
+    plain = import_model(folder, models, Wishes(), ignore)
+    assert (plain.pooling, plain.normalize) == ("mean", False)
+    wishes = Wishes(name="told", pooling="cls", normalize=True)
+    told = import_model(folder, models, wishes, ignore)
+    assert (told.pooling, told.normalize) == ("cls", True)
+    for card in (plain, told):
+        assert card.parity is not None
+        assert card.parity.min_cosine > 0.9999
+
+
+def test_texts_are_put_into_lower_case_where_the_folder_says_so(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "bert")
+    change_json(folder / "sentence_bert_config.json", do_lower_case=True, max_seq_length=MAX_TOKENS)
+    card = import_model(folder, tmp_path / "models", Wishes(), ignore)
+    assert card.parity is not None
+    assert card.parity.min_cosine > 0.9999
+    tokenizer = load_encoder(card).tokenizer
+    upper, lower = (tokenizer._rust.encode(text).ids for text in ("THE FOX", "the fox"))
+    assert upper == lower
