@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from server import __version__
-from server.errors import EmbeddingServerError, SettingError
+from server.errors import EmbeddingServerError, SelfTestFailed, SettingError
 from server.flags import with_flags
 from server.key_commands import keys_app, usage
 from server.model_commands import models_app
@@ -78,3 +78,29 @@ def serve(settings: Settings) -> None:
     from server.serving import serve as run_server
 
     run_server(settings, models, access)
+
+
+@app.command()
+@with_flags("model", "models_dir", "data_dir", "threads")
+def doctor(
+    settings: Settings,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Prove that serving opens no socket beyond this machine."),
+    ] = False,
+) -> None:
+    """Test this installation: files, vectors against the models' references, memory, threads."""
+    if offline:
+        # Before anything starts a thread: only a process with one can leave its network.
+        from server.network_namespace import enter_network_namespace
+
+        enter_network_namespace()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from server.doctor import examine
+
+    bad = 0
+    for finding in examine(settings, offline=offline):
+        print(f"{'ok ' if finding.good else 'BAD'}  {finding.subject}: {finding.text}", flush=True)
+        bad += not finding.good
+    if bad:
+        raise SelfTestFailed(f"{bad} of the checks failed")

@@ -421,6 +421,10 @@ class ImportRefused(StartupError):
     """A folder cannot become a model that computes what its publisher meant."""
 
 
+class SelfTestFailed(StartupError):
+    """The self-test found something wrong; its lines have told what."""
+
+
 class AddressError(StartupError):
     """The host and port cannot be listened on."""
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.normalizers import Lowercase
@@ -29,7 +28,8 @@ from server.catalog.verify import sha256_of
 from server.errors import ImportRefused
 from server.importing.families import Family, find_family
 from server.importing.folder import ModelFolder, read_folder
-from server.inference.inputs import TextInputs
+from server.inference import direct
+from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
 from server.inference.tokenizer import Tokenizer
 
@@ -134,9 +134,9 @@ def _make(
     tokenizer = Tokenizer(made / TOKENIZER_FILE, folder.max_input_tokens)
     head = folder.head
     backend = OnnxBackend(made / GRAPH_FILE, pooling=head.pooling, normalized=head.normalize)
-    encode = _Encoder(tokenizer, backend)
-    reference = encode(REFERENCE_TEXTS, "")
-    embedding_dim = reference.shape[1]
+    embedding_dim = backend.forward(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64)).shape[1]
+    encoder = Encoder(tokenizer, backend, embedding_dim)
+    reference = direct.embed_texts(encoder, REFERENCE_TEXTS)
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
     table: dict[str, Any] = {
         "name": name,
@@ -158,7 +158,7 @@ def _make(
     matryoshka = _matryoshka(embedding_dim, family, wishes, report)
     if matryoshka:
         table["matryoshka"] = matryoshka
-    parity = _check_parity(folder, encode, prompts, wishes, report)
+    parity = _check_parity(folder, encoder, prompts, wishes, report)
     if parity:
         table["parity"] = parity
     table["reference"] = {"texts": list(REFERENCE_TEXTS), "file": REFERENCE_FILE}
@@ -319,39 +319,9 @@ def _matryoshka(
 # --- the proof ------------------------------------------------------------------------------------
 
 
-class _Encoder:
-    """Texts to vectors as the server does it, several of unlike length together."""
-
-    BATCH_TEXTS = 4
-
-    def __init__(self, tokenizer: Tokenizer, backend: OnnxBackend) -> None:
-        self._tokenizer = tokenizer
-        self._backend = backend
-
-    def __call__(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
-        """Vectors (texts, embedding_dim), float32; over-long texts are cut."""
-        limit = len(texts) * self._tokenizer.max_input_tokens
-        sequences = self._tokenizer.encode_texts(
-            TextInputs(is_list=True, texts=list(texts)),
-            prompt=prompt,
-            truncate=True,
-            max_request_tokens=limit,
-        )
-        parts = []
-        for start in range(0, len(sequences), self.BATCH_TEXTS):
-            batch = sequences[start : start + self.BATCH_TEXTS]
-            longest = max(map(len, batch))
-            ids = np.zeros((len(batch), longest), np.int64)
-            mask = np.zeros_like(ids)
-            for row, sequence in enumerate(batch):
-                ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
-            parts.append(self._backend.forward(ids, mask))
-        return np.concatenate(parts)
-
-
 def _check_parity(
     folder: ModelFolder,
-    encode: _Encoder,
+    encoder: Encoder,
     prompts: dict[Literal["query", "document"], str],
     wishes: Wishes,
     report: Callable[[str], None],
@@ -371,13 +341,16 @@ def _check_parity(
     reference = torch_reference.TorchReference(folder)
     cosines, differences = [], []
     for prompt in dict.fromkeys(("", *prompts.values())):
-        ours, theirs = encode(PARITY_TEXTS, prompt), reference.embed(PARITY_TEXTS, prompt)
+        ours, theirs = (
+            direct.embed_texts(encoder, PARITY_TEXTS, prompt),
+            reference.embed(PARITY_TEXTS, prompt),
+        )
         if ours.shape != theirs.shape:
             raise ImportRefused(
                 f"{folder.path}: vectors of {ours.shape[1]} dimensions, but "
                 f"{theirs.shape[1]} with sentence-transformers"
             )
-        cosines.append(_cosines(ours, theirs))
+        cosines.append(direct.cosines(ours, theirs))
         differences.append(np.abs(ours - theirs))
     # A NaN must not hide behind min and max.
     lowest, largest = float(np.min(cosines)), float(np.max(differences))
@@ -398,11 +371,3 @@ def _check_parity(
         "min_cosine": round(lowest, 7),
         "max_difference": float(f"{largest:.2g}"),
     }
-
-
-def _cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Cosine of each row with its counterpart, computed in float64; (texts,)."""
-    wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
-    lengths = np.linalg.norm(wide_left, axis=1) * np.linalg.norm(wide_right, axis=1)
-    cosines: NDArray[np.float64] = np.einsum("nd,nd->n", wide_left, wide_right) / lengths
-    return cosines

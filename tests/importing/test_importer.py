@@ -202,7 +202,7 @@ def test_a_publishers_graph_is_used_without_torch(tmp_path: Path) -> None:
     script = f"""
         import builtins, sys
         from server.importing import importer
-                real = builtins.__import__
+        real = builtins.__import__
         def without_torch(name, *rest):
             if name.partition(".")[0] in ("torch", "transformers", "sentence_transformers", "onnx"):
                 raise ModuleNotFoundError(name)
@@ -224,7 +224,12 @@ def test_a_publishers_graph_is_used_without_torch(tmp_path: Path) -> None:
     assert "not compared with sentence-transformers" in done.stdout
     card = card_of(tmp_path / "data", "bert")
     assert card.parity is None
-    assert set(card.files) == {"graph.onnx", "tokenizer.json", "reference.safetensors"}
+    assert set(card.files) == {
+        "graph.onnx",
+        "model.onnx.data",
+        "tokenizer.json",
+        "reference.safetensors",
+    }
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

@@ -1,0 +1,44 @@
+"""Texts to vectors without an engine: for proofs, where nobody else waits.
+
+Any thread may call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.inference.inputs import TextInputs
+from server.inference.loader import Encoder
+
+BATCH_TEXTS = 4  # so that texts of unlike length are padded together, as under load
+
+
+def embed_texts(encoder: Encoder, texts: Sequence[str], prompt: str = "") -> NDArray[np.float32]:
+    """Vectors (texts, embedding_dim), float32, in the order given; over-long texts are cut."""
+    tokenizer = encoder.tokenizer
+    sequences = tokenizer.encode_texts(
+        TextInputs(is_list=True, texts=list(texts)),
+        prompt=prompt,
+        truncate=True,
+        max_request_tokens=len(texts) * tokenizer.max_input_tokens,
+    )
+    parts = []
+    for start in range(0, len(sequences), BATCH_TEXTS):
+        batch = sequences[start : start + BATCH_TEXTS]
+        ids = np.zeros((len(batch), max(map(len, batch))), np.int64)
+        mask = np.zeros_like(ids)
+        for row, sequence in enumerate(batch):
+            ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
+        parts.append(encoder.backend.forward(ids, mask))
+    return np.concatenate(parts)
+
+
+def cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Cosine of each row with its counterpart, computed in float64; (texts,)."""
+    wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
+    lengths = np.linalg.norm(wide_left, axis=1) * np.linalg.norm(wide_right, axis=1)
+    found: NDArray[np.float64] = np.einsum("nd,nd->n", wide_left, wide_right) / lengths
+    return found
