@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,16 +15,14 @@ from server.errors import SettingError
 from server.flags import with_flags
 from server.settings import Settings
 
+if TYPE_CHECKING:
+    from server.catalog.card import Card
+
 FOLDERS = ("models_dir", "data_dir")  # settings that tell where models lie
 
 models_app = typer.Typer(
     help="The models on this machine.", no_args_is_help=True, rich_markup_mode=None
 )
-
-ModelNames = Annotated[
-    list[str] | None,
-    typer.Argument(help="Models, by their cards' names; default: those that are served."),
-]
 
 
 @models_app.command("list")
@@ -55,16 +53,73 @@ def list_models(settings: Settings) -> None:
 
 @models_app.command("pull")
 @with_flags(*FOLDERS)
-def pull_models(settings: Settings, names: ModelNames = None) -> None:
-    """Fetch the files of models that are not there yet, and check every byte."""
+def pull_models(
+    settings: Settings,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Models of this machine, by their cards' names, or of the Hugging Face hub, as "
+            "organisation/model; default: those that are served."
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Commit, tag or branch of a model of the hub; default: the newest."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call a model of the hub; default: its name.")
+    ] = None,
+) -> None:
+    """Fetch the files of models that are not there yet, and check every byte.
+
+    A model of the hub is imported as `models import` does. HF_ENDPOINT names a mirror, HTTPS_PROXY
+    a proxy, HF_TOKEN the token for models that need one.
+    """
     from server.catalog.pull import pull
     from server.catalog.registry import read_registry
 
+    registry = read_registry(*settings.model_folders())
+    there = {called for card in registry.cards for called in (card.name, *card.aliases)}
+    from_hub = [asked for asked in names or () if "/" in asked and asked not in there]
+    if (revision or name) and (len(from_hub) != 1 or len(names or ()) != 1):
+        raise SettingError("--revision and --name go with one model of the hub")
     pulled: set[str] = set()
-    for card in read_registry(*settings.model_folders()).select(names or settings.model).cards:
+    known = [asked for asked in names or settings.model if asked not in from_hub]
+    for card in registry.select(known).cards if known else ():
         if card.name not in pulled:  # as another one's base
-            pull(card, lambda line: print(line, flush=True))
+            pull(card, _say)
             pulled |= {card.name, card.encoder.name}
+    for repository in from_hub:
+        _pull_from_hub(settings, repository, revision, name)
+
+
+def _pull_from_hub(
+    settings: Settings, repository: str, revision: str | None, name: str | None
+) -> None:
+    import shutil
+
+    from server.catalog.hub import download_folder
+    from server.importing.importer import Wishes, check_free, import_model, is_installed
+
+    name = name or repository.rsplit("/", 1)[-1]
+    place = settings.installed_models_dir()
+    check_free(place, name)  # before gigabytes are fetched
+    downloads = settings.data_dir / "downloads"
+    with_graph = not is_installed("torch")
+    folder, commit = download_folder(repository, revision, downloads, _say, with_graph=with_graph)
+    wishes = Wishes(name=name, origin=(repository, commit))
+    card = import_model(folder, place, wishes, _say)
+    shutil.rmtree(folder)
+    _tell_installed(card)
+
+
+def _tell_installed(card: Card) -> None:
+    print(f"{card.name}: installed in {card.folder}, fingerprint {card.fingerprint}")
+    print(f"Serve it with: embedding-server serve --model {card.name}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 @models_app.command("import")
@@ -140,9 +195,7 @@ def import_folder(
         replace=replace,
     )
     place = settings.installed_models_dir()
-    card = import_model(path, place, wishes, lambda line: print(line, flush=True))
-    print(f"{card.name}: installed in {card.folder}, fingerprint {card.fingerprint}")
-    print(f"Serve it with: embedding-server serve --model {card.name}")
+    _tell_installed(import_model(path, place, wishes, _say))
 
 
 def _read_sizes(text: str | None) -> tuple[int, ...]:

@@ -75,6 +75,7 @@ class Wishes:
     graph: Literal["own", "published"] | None = None  # None: own if torch is there
     force: bool = False  # keep a model that is not as near to sentence-transformers as it should be
     replace: bool = False  # take the place of an installed model
+    origin: tuple[str, str] | None = None  # repository of the hub and commit
 
 
 def import_model(path: Path, into: Path, wishes: Wishes, report: Callable[[str], None]) -> Card:
@@ -91,8 +92,8 @@ def import_model(path: Path, into: Path, wishes: Wishes, report: Callable[[str],
     folder = read_folder(path, pooling=wishes.pooling, normalize=wishes.normalize)
     name = choose_name(folder, wishes)
     place = into / name
-    if place.exists() and not wishes.replace:
-        raise ImportRefused(f"model {name} is there already ({place}); --replace takes its place")
+    if not wishes.replace:
+        check_free(into, name)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=into, prefix=".import-") as scratch:
@@ -107,15 +108,20 @@ def import_model(path: Path, into: Path, wishes: Wishes, report: Callable[[str],
     return read_card(place, into)
 
 
+def check_free(into: Path, name: str) -> None:
+    """Raise ImportRefused if a model of this name is installed."""
+    if (into / name).exists():
+        raise ImportRefused(f"model {name} is there already ({into / name}); --replace replaces it")
+
+
 def choose_name(folder: ModelFolder, wishes: Wishes) -> str:
     """The name asked for, else the folder's, also of a folder in the hub client's cache.
 
     Raises:
         ImportRefused: it cannot be the name of a model.
     """
-    resolved = folder.path.resolve()
-    cached = next(filter(None, (HUB_CACHE.fullmatch(p) for p in resolved.parts)), None)
-    name = wishes.name or (cached["name"] if cached else resolved.name)
+    cached = _hub_cache(folder)
+    name = wishes.name or (cached["name"] if cached else folder.path.resolve().name)
     if not NAME.fullmatch(name):
         raise ImportRefused(
             f"{name!r} cannot be a model's name (letters, digits, '.', '_', '-', at most one '/'); "
@@ -140,8 +146,8 @@ def _make(
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
     table: dict[str, Any] = {
         "name": name,
-        "description": f"Imported from {folder.path.resolve().name}.",
-        **_publication(folder),
+        "description": f"Imported from {'@'.join(wishes.origin or ()) or folder.path.resolve().name}.",
+        **_publication(folder, wishes),
         "created": datetime.datetime.now(datetime.UTC).date(),
         "architecture": folder.architecture,
         "embedding_dim": embedding_dim,
@@ -163,6 +169,13 @@ def _make(
         table["parity"] = parity
     table["reference"] = {"texts": list(REFERENCE_TEXTS), "file": REFERENCE_FILE}
     table["files"] = _pin(made)
+    if wishes.origin is not None:
+        repository, commit = wishes.origin
+        # Only what lies in the repository byte for byte under the same name.
+        same = [*folder.weights, *([] if folder.lower_case else [TOKENIZER_FILE])]
+        same = [name for name in same if name in table["files"]]
+        source = {"kind": "hub", "repository": repository, "revision": commit, "files": same}
+        table["sources"] = [source]
     write_card(made, table)
     read_card(made, made.parent)
 
@@ -199,7 +212,7 @@ def _write_graph(
 
 def _makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
     """Whether a graph is made; else the publisher's is used."""
-    torch_is_there = _is_installed("torch")
+    torch_is_there = is_installed("torch")
     if wishes.graph == "published" or (wishes.graph is None and not torch_is_there):
         if folder.graph is None and wishes.graph == "published":
             raise ImportRefused(f"{folder.path}: has no onnx/model.onnx")
@@ -215,7 +228,8 @@ def _makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
     return True
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Whether this Python has the package; it is not imported."""
     return importlib.util.find_spec(package) is not None
 
 
@@ -264,7 +278,7 @@ def _pin(made: Path) -> dict[str, dict[str, int | str]]:
 # --- the card -------------------------------------------------------------------------------------
 
 
-def _publication(folder: ModelFolder) -> dict[str, str]:
+def _publication(folder: ModelFolder, wishes: Wishes) -> dict[str, str]:
     """License and publisher, as far as the folder tells."""
     license_name = "unknown"
     readme = folder.path / "README.md"
@@ -275,11 +289,18 @@ def _publication(folder: ModelFolder) -> dict[str, str]:
             license_name = str((metadata_load(readme) or {}).get("license", license_name))
         except Exception:  # what people write there is not always YAML, and decides nothing
             license_name = "unknown"
-    cached = next(filter(None, map(HUB_CACHE.fullmatch, folder.path.resolve().parts)), None)
-    return {
-        "license": license_name,
-        "owned_by": cached["organisation"] if cached else "imported",
-    }
+    if wishes.origin is not None:
+        publisher = wishes.origin[0].split("/")[0]
+    else:
+        cached = _hub_cache(folder)
+        publisher = cached["organisation"] if cached else "imported"
+    return {"license": license_name, "owned_by": publisher}
+
+
+def _hub_cache(folder: ModelFolder) -> re.Match[str] | None:
+    """Organisation and name of a folder inside the hub client's cache."""
+    parts = folder.path.resolve().parts
+    return next(filter(None, map(HUB_CACHE.fullmatch, parts)), None)
 
 
 def _choose_prompts(
@@ -331,7 +352,7 @@ def _check_parity(
     Raises:
         ImportRefused: they differ too much.
     """
-    if not folder.weights or not _is_installed("sentence_transformers"):
+    if not folder.weights or not is_installed("sentence_transformers"):
         missing = "[torch] extra" if folder.weights else "safetensors weights"
         report(f"not compared with sentence-transformers, which needs the {missing}")
         return {}

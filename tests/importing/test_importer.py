@@ -208,7 +208,7 @@ def test_a_publishers_graph_is_used_without_torch(tmp_path: Path) -> None:
                 raise ModuleNotFoundError(name)
             return real(name, *rest)
         builtins.__import__ = without_torch
-        importer._is_installed = lambda package: False
+        importer.is_installed = lambda package: False
         sys.argv = ["x", "models", "import", {str(folder)!r}, "--data-dir", {str(tmp_path / "data")!r}]
         from server.cli import main
         main()
