@@ -1,4 +1,4 @@
-"""The commands `embedding-server models`: list, pull, import.
+"""The commands `embedding-server models`: list, pull, import, verify.
 
 Imports what a command needs when it runs, so that `--version` and mistakes answer at once.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from server.errors import SettingError
+from server.errors import ModelFileError, SettingError
 from server.flags import with_flags
 from server.settings import Settings
 
@@ -204,3 +204,42 @@ def _read_sizes(text: str | None) -> tuple[int, ...]:
         if not part.isdecimal():
             raise SettingError(f"--matryoshka: {part!r} is no number")
     return tuple(map(int, parts))
+
+
+@models_app.command("verify")
+@with_flags(*FOLDERS)
+def verify_models(
+    settings: Settings,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models, by their cards' names; default: all on this machine."),
+    ] = None,
+) -> None:
+    """Compare every byte of the models with their cards; changes nothing, needs no network."""
+    from rich.filesize import decimal
+
+    from server.catalog.registry import read_registry
+    from server.catalog.verify import differences
+    from server.progress import byte_progress
+
+    folders = settings.model_folders()
+    registry = read_registry(*folders)
+    cards = registry.select(names).cards if names else registry.cards
+    if not cards:
+        raise ModelFileError(f"there is no model in {', '.join(map(str, folders))}")
+    # A base is read once, however many share it.
+    owners = {owner.folder: owner for card in cards for owner in card.with_base}
+    wrong = {}
+    total = sum(pin.bytes for owner in owners.values() for pin in owner.files.values())
+    with byte_progress("sha256", total) as report:
+        for folder, owner in owners.items():
+            wrong[folder] = list(differences(folder, owner.files, report).values())
+    for card in cards:
+        problems = [problem for owner in card.with_base for problem in wrong[owner.folder]]
+        pins = [pin for owner in card.with_base for pin in owner.files.values()]
+        size = decimal(sum(pin.bytes for pin in pins))
+        told = "; ".join(problems) or f"{len(pins)} files, {size}, sha256 as the card says"
+        print(f"{card.name}: {told}")
+    found = [problem for problems in wrong.values() for problem in problems]
+    if found:
+        raise ModelFileError(f"not what the cards say: {'; '.join(found)}")

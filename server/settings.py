@@ -75,6 +75,11 @@ class Settings(BaseSettings):
         description="Folder that holds models; default: the one this software came with. Those in "
         "`models` of the data folder are there beside them.",
     )
+    check_files: Literal["full", "sizes", "off"] = Field(
+        "full",
+        description="How model files are compared with their cards at start: full reads every byte "
+        "(sha256), sizes looks whether each file is there in its size, off trusts the disk.",
+    )
     api_key: SecretList = Field(
         [], description="Key that clients must send (repeatable). Without any, no key is asked."
     )
@@ -223,11 +228,19 @@ class Settings(BaseSettings):
         """
         if self.database_url is not None:
             return self.database_url.get_secret_value()
+        self.make_data_dir()
+        return f"sqlite:///{self.database_file()}"
+
+    def make_data_dir(self) -> None:
+        """Make the data folder if need be, for nobody else to look into: it may hold keys.
+
+        Raises:
+            SettingError: it cannot be made.
+        """
         try:
             self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise SettingError(f"data_dir {self.data_dir}: {_reason(error)}") from error
-        return f"sqlite:///{self.database_file()}"
 
     def check_exposure(self, *, asks_for_keys: bool) -> None:
         """Refuse to listen beyond this machine when anybody could use the server.

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import socket
@@ -111,6 +113,38 @@ class TestMistakes:
         weights = models_dir / "tiny" / "model.safetensors"
         weights.write_bytes(b"x" * len(FILES["model.safetensors"]))
         assert_mistake(serve(models_dir, "--port", "0"), str(weights), "sha256")
+
+    def test_a_file_with_wrong_bytes_is_opened_if_only_sizes_are_looked_at(
+        self, models_dir: Path
+    ) -> None:
+        tokenizer = models_dir / "tiny" / "tokenizer.json"
+        tokenizer.write_bytes(b"x" * len(FILES["tokenizer.json"]))
+        outcome = serve(models_dir, "--port", "0", "--check-files", "sizes")
+        assert_mistake(outcome, f"tokenizer {tokenizer}")
+        assert "sha256" not in outcome.stderr
+
+    def test_a_file_of_another_size_is_named_if_sizes_are_looked_at(self, models_dir: Path) -> None:
+        (models_dir / "tiny" / "graph.onnx").write_bytes(b"cut")
+        outcome = serve(models_dir, "--check-files", "sizes")
+        assert_mistake(outcome, "missing or incomplete: tiny/graph.onnx")
+
+    @pytest.mark.parametrize("damage", [b"cut", None], ids=["cut off", "absent"])
+    def test_a_file_that_is_cut_off_or_absent_is_met_when_it_is_opened_if_nothing_is_looked_at(
+        self, models_dir: Path, damage: bytes | None
+    ) -> None:
+        tokenizer = models_dir / "tiny" / "tokenizer.json"
+        tokenizer.unlink()
+        if damage:
+            tokenizer.write_bytes(damage)
+        outcome = serve(models_dir, "--port", "0", "--check-files", "off")
+        assert_mistake(outcome, f"tokenizer {tokenizer}")
+        assert "missing or incomplete" not in outcome.stderr
+
+    def test_an_unknown_way_to_check_files_is_refused_with_those_there_are(
+        self, models_dir: Path
+    ) -> None:
+        outcome = serve(models_dir, "--check-files", "size")
+        assert_mistake(outcome, "setting check_files (--check-files)", "'full', 'sizes' or 'off'")
 
     def test_files_that_are_right_but_no_model_are_named(self, models_dir: Path) -> None:
         outcome = serve(models_dir, "--port", "0")
@@ -259,3 +293,77 @@ class TestModelsList:
         outcome = command("models", "list", "--models-dir", models_dir)
         assert "present" in outcome.stdout
         assert "missing" not in outcome.stdout
+
+
+class TestModelsVerify:
+    @pytest.fixture
+    def both(self, models_dir: Path) -> Path:
+        rotation = {"rotation.safetensors": b"a rotation"}
+        write_model(models_dir, variant_table(files=pins(rotation)), rotation)
+        return models_dir
+
+    def test_each_model_on_this_machine_gets_a_line(self, both: Path, tmp_path: Path) -> None:
+        write_model(tmp_path / "data" / "models", card_table("installed"))
+        outcome = command("models", "verify", "--models-dir", both, "--data-dir", tmp_path / "data")
+        assert outcome.stdout.splitlines() == [
+            "tiny: 3 files, 30 bytes, sha256 as the card says",
+            "variant: 4 files, 40 bytes, sha256 as the card says",
+            "installed: 3 files, 30 bytes, sha256 as the card says",
+        ]
+        assert (outcome.returncode, outcome.stderr) == (0, "")  # no bar where nobody looks
+
+    def test_all_wrong_files_are_named_and_the_code_is_2(self, both: Path) -> None:
+        (both / "tiny" / "graph.onnx").unlink()
+        (both / "tiny" / "tokenizer.json").write_bytes(b"A tokenizer")
+        (both / "variant" / "rotation.safetensors").write_bytes(b"a rot")
+        outcome = command("models", "verify", "--models-dir", both)
+        assert outcome.returncode == 2
+        tiny, variant = outcome.stdout.splitlines()
+        base = [f"{both}/tiny/graph.onnx: No such file", f"{both}/tiny/tokenizer.json has sha256"]
+        own = f"{both}/variant/rotation.safetensors has 5 bytes, but the card says 10"
+        assert [text for text in base if text not in tiny] == []
+        assert [text for text in (*base, own) if text not in variant] == []
+        (line,) = outcome.stderr.splitlines()
+        assert [line.count(text) for text in (*base, own)] == [1, 1, 1]
+        assert "model.safetensors" not in outcome.stdout + outcome.stderr
+
+    def test_only_the_models_that_are_named_are_read(self, both: Path) -> None:
+        (both / "variant" / "rotation.safetensors").unlink()
+        outcome = command("models", "verify", "tiny", "--models-dir", both)
+        assert (outcome.returncode, len(outcome.stdout.splitlines())) == (0, 1)
+
+    def test_a_wrong_base_makes_its_variant_wrong(self, both: Path) -> None:
+        (both / "tiny" / "graph.onnx").unlink()
+        outcome = command("models", "verify", "variant", "--models-dir", both)
+        assert outcome.returncode == 2
+        assert outcome.stdout.startswith(f"variant: {both}/tiny/graph.onnx: No such file")
+
+    def test_an_unknown_model_is_named(self, both: Path) -> None:
+        outcome = command("models", "verify", "tinny", "--models-dir", both)
+        assert_mistake(outcome, "model tinny not found", "did you mean tiny?")
+
+    def test_a_folder_without_models_is_no_success(self, tmp_path: Path) -> None:
+        outcome = command("models", "verify", "--models-dir", tmp_path, "--data-dir", tmp_path)
+        assert_mistake(outcome, f"there is no model in {tmp_path}")
+
+    def test_a_terminal_sees_a_bar_in_bytes(self, both: Path) -> None:
+        content = bytes(50_000_000)
+        write_model(both, card_table("big", files=pins({"w": content})), {"w": content})
+        leader, follower = pty.openpty()
+        with subprocess.Popen(
+            [sys.executable, "-m", "server", "models", "verify", "--models-dir", str(both)],
+            stderr=follower,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+            text=True,
+        ) as verifying:
+            os.close(follower)
+            seen = b""
+            with contextlib.suppress(OSError):  # how Linux tells that the other side is closed
+                while chunk := os.read(leader, 4096):
+                    seen += chunk
+            assert verifying.stdout is not None
+            assert len(verifying.stdout.readlines()) == 3
+        os.close(leader)
+        assert b"MB" in seen
+        assert verifying.returncode == 0

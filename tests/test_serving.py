@@ -163,14 +163,32 @@ def test_a_thousand_connections_at_once_are_all_answered(server: ServerProcess) 
     assert statuses == [200] * 1000
 
 
-def test_a_changed_byte_stops_the_start_with_one_line(tmp_path: Path) -> None:
-    (tmp_path / PLAIN).symlink_to(REPOSITORY / "models" / PLAIN)
-    (tmp_path / MATRYOSHKA).mkdir()
+def models_with_one_changed_byte(folder: Path) -> Path:
+    """The models of this repository, but that one number of the rotation is off by a rounding."""
+    (folder / PLAIN).symlink_to(REPOSITORY / "models" / PLAIN)
+    (folder / MATRYOSHKA).mkdir()
     for file in (REPOSITORY / "models" / MATRYOSHKA).iterdir():
         content = bytearray(file.read_bytes())
         if file.name == "rotation.safetensors":
-            content[-1] ^= 1
-        (tmp_path / MATRYOSHKA / file.name).write_bytes(content)
+            content[-4] ^= 1  # the lowest bit of a little-endian float32
+        (folder / MATRYOSHKA / file.name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("check_files", ["sizes", "off"])
+def test_a_changed_byte_is_served_if_the_bytes_are_not_to_be_checked(
+    tmp_path: Path, check_files: str
+) -> None:
+    models_dir = models_with_one_changed_byte(tmp_path)
+    flags = ["--models-dir", str(models_dir), "--check-files", check_files]
+    with ServerProcess(*flags) as server:
+        body = {"model": MATRYOSHKA, "input": "Hello", "dimensions": 32}
+        answer = httpx.post(f"{server.base_url}/embeddings", json=body)
+    assert answer.status_code == 200
+
+
+def test_a_changed_byte_stops_the_start_with_one_line(tmp_path: Path) -> None:
+    models_with_one_changed_byte(tmp_path)
     command = [sys.executable, "-m", "server", "serve", "--port", "0"]
     outcome = subprocess.run(
         [*command, "--models-dir", str(tmp_path)],

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 import tomllib
 from pathlib import Path
@@ -36,6 +37,8 @@ _ENCODER_KEYS = {
 }
 
 PoolingMode = Literal["mean", "cls", "last_token"]
+_NAME = r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?"  # `model` or `organisation/model`
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -114,7 +117,7 @@ class Reference(_Strict):
 class Card(_Strict):
     """A model card as read from disk; `folder` is where it was read."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?$")
+    name: str = Field(pattern=f"^{_NAME}$")
     description: str
     license: str
     owned_by: str
@@ -162,6 +165,11 @@ class Card(_Strict):
     def encoder(self) -> Card:
         """The card whose graph, weights and tokenizer turn text into this model's vectors."""
         return self.base or self
+
+    @property
+    def with_base(self) -> tuple[Card, ...]:
+        """The cards whose files serving reads: the base, if there is one, and this one."""
+        return (self.base, self) if self.base else (self,)
 
     def path(self, file: str) -> Path:
         """Where one of this card's own files lies."""
@@ -215,6 +223,11 @@ def write_card(folder: Path, table: dict[str, Any]) -> None:
         except BaseException:
             Path(file.name).unlink()
             raise
+
+
+def is_card_name(name: str) -> bool:
+    """Whether a card may have this name."""
+    return re.fullmatch(_NAME, name) is not None
 
 
 def read_card(folder: Path, *models_dirs: Path) -> Card:

@@ -52,20 +52,22 @@ class ServedModels:
         self.phase = Phase.LOADING
         self.in_flight = 0  # requests that a drain waits for
         self._settings = settings
+        self._hash_files = settings.check_files == "full"
         self._models: dict[str, ServedModel] = {}
         self._engines: dict[str, Engine] = {}  # by the encoder's name
         self._reading: dict[str, Future[Encoder]] = {}
 
     @classmethod
     def find(cls, settings: Settings) -> ServedModels:
-        """The models that the settings name, all their files there, not yet read.
+        """The models that the settings name, their files there unless `check_files` is off.
 
         Raises:
             StartupError: a card, a file or a setting is missing or wrong.
         """
         registry = read_registry(*settings.model_folders()).select(settings.model)
-        for card in registry.cards:
-            check_present(card)
+        if settings.check_files != "off":
+            for card in registry.cards:
+                check_present(card)
         unserved = set(settings.model_token_ids) - {card.name for card in registry.cards}
         if unserved:
             raise SettingError(f"setting model_token_ids: {min(unserved)} is not a served model")
@@ -78,9 +80,15 @@ class ServedModels:
         """
         encoders = {card.encoder.name: card.encoder for card in self.registry.cards}
         threads = ThreadPoolExecutor(thread_name_prefix="read-model")
-        wide_threads = _threads(self._settings)
-        self._reading = {n: threads.submit(_load_and_warm_up, c, wide_threads)
-                         for n, c in encoders.items()}  # fmt: skip
+        self._reading = {
+            name: threads.submit(
+                _load_and_warm_up,
+                card,
+                wide_threads=_threads(self._settings),
+                hash_files=self._hash_files,
+            )
+            for name, card in encoders.items()
+        }
         threads.shutdown(wait=False)
 
     async def load(self, metrics: Metrics) -> None:
@@ -105,7 +113,7 @@ class ServedModels:
             self._models[card.name] = ServedModel(
                 card=card,
                 engine=self._engines[card.encoder.name],
-                rotation=await asyncio.to_thread(load_rotation, card),
+                rotation=await asyncio.to_thread(load_rotation, card, hash_files=self._hash_files),
                 own_token_ids=card.name in self._settings.model_token_ids,
             )
         self._reading.clear()
@@ -172,7 +180,7 @@ def _threads(settings: Settings) -> int:
     return settings.threads or usable_cores()
 
 
-def _load_and_warm_up(card: Card, wide_threads: int) -> Encoder:
-    encoder = load_encoder(card, wide_threads=wide_threads)
+def _load_and_warm_up(card: Card, *, wide_threads: int, hash_files: bool) -> Encoder:
+    encoder = load_encoder(card, wide_threads=wide_threads, hash_files=hash_files)
     warm_up(encoder)
     return encoder

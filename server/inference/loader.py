@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card
@@ -32,18 +33,20 @@ class Encoder:
     embedding_dim: int
 
 
-def load_encoder(card: Card, *, wide_threads: int = 1) -> Encoder:
-    """Tokenizer and forward pass of a card that has no base, every byte checked.
+def load_encoder(card: Card, *, wide_threads: int = 1, hash_files: bool = True) -> Encoder:
+    """Tokenizer and forward pass of a card that has no base.
 
     Args:
         wide_threads: see OnnxBackend.
+        hash_files: compare every byte with the card.
 
     Raises:
         ModelFileError: a file's sha256 differs from the card.
         ModelLoadError: a file cannot be used, or the graph gives another size than the card.
     """
     with ThreadPoolExecutor(max_workers=1) as hashing:
-        checked = hashing.submit(check_files, card)  # at the same time, on another core
+        # At the same time, on another core.
+        checked = hashing.submit(check_files, card) if hash_files else None
         try:
             tokenizer = Tokenizer(card.path(TOKENIZER_FILE), card.max_input_tokens)
             backend = OnnxBackend(
@@ -52,11 +55,10 @@ def load_encoder(card: Card, *, wide_threads: int = 1) -> Encoder:
                 normalized=card.normalize,
                 wide_threads=wide_threads,
             )
-            vector = backend.forward(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
-        except Exception:
-            checked.result()  # wrong bytes are the better explanation
-            raise
-        checked.result()
+            vector = _first_pass(card, backend)
+        finally:
+            if checked:
+                checked.result()  # wrong bytes are the better explanation
     if vector.shape != (1, card.embedding_dim):
         raise ModelLoadError(
             f"model {card.name}: the graph gives vectors of {vector.shape[-1]} dimensions, the card "
@@ -65,8 +67,19 @@ def load_encoder(card: Card, *, wide_threads: int = 1) -> Encoder:
     return Encoder(tokenizer, backend, card.embedding_dim)
 
 
-def load_rotation(card: Card) -> NDArray[np.float32] | None:
+def _first_pass(card: Card, backend: Backend) -> NDArray[np.float32]:
+    try:
+        return backend.forward(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
+    except Exception as error:  # a graph may fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelLoadError(f"model {card.name}: the graph cannot compute: {reason}") from error
+
+
+def load_rotation(card: Card, *, hash_files: bool = True) -> NDArray[np.float32] | None:
     """The card's Matryoshka rotation, (embedding_dim, embedding_dim), or None if it has none.
+
+    Args:
+        hash_files: compare every byte with the card.
 
     Raises:
         ModelFileError: the file's sha256 differs from the card.
@@ -74,9 +87,13 @@ def load_rotation(card: Card) -> NDArray[np.float32] | None:
     """
     if card.matryoshka is None or card.matryoshka.rotation is None:
         return None
-    check_files(card)
+    if hash_files:
+        check_files(card)
     path = card.path(card.matryoshka.rotation)
-    rotation = load_file(path).get("rotation")
+    try:
+        rotation = load_file(path).get("rotation")
+    except (OSError, SafetensorError) as error:
+        raise ModelLoadError(f"rotation {path}: {error}") from error
     size = (card.embedding_dim, card.embedding_dim)
     if rotation is None or rotation.shape != size or rotation.dtype != np.float32:
         raise ModelLoadError(f"{path}: holds no float32 tensor `rotation` of shape {size}")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from server.catalog.card import Card, read_card
-from server.catalog.verify import check_files, check_present, missing_files
+from server.catalog.verify import check_files, check_present, differences, missing_files
 from server.errors import ModelFileError
 from tests.catalog import FILES, card_table, pins, variant_table, write_model
 
@@ -85,9 +86,36 @@ def test_a_file_that_is_absent_when_it_is_hashed_is_named(card: Card) -> None:
     card.path("graph.onnx").unlink()
     with pytest.raises(ModelFileError) as caught:
         check_files(card)
-    assert caught.value.message == (
-        f"model tiny: {card.path('graph.onnx')}: No such file or directory"
+    assert caught.value.message.startswith(
+        f"model tiny: {card.path('graph.onnx')}: No such file or directory; "
     )
+
+
+def test_every_wrong_file_is_named_at_once_and_the_right_ones_are_not(card: Card) -> None:
+    spoil(card.path("graph.onnx"))
+    card.path("tokenizer.json").write_bytes(b"cut")
+    with pytest.raises(ModelFileError) as caught:
+        check_files(card)
+    message = caught.value.message
+    assert f"{card.path('graph.onnx')} has sha256" in message
+    assert f"{card.path('tokenizer.json')} has 3 bytes, but the card says 11" in message
+    assert "model.safetensors" not in message
+
+
+def test_what_is_no_regular_file_is_not_waited_for(card: Card) -> None:
+    card.path("graph.onnx").unlink()
+    os.mkfifo(card.path("graph.onnx"))
+    found = differences(card.folder, card.files)
+    assert found == {"graph.onnx": f"{card.path('graph.onnx')} is no regular file"}
+
+
+def test_the_bytes_that_were_read_are_reported_as_they_are_read(tmp_path: Path) -> None:
+    files = {"graph.onnx": bytes(1_000_000), "empty": b""}
+    card = read_card(write_model(tmp_path, card_table(files=pins(files)), files), tmp_path)
+    steps: list[int] = []
+    assert differences(card.folder, card.files, steps.append) == {}
+    assert sum(steps) == 1_000_000
+    assert len(steps) > 1
 
 
 def test_a_variant_misses_its_bases_files_too(card: Card, variant: Card) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,53 @@ def test_one_changed_byte_in_any_file_is_refused(
         opened.write(bytes([byte[0] ^ 1]))
     with pytest.raises(ModelFileError, match=file.replace(".", r"\.")):
         load_encoder(card)
+
+
+def test_a_changed_byte_is_not_looked_for_if_hashing_is_off(
+    plain_card: Card, tmp_path: Path
+) -> None:
+    card = copy_of(plain_card, tmp_path)
+    with card.path("model.safetensors").open("r+b") as opened:
+        opened.seek(-1000, 2)
+        byte = opened.read(1)
+        opened.seek(-1000, 2)
+        opened.write(bytes([byte[0] ^ 1]))
+    assert load_encoder(card, hash_files=False).embedding_dim == 384
+
+
+@pytest.mark.parametrize("file", ["graph.onnx", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("size", [None, 0, 1000])
+def test_a_file_that_is_absent_or_cut_off_is_named_also_if_hashing_is_off(
+    plain_card: Card, tmp_path: Path, file: str, size: int | None
+) -> None:
+    card = copy_of(plain_card, tmp_path)
+    content = card.path(file).read_bytes()
+    card.path(file).unlink()
+    if size is not None:
+        card.path(file).write_bytes(content[:size])
+    with pytest.raises(ModelLoadError, match=re.escape(str(tmp_path))):
+        load_encoder(card, hash_files=False)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no safetensors"])
+def test_a_rotation_that_is_absent_or_cut_off_is_named_also_if_hashing_is_off(
+    matryoshka_card: Card, tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "rotation.safetensors").write_bytes(content)
+    card = matryoshka_card.model_copy(update={"folder": tmp_path})
+    with pytest.raises(ModelLoadError, match=re.escape(str(tmp_path / "rotation.safetensors"))):
+        load_rotation(card, hash_files=False)
+
+
+def test_a_changed_rotation_is_refused_unless_hashing_is_off(
+    matryoshka_card: Card, tmp_path: Path
+) -> None:
+    save_file({"rotation": np.eye(384, dtype=np.float32)}, tmp_path / "rotation.safetensors")
+    card = matryoshka_card.model_copy(update={"folder": tmp_path})
+    with pytest.raises(ModelFileError, match=r"rotation\.safetensors has"):
+        load_rotation(card)
+    assert load_rotation(card, hash_files=False) is not None
 
 
 def test_a_graph_that_is_none_is_named(plain_card: Card, tmp_path: Path) -> None:
