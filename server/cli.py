@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from server import __version__
+from server.bundle_commands import bundle_app
 from server.errors import EmbeddingServerError, SelfTestFailed, SettingError
 from server.flags import with_flags
 from server.key_commands import keys_app, usage
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(models_app, name="models")
+app.add_typer(bundle_app, name="bundle")
 app.add_typer(keys_app, name="keys")
 app.command("usage")(usage)
 

@@ -36,6 +36,8 @@
         ModelFileError
         ModelLoadError
         AddressError
+        BundleError
+        PipError
         DatabaseError
         KeyRefused
           KeyNotFound
@@ -427,6 +429,14 @@ class SelfTestFailed(StartupError):
 
 class AddressError(StartupError):
     """The host and port cannot be listened on."""
+
+
+class BundleError(StartupError):
+    """A bundle cannot be made, is not what it should be, or cannot be installed."""
+
+
+class PipError(StartupError):
+    """pip is absent or failed; the message ends with its own reason."""
 
 
 class DatabaseError(StartupError):

@@ -275,6 +275,8 @@ def test_what_stops_the_start_is_no_http_answer() -> None:
         "ModelFileError",
         "ModelLoadError",
         "AddressError",
+        "BundleError",
+        "PipError",
         "DatabaseError",
         "KeyRefused",
         "KeyNotFound",

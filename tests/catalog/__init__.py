@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from server import __version__
 
 FILES: Mapping[str, bytes] = {
     "graph.onnx": b"a graph",
@@ -77,3 +81,23 @@ def _toml(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value)
+
+
+def bundle_bytes(
+    files: Mapping[str, bytes], *, manifest: bytes | None = None, software: str | None = None
+) -> bytes:
+    """A bundle by hand, so that it may hold what `bundle create` would not write."""
+    if manifest is None:
+        table = {
+            "files": pins(files),
+            "format": 1,
+            "software": software or f"embedding-server {__version__}",
+        }
+        manifest = json.dumps(table, indent=1, sort_keys=True).encode() + b"\n"
+    packed = io.BytesIO()
+    for name, content in {"bundle.json": manifest, **dict(sorted(files.items()))}.items():
+        info = tarfile.TarInfo(name)
+        info.size, info.mode, info.mtime = len(content), 0o644, 315_532_800
+        packed.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8"))
+        packed.write(content + bytes(-len(content) % 512))
+    return packed.getvalue() + bytes(1024)

@@ -1,0 +1,37 @@
+"""Runs this environment's pip.
+
+Knows nothing of models or bundles. pip's own lines and progress bar go to standard error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+from server.errors import PipError
+
+_STDERR = 2
+
+
+def run_pip(command: str, *arguments: str) -> None:
+    """Run one of pip's commands; where it fetches from is told by pip's own settings.
+
+    Raises:
+        PipError: there is no pip, or it failed; the message is the last line of its complaint.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise PipError("this Python environment has no pip")
+    on_terminal = sys.stderr.isatty()
+    outcome = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", command, *arguments],
+        stdout=_STDERR if on_terminal else subprocess.DEVNULL,
+        stderr=None if on_terminal else subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if outcome.returncode != 0:
+        lines = [line for line in (outcome.stderr or "").splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR: ")] or lines
+        reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip: {outcome.returncode}"
+        raise PipError(reason)
