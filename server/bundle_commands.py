@@ -45,7 +45,7 @@ def create(
     settings: Settings,
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Models, by their cards' names; bases come along."),
+        typer.Argument(metavar="NAME", help="Models, by their cards' names; bases come along."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The bundle to write.")
@@ -74,9 +74,9 @@ def create(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
 ) -> None:
-    """Write models, and with --wheels the software, into one file; print its sha256.
+    """Write models, and the software, into one file.
 
-    The same content always gives the same bytes. The file is a tar archive that plain tools can
+    Prints the file's sha256; the same content always gives the same bytes. The file is a tar archive that plain tools can
     look into; its README.txt tells how to install it.
     """
     import tempfile
@@ -107,7 +107,11 @@ def create(
 
 @bundle_app.command("show")
 def show(file: BundleFile, sha256: Approved = None) -> None:
-    """Compare every byte of a bundle with its list, show what is in it and how to install it."""
+    """Show what is in a bundle and how to install it.
+
+    Compares every byte with the bundle's own list; only a digest that came another way, --sha256,
+    tells that it is the one that was approved.
+    """
     from rich.filesize import decimal
 
     from server.catalog.bundle import instructions
@@ -147,9 +151,9 @@ def install(
         ),
     ] = False,
 ) -> None:
-    """Install the models of a bundle into the data folder: all of them, or none.
+    """Install a bundle's models: all of them, or none.
 
-    Every byte is compared before a model can be seen. Where there is nothing but FILE and Python,
+    They go into the data folder; every byte is compared before one can be seen. Where there is nothing but FILE and Python,
     the software comes first: tar xf FILE wheels; then, in a virtual environment,
     pip install --no-index --find-links wheels embedding-server.
     """
