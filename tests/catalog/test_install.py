@@ -297,6 +297,19 @@ class TestKilled:
             assert contents(installed) == new
         assert codes == [9] * changes + [0]
 
+    def test_a_base_is_there_before_its_variant_whatever_their_names(
+        self, tmp_path: Path, shipped: Path, installed: Path
+    ) -> None:
+        source = tmp_path / "source"
+        write_model(source, card_table())
+        folder = write_model(source, variant_table("a-variant", files=pins(ROTATION)), ROTATION)
+        path = tmp_path / "b"
+        Contents([read_card(folder, source)], []).write(path, force=False, report=lambda _: None)
+        arguments = map(str, (path, shipped, installed, 1, "swaps"))
+        subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+        found = [card.name for card in read_registry(shipped, installed).cards]
+        assert found == ["tiny"]  # a variant alone could not be read, and no server would start
+
     def test_a_model_that_was_taken_away_and_not_replaced_comes_back(
         self, tmp_path: Path, bundle: Path, shipped: Path, installed: Path
     ) -> None:
