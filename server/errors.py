@@ -35,6 +35,8 @@
         CardError
         ModelFileError
         ModelLoadError
+        ImportRefused
+        SelfTestFailed
         AddressError
         BundleError
         PipError

@@ -274,6 +274,8 @@ def test_what_stops_the_start_is_no_http_answer() -> None:
         "CardError",
         "ModelFileError",
         "ModelLoadError",
+        "ImportRefused",
+        "SelfTestFailed",
         "AddressError",
         "BundleError",
         "PipError",

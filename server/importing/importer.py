@@ -24,6 +24,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card, PoolingMode, read_card, write_card
+from server.catalog.exchange import exchange
 from server.catalog.verify import sha256_of
 from server.errors import ImportRefused
 from server.importing.families import Family, find_family
@@ -100,9 +101,11 @@ def import_model(path: Path, into: Path, wishes: Wishes, report: Callable[[str],
             made = Path(scratch) / "model"
             made.mkdir(mode=0o755)
             _make(folder, made, name, wishes, report)
-            if place.exists():
+            if not place.exists():
+                made.rename(place)
+            elif not exchange(made, place):
                 place.rename(Path(scratch) / "replaced")
-            made.rename(place)
+                made.rename(place)
     except OSError as error:
         raise ImportRefused(f"{error.filename or into}: {error.strerror or error}") from error
     return read_card(place, into)

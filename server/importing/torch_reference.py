@@ -53,7 +53,11 @@ class TorchReference:
     def embed(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
         """Vectors (texts, embedding_dim), float32; over-long texts are cut."""
         vectors = self._model.encode(
-            list(texts), prompt=prompt, convert_to_numpy=True, show_progress_bar=False
+            list(texts),
+            prompt=prompt,
+            batch_size=1,  # else all are padded to the longest
+            convert_to_numpy=True,
+            show_progress_bar=False,
         )
         return np.asarray(vectors, dtype=np.float32)
 
