@@ -41,6 +41,10 @@
         BundleError
         PipError
         DatabaseError
+        TextFileError
+        OutputFileError
+        FitRefused
+        MissingExtra
         KeyRefused
           KeyNotFound
 
@@ -125,6 +129,8 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
     def __init__(self, *, position: str, num_tokens: int, max_input_tokens: int) -> None:
+        self.position = position
+        self.num_tokens = num_tokens
         super().__init__(
             f"This model's maximum context length is {max_input_tokens} tokens, however you "
             f"requested {num_tokens} tokens ({position}). Shorten the input, or send "
@@ -139,6 +145,7 @@ class TooManyTokens(InvalidRequest):
     code = "max_tokens_per_request"
 
     def __init__(self, *, max_request_tokens: int, position: str) -> None:
+        self.position = position
         super().__init__(
             f"Requested more than {max_request_tokens} tokens, the most that all inputs of one "
             f"request may hold together (the limit was reached at {position}). Send several "
@@ -443,6 +450,28 @@ class PipError(StartupError):
 
 class DatabaseError(StartupError):
     """The database of keys and usage is away, locked, full, or of a newer server."""
+
+
+class TextFileError(StartupError):
+    """A file of texts cannot be read, or holds what cannot be embedded; names file and line."""
+
+
+class OutputFileError(StartupError):
+    """A file to be written is there already, cannot be written, or cannot be gone on with."""
+
+
+class FitRefused(StartupError):
+    """No rotation can be fitted, or the one that was found does not help."""
+
+
+class MissingExtra(StartupError):
+    """A package that only some commands need is not installed."""
+
+    def __init__(self, purpose: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed: "
+            f"pip install 'embedding-server[{extra}]'"
+        )
 
 
 class KeyRefused(StartupError):

@@ -1,4 +1,4 @@
-"""The commands `embedding-server models`: list, pull, import, verify.
+"""The commands `embedding-server models`: list, pull, import, verify, fit-rotation.
 
 Imports what a command needs when it runs, so that `--version` and mistakes answer at once.
 """
@@ -243,3 +243,93 @@ def verify_models(
     found = [problem for problems in wrong.values() for problem in problems]
     if found:
         raise ModelFileError(f"not what the cards say: {'; '.join(found)}")
+
+
+@models_app.command("fit-rotation")
+@with_flags(*FOLDERS, "threads", "max_batch_tokens")
+def fit_rotation(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Model whose vectors shall be cut.")],
+    text: Annotated[
+        list[Path], typer.Option(help="FILE.txt or FILE.jsonl of your texts (repeatable).")
+    ],
+    new_name: Annotated[
+        str | None, typer.Option("--name", help="Name of the new model; default: NAME-matryoshka.")
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            "--dimensions", metavar="N,N", help="Sizes to recommend; default: powers of two to 32."
+        ),
+    ] = None,
+    input_type: Annotated[
+        Literal["query", "document"] | None,
+        typer.Option(help="Put the model's prompt for this purpose before each text."),
+    ] = None,
+    field: Annotated[
+        str, typer.Option(help="Field of a .jsonl file's objects that holds the text.")
+    ] = "text",
+    max_texts: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Most texts; of more so many are drawn.")
+    ] = 40_000,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv", help="Also correlate with scored pairs: text,text,score a line."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it: FILE.svg or FILE.png.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take the place of a variant that has the name.")
+    ] = False,
+) -> None:
+    """Make a model's vectors fit for cutting, by a rotation learned from your texts."""
+    from server.fitting.measuring import (
+        check_count,
+        embed_pairs,
+        embed_visibly,
+        measure,
+        parse_sizes,
+        read_scored_pairs,
+    )
+    from server.fitting.plots import check_plot, draw
+    from server.fitting.rotation import SEED, STEPS, fit, protected_sizes, recommended_sizes
+    from server.fitting.tables import comparison_panels, print_comparison
+    from server.fitting.variant import (
+        VariantPlan,
+        check_it_helps,
+        held_out_count,
+        least_texts,
+        neighbours_rows,
+    )
+    from server.offline.embedder import find_card, load_model
+    from server.offline.progress_bar import step_bar
+    from server.offline.texts import sample_texts
+
+    if plot:
+        check_plot(plot)
+    card = find_card(settings, name)
+    plan = VariantPlan(settings, card, new_name, force=force)
+    native = card.embedding_dim
+    chosen = parse_sizes(sizes or ",".join(map(str, recommended_sizes(native))), native)
+    scored = read_scored_pairs(evaluate) if evaluate else None
+    texts, there = sample_texts(text, field=field, most=max_texts, seed=SEED)
+    check_count(texts, least_texts(native))
+    model, prompt = load_model(settings, card), card.prompt(input_type)
+    vectors = embed_visibly(model, texts, "embedding", prompt=prompt)
+    pairs = embed_pairs(model, scored, prompt=prompt) if scored else None
+    held_out = vectors[: held_out_count(len(texts))]
+    with step_bar("fitting", total=STEPS) as step:
+        rotation = fit(vectors[len(held_out) :], protected_sizes(native, chosen), after_step=step)
+    plain = measure(held_out, None, chosen, pairs)
+    rotated = measure(held_out, rotation, chosen, pairs)
+    print_comparison(
+        plain, rotated, fitted=len(texts) - len(held_out), held_out=len(held_out), there=there
+    )
+    if plot:
+        draw(comparison_panels(plain, rotated), plot)
+    check_it_helps(plain, rotated)
+    made = plan.install(rotation, chosen, neighbours_rows(plain, rotated, len(held_out)))
+    print(f"{made.name}: written to {made.folder}; serve it with --model {made.name}")

@@ -136,8 +136,7 @@ def choose_prompt(asked: EmbeddingRequest, card: Card, *, own_token_ids: bool) -
     Raises:
         InvalidRequest: a prompt is asked for together with the model's own token ids.
     """
-    purpose = asked.input_type or card.default_prompt
-    prompt = card.prompts.get(purpose, "") if purpose else ""
+    prompt = card.prompt(asked.input_type)
     if not own_token_ids:
         return prompt
     if prompt and asked.input_type:

@@ -114,6 +114,19 @@ class Reference(_Strict):
     file: str  # safetensors with `embeddings`, (texts, embedding_dim), float32, without a prompt
 
 
+class Neighbours(_Strict):
+    """How much one size keeps: shares (0 to 1) of the ten nearest neighbours at full size.
+
+    Means over `texts` texts that nothing was fitted to; `overlap_plain` is what cutting the base
+    model's vectors at the same size keeps.
+    """
+
+    dimensions: int = Field(ge=1)
+    overlap: float = Field(ge=0, le=1)
+    overlap_plain: float = Field(ge=0, le=1)
+    texts: int = Field(ge=1)
+
+
 class Card(_Strict):
     """A model card as read from disk; `folder` is where it was read."""
 
@@ -135,6 +148,7 @@ class Card(_Strict):
     quality: tuple[Quality, ...] = ()
     parity: Parity | None = None
     reference: Reference | None = None
+    neighbours: tuple[Neighbours, ...] = ()
     files: dict[str, FilePin]
     sources: tuple[Annotated[PypiSource | HubSource, Field(discriminator="kind")], ...] = ()
     base: Card | None = None  # the model whose encoder this one shares
@@ -175,6 +189,11 @@ class Card(_Strict):
         """Where one of this card's own files lies."""
         return self.folder / file
 
+    def prompt(self, purpose: Literal["query", "document"] | None) -> str:
+        """The text put before each input: for this purpose, else the default one, else nothing."""
+        purpose = purpose or self.default_prompt
+        return self.prompts.get(purpose, "") if purpose else ""
+
     @property
     def created_unix_s(self) -> int:
         """Midnight UTC of `created`, in seconds since 1970."""
@@ -209,22 +228,6 @@ class Card(_Strict):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_card(folder: Path, table: dict[str, Any]) -> None:
-    """Write `folder/card.toml`, whole or not at all; raises OSError."""
-    import tomli_w
-
-    with tempfile.NamedTemporaryFile("wb", dir=folder, prefix=".card-", delete=False) as file:
-        try:
-            tomli_w.dump(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-            Path(file.name).replace(folder / CARD_FILE)
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-
-
 def is_card_name(name: str) -> bool:
     """Whether a card may have this name."""
     return re.fullmatch(_NAME, name) is not None
@@ -253,6 +256,34 @@ def read_card(folder: Path, *models_dirs: Path) -> Card:
         raise CardError(f"card {folder / CARD_FILE}: {field}: {problem['msg']}") from None
 
 
+def write_card(folder: Path, table: dict[str, Any]) -> None:
+    """Write `folder/card.toml`, whole or not at all.
+
+    Args:
+        folder: must be there.
+        table: what `read_card` shall find; None is nothing TOML can hold.
+
+    Raises:
+        CardError: the file cannot be written.
+    """
+    import tomli_w  # serving only reads cards
+
+    try:
+        with tempfile.NamedTemporaryFile("wb", dir=folder, delete=False) as file:
+            scratch = Path(file.name)
+            try:
+                tomli_w.dump(table, file)
+                file.flush()
+                os.fsync(file.fileno())
+                scratch.chmod(0o644)  # the one who serves may be another than who writes
+                scratch.replace(folder / CARD_FILE)
+            except BaseException:
+                scratch.unlink()
+                raise
+    except OSError as error:
+        raise CardError(f"card {folder / CARD_FILE}: {error.strerror}") from error
+
+
 def _inherit(
     table: dict[str, Any], base_name: str, folder: Path, models_dirs: tuple[Path, ...]
 ) -> dict[str, Any]:
@@ -270,7 +301,7 @@ def _inherit(
     if changed:
         raise CardError(f"card {card}: {min(changed)} is decided by the base {base_name}")
     base = read_card(found[-1], *models_dirs)
-    own = {"aliases", "base", "files", "folder", "matryoshka", "quality", "sources"}
+    own = {"aliases", "base", "files", "folder", "matryoshka", "neighbours", "quality", "sources"}
     own |= {"parity", "reference"}
     return base.model_dump(exclude=own) | {"files": {}} | table | {"base": base}
 

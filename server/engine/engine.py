@@ -56,6 +56,7 @@ class Engine:
         max_batch_tokens: token budget of a micro-batch, padding counted.
         max_request_tokens: most tokens all inputs of one request may hold together.
         max_queue_tokens, max_wait_s: see Admission.
+        share_among_idle: see WaitingQueue.
     """
 
     def __init__(
@@ -68,12 +69,13 @@ class Engine:
         max_request_tokens: int,
         max_queue_tokens: int,
         max_wait_s: float,
+        share_among_idle: bool = True,
     ) -> None:
         self._encoder = encoder
         self._metrics = metrics
         self._max_request_tokens = max_request_tokens
         self._loop = asyncio.get_running_loop()
-        self._queue = WaitingQueue(max_batch_tokens)
+        self._queue = WaitingQueue(max_batch_tokens, share_among_idle=share_among_idle)
         self._tokens_per_second = Ratio(threads * GUESSED_TOKENS_PER_SECOND, weight=0.1)
         self._tokens_per_char = Ratio(GUESSED_TOKENS_PER_CHAR, weight=1_000)
         self._admission = Admission(

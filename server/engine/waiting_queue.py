@@ -155,10 +155,16 @@ class _Key:
 
 
 class WaitingQueue:
-    """Waiting sequences, handed out as micro-batches of at most `max_batch_tokens`."""
+    """Waiting sequences, handed out as micro-batches of at most `max_batch_tokens`.
 
-    def __init__(self, max_batch_tokens: int) -> None:
+    Args:
+        share_among_idle: idle workers share what waits. Without it, and with one request at a time,
+            the micro-batches depend on the request alone, not on which worker is quicker.
+    """
+
+    def __init__(self, max_batch_tokens: int, *, share_among_idle: bool = True) -> None:
         self._max_batch_tokens = max_batch_tokens
+        self._share_among_idle = share_among_idle
         self._workers = 0  # threads between `join` and `leave`
         self._idle_workers = 0  # those of them that are in `take`
         self._changed = threading.Condition()
@@ -268,7 +274,8 @@ class WaitingQueue:
         light = flow is key.light
         group = next(iter(flow.groups)) if light else key.front[0][2]
         # A machine with idle workers shares out what there is; a busy one fills its micro-batches.
-        share = max(math.ceil(self.tokens / self._idle_workers), LIGHT_TOKENS)
+        workers = self._idle_workers if self._share_among_idle else 1
+        share = max(math.ceil(self.tokens / workers), LIGHT_TOKENS)
         budget = min(self._max_batch_tokens, LIGHT_TOKENS if light else share)
         chosen = self._choose(group.next_sequence, budget)
         self._charge(key, flow, chosen)

@@ -23,7 +23,15 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
-from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card, PoolingMode, read_card, write_card
+from server.catalog.card import (
+    GRAPH_FILE,
+    TOKENIZER_FILE,
+    Card,
+    PoolingMode,
+    is_card_name,
+    read_card,
+    write_card,
+)
 from server.catalog.exchange import exchange
 from server.catalog.verify import sha256_of
 from server.errors import ImportRefused
@@ -39,7 +47,6 @@ REFERENCE_FILE = "reference.safetensors"
 # The weights of a publisher's graph that are too large for its own file.
 GRAPH_DATA = "model.onnx[_.]data*"
 SPARE_BYTES = 64 * 1024 * 1024  # of disk that an import leaves free
-NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", re.ASCII)
 HUB_CACHE = re.compile(r"models--(?P<organisation>.+?)--(?P<name>.+)")
 
 REFERENCE_TEXTS = ("The quick brown fox jumps over the lazy dog.", "¿Dónde está la biblioteca? 42")
@@ -125,7 +132,7 @@ def choose_name(folder: ModelFolder, wishes: Wishes) -> str:
     """
     cached = _hub_cache(folder)
     name = wishes.name or (cached["name"] if cached else folder.path.resolve().name)
-    if not NAME.fullmatch(name):
+    if not is_card_name(name):
         raise ImportRefused(
             f"{name!r} cannot be a model's name (letters, digits, '.', '_', '-', at most one '/'); "
             "choose one with --name"

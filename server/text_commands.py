@@ -1,0 +1,172 @@
+"""The commands that read files of texts: embed, dimensions.
+
+Imports what a command needs when it runs, so that `--version` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from server.flags import with_flags
+from server.settings import Settings
+
+MODEL_SETTINGS = ("models_dir", "data_dir", "threads", "max_batch_tokens")
+
+InputType = Annotated[
+    Literal["query", "document"] | None,
+    typer.Option(help="Put the model's prompt for this purpose before each text."),
+]
+Field = Annotated[str, typer.Option(help="Field of a .jsonl file's objects that holds the text.")]
+
+
+@with_flags(*MODEL_SETTINGS)
+def embed(
+    settings: Settings,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|-",
+            help="Texts: FILE.txt (one a line), FILE.jsonl (strings, or objects with --field), or "
+            "- for lines from standard input.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="FILE.npy, FILE.jsonl or FILE.parquet; default: JSON lines on standard output.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model, by its card's name; default: the first served one.")
+    ] = None,
+    input_type: InputType = None,
+    dimensions: Annotated[int | None, typer.Option(min=1, help="Size of the vectors.")] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut over-long texts, do not refuse them.")
+    ] = False,
+    skip_blank: Annotated[
+        bool, typer.Option("--skip-blank", help="Leave out blank texts, do not refuse them.")
+    ] = False,
+    field: Field = "text",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what an interrupted run has left.")
+    ] = False,
+) -> None:
+    """Turn a file of texts into a file of vectors, without a server."""
+    # The workers share the cores among themselves; a thread pool in numpy would fight them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    import time
+
+    from server.errors import SettingError
+    from server.inference.matryoshka import check_dimensions
+    from server.offline.embed_file import FileJob, facts_of, write_lines
+    from server.offline.embedder import find_card, load_model
+    from server.offline.progress_bar import embedding_bar
+    from server.offline.texts import START, TextReader
+
+    if resume and output is None:
+        raise SettingError("--resume needs --output: standard output cannot be gone on with")
+    card = find_card(settings, model or settings.model[0])
+    size = check_dimensions(dimensions, card)
+    prompt = card.prompt(input_type)
+    facts = facts_of(card, settings, dimensions=size, prompt=prompt, cut_texts=truncate,
+                     field=field, skip_blank=skip_blank)  # fmt: skip
+    job = FileJob(output, facts, resume=resume) if output else None
+    start = job.begun_at if job else START
+    reader = TextReader(file, field=field, skip_blank=skip_blank)
+    loaded = load_model(settings, card)
+    began_s = time.perf_counter()
+    with embedding_bar(
+        reader.name, total=reader.size_bytes, unit="read_bytes", start=start.bytes
+    ) as show:
+        if job:
+            end = job.run(loaded, reader, show)
+        else:
+            end = write_lines(
+                loaded, reader, _write_out, show, dimensions=size, prompt=prompt, cut_texts=truncate
+            )
+    seconds = time.perf_counter() - began_s
+    again = f" ({start.texts:,} of them before)" if start.texts else ""
+    where = f"{output}: " if output else ""
+    print(
+        f"{where}{end.texts:,} texts{again}, {size} dimensions, {card.name}, {seconds:.1f} s",
+        file=sys.stderr,
+    )
+
+
+def _write_out(lines: bytes) -> None:
+    sys.stdout.buffer.write(lines)
+    sys.stdout.buffer.flush()
+
+
+@with_flags(*MODEL_SETTINGS)
+def dimensions(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Model, by its card's name.")],
+    text: Annotated[
+        list[Path], typer.Option(help="FILE.txt or FILE.jsonl of your texts (repeatable).")
+    ],
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            "--dimensions", metavar="N,N", help="Sizes to measure; default: the recommended ones."
+        ),
+    ] = None,
+    input_type: InputType = None,
+    field: Field = "text",
+    max_texts: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Most texts; of more so many are drawn.")
+    ] = 50_000,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv", help="Also correlate with scored pairs: text,text,score a line."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it: FILE.svg or FILE.png.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell how much each size of a model's vectors keeps on your texts."""
+    from server.fitting.measuring import (
+        MIN_TEXTS,
+        check_count,
+        embed_pairs,
+        embed_visibly,
+        measure,
+        parse_sizes,
+        read_scored_pairs,
+    )
+    from server.fitting.plots import check_plot, draw
+    from server.fitting.rotation import SEED, recommended_sizes
+    from server.fitting.tables import dimensions_json, dimensions_panels, print_dimensions
+    from server.offline.embedder import find_card, load_model
+    from server.offline.texts import sample_texts
+
+    if plot:
+        check_plot(plot)
+    card = find_card(settings, name)
+    recommended = card.matryoshka.dimensions if card.matryoshka else ()
+    wanted = sizes or ",".join(map(str, recommended or recommended_sizes(card.embedding_dim)))
+    chosen = parse_sizes(wanted, card.embedding_dim)
+    scored = read_scored_pairs(evaluate) if evaluate else None
+    texts, there = sample_texts(text, field=field, most=max_texts, seed=SEED)
+    check_count(texts, MIN_TEXTS)
+    model, prompt = load_model(settings, card), card.prompt(input_type)
+    vectors = embed_visibly(model, texts, "embedding", prompt=prompt)
+    pairs = embed_pairs(model, scored, prompt=prompt) if scored else None
+    rows = measure(vectors, model.rotation, chosen, pairs)
+    if as_json:
+        print(dimensions_json(card, rows, texts=len(texts), there=there))
+    else:
+        print_dimensions(card, rows, texts=len(texts), there=there)
+    if plot:
+        draw(dimensions_panels(card, rows), plot)
