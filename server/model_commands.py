@@ -322,7 +322,9 @@ def fit_rotation(
     pairs = embed_pairs(model, scored, prompt=prompt) if scored else None
     held_out = vectors[: held_out_count(len(texts))]
     with step_bar("fitting", total=STEPS) as step:
-        rotation = fit(vectors[len(held_out) :], protected_sizes(native, chosen), after_step=step)
+        rotation = fit(
+            vectors[len(held_out) :], protected_sizes(native, chosen), steps=STEPS, after_step=step
+        )
     plain = measure(held_out, None, chosen, pairs)
     rotated = measure(held_out, rotation, chosen, pairs)
     print_comparison(

@@ -80,18 +80,19 @@ def embed(
                      field=field, skip_blank=skip_blank)  # fmt: skip
     job = FileJob(output, facts, resume=resume) if output else None
     start = job.begun_at if job else START
-    reader = TextReader(file, field=field, skip_blank=skip_blank)
-    loaded = load_model(settings, card)
-    began_s = time.perf_counter()
-    with embedding_bar(
-        reader.name, total=reader.size_bytes, unit="read_bytes", start=start.bytes
-    ) as show:
-        if job:
-            end = job.run(loaded, reader, show)
-        else:
-            end = write_lines(
-                loaded, reader, _write_out, show, dimensions=size, prompt=prompt, cut_texts=truncate
-            )
+    with TextReader(file, field=field, skip_blank=skip_blank) as reader:
+        loaded = load_model(settings, card)
+        began_s = time.perf_counter()
+        with embedding_bar(
+            "embedding", total=reader.size_bytes, unit="read_bytes", start=start.bytes
+        ) as show:
+            if job:
+                end = job.run(loaded, reader, show)
+            else:
+                end = write_lines(
+                    loaded, reader, _write_out, show,
+                    dimensions=size, prompt=prompt, cut_texts=truncate,
+                )  # fmt: skip
     seconds = time.perf_counter() - began_s
     again = f" ({start.texts:,} of them before)" if start.texts else ""
     where = f"{output}: " if output else ""

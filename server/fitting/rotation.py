@@ -30,6 +30,7 @@ Matrix = NDArray[np.float32]
 
 SEED = 0
 STEPS = 400
+CHECK_STEPS = 20  # steps between two looks at texts that are not fitted to
 BATCH_TEXTS = 1024
 LEARNING_RATE = 0.002  # at 0.01 Adam loses more of the principal axes than it gains
 # Divided by 0.05, the nearest few texts dominate a softmax over cosines, as they do a search.
@@ -141,20 +142,27 @@ def fit(
 ) -> Matrix:
     """The rotation for these vectors: (embedding_dim, embedding_dim), float32, orthogonal.
 
+    A part of the vectors is not fitted to but tells which step's matrix is best: of a few thousand
+    texts Adam learns by heart what does not hold for others, and then the principal axes of all
+    are taken.
+
     Args:
-        vectors: (texts, embedding_dim), float32, of unit length.
+        vectors: (texts, embedding_dim), float32, of unit length, in random order.
         sizes: prefixes to protect, see `protected_sizes`.
         after_step: called `steps` times.
     """
     random = np.random.default_rng(SEED)
-    rotation = principal_axes(vectors)
+    checked = min(BATCH_TEXTS, len(vectors) // 5)
+    check, fitted = vectors[:checked], vectors[checked:]
+    rotation = principal_axes(fitted)
     # Principal axes lose far more at 32 than at 256: unweighted, 32 would be all that counts.
-    start = prefix_losses(vectors[:BATCH_TEXTS], rotation, sizes)
+    start = prefix_losses(fitted[:BATCH_TEXTS], rotation, sizes)
     weights = {size: 1 / max(loss, 1e-6) for size, loss in start.items()}
+    best, least = principal_axes(vectors), loss_of(check, rotation, weights)
     momentum = np.zeros_like(rotation)
     squares = np.zeros_like(rotation)
     for step in range(1, steps + 1):
-        batch = vectors[random.permutation(len(vectors))[:BATCH_TEXTS]]
+        batch = fitted[random.permutation(len(fitted))[:BATCH_TEXTS]]
         _, by_rotation = loss_and_gradient(batch, rotation, weights)
         by_turn = rotation.T @ by_rotation
         by_turn = by_turn - by_turn.T  # the gradient in the Lie algebra
@@ -164,8 +172,18 @@ def fit(
         mean = momentum / (1 - _MOMENTUM**step)
         spread = np.sqrt(squares / (1 - _SQUARES**step)) + _EPSILON
         rotation = _turned(rotation, -rate * mean / spread)
+        if step % CHECK_STEPS == 0 or step == steps:
+            loss = loss_of(check, rotation, weights)
+            if loss < least:
+                best, least = rotation, loss
         after_step()
-    return nearest_orthogonal(rotation)
+    return nearest_orthogonal(best)
+
+
+def loss_of(vectors: Matrix, rotation: Matrix, weights: Mapping[int, float]) -> float:
+    """The weighted sum of all prefixes' losses."""
+    losses = prefix_losses(vectors, rotation, tuple(weights))
+    return sum(weight * losses[size] for size, weight in weights.items())
 
 
 def nearest_orthogonal(matrix: Matrix) -> Matrix:

@@ -29,7 +29,7 @@ def embedding_bar(
     """
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(20),
         TextColumn("{task.fields[texts]:,} texts"),
         TextColumn("{task.fields[speed]:,.0f} tokens/s"),
         TimeRemainingColumn(),
@@ -50,7 +50,7 @@ def embedding_bar(
 def step_bar(title: str, *, total: int) -> Iterator[Callable[[], None]]:
     """Gives a function to be called after each of `total` steps."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with _bar(*columns) as bar:
         task = bar.add_task(title, total=total)

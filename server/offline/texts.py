@@ -8,13 +8,15 @@ between threads.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self
 
 import numpy as np
 import orjson
@@ -58,7 +60,7 @@ class Window(TextInputs):
 
 
 class TextReader:
-    """The texts of one input.
+    """The texts of one input; a context manager that lets go of the file.
 
     Args:
         path: a `.txt` file (one text a line), a `.jsonl` file (one string a line, or one object
@@ -83,6 +85,17 @@ class TextReader:
         self._file, self.size_bytes = _open(path, self.name)
         self._hash = hashlib.sha256()
         self._mark = START
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
 
     def skip(self, mark: Mark) -> None:
         """Go to a place that was reached before.
@@ -202,8 +215,8 @@ def sample_texts(files: list[Path], *, field: str, most: int, seed: int) -> tupl
     drawn: list[str] = []
     count = 0
     for file in files:
-        for window in TextReader(file, field=field, skip_blank=True).windows():
-            for text in window.texts:
+        with TextReader(file, field=field, skip_blank=True) as reader:
+            for text in itertools.chain.from_iterable(w.texts for w in reader.windows()):
                 count += 1
                 if len(drawn) < most:
                     drawn.append(text)
