@@ -1,4 +1,4 @@
-"""Write WordNet's definitions and usage examples, one text a line, for `fit_rotation.py`.
+"""Write WordNet's definitions and usage examples, one text a line, for `models fit-rotation`.
 
 The source is WordNet 3.0 (WordNet 3.0 licence: free to use, copy and change, its notice is kept),
 as packed in Debian's wordnet-base 1:3.0-37, file `wordnet-base_1%3a3.0-37_all.deb`, sha256

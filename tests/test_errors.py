@@ -280,6 +280,10 @@ def test_what_stops_the_start_is_no_http_answer() -> None:
         "BundleError",
         "PipError",
         "DatabaseError",
+        "TextFileError",
+        "OutputFileError",
+        "FitRefused",
+        "MissingExtra",
         "KeyRefused",
         "KeyNotFound",
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from server.catalog import card as catalog
 from server.catalog.card import Card, read_card
 from server.errors import CardError
 from tests.catalog import FILES, card_table, pins, variant_table, write_card
@@ -69,6 +70,58 @@ class TestReading:
         models_dir = Path(__file__).parents[2] / "models"
         for path in models_dir.glob("*/card.toml"):
             assert read_card(path.parent, models_dir).name == path.parent.name
+
+
+class TestWriting:
+    def test_what_is_written_is_read(self, tmp_path: Path) -> None:
+        table = card_table(
+            "org/tiny",
+            description='Grüße, "quoted"\nand more',
+            prompts={"query": "query: "},
+            matryoshka={"dimensions": [8, 4]},
+            neighbours=[{"dimensions": 4, "overlap": 0.9, "overlap_plain": 0.7, "texts": 100}],
+        )
+        read_back = read(tmp_path / "by-hand", table)
+        folder = tmp_path / "written" / "org" / "tiny"
+        folder.mkdir(parents=True)
+        catalog.write_card(folder, table)
+        card = read_card(folder, tmp_path / "written")
+        assert card == read_back.model_copy(update={"folder": folder})
+        assert card.neighbours[0].overlap == 0.9
+
+    def test_a_card_that_cannot_be_written_leaves_the_old_one(self, tmp_path: Path) -> None:
+        catalog.write_card(tmp_path, card_table())
+        before = (tmp_path / "card.toml").read_bytes()
+        with pytest.raises(TypeError):
+            catalog.write_card(tmp_path, card_table(license=None))
+        assert (tmp_path / "card.toml").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == ["card.toml"]
+
+    def test_a_folder_that_is_absent_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(CardError, match=str(tmp_path / "absent")):
+            catalog.write_card(tmp_path / "absent", card_table())
+
+    def test_other_users_may_read_it(self, tmp_path: Path) -> None:
+        catalog.write_card(tmp_path, card_table())
+        assert (tmp_path / "card.toml").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("purpose", "default", "expected"),
+    [
+        ("query", None, "q: "),
+        ("document", None, "d: "),
+        (None, None, ""),
+        (None, "document", "d: "),
+        ("query", "document", "q: "),
+    ],
+)
+def test_the_prompt_is_that_of_the_purpose_or_of_the_default(
+    tmp_path: Path, purpose: Any, default: str | None, expected: str
+) -> None:
+    chosen = {"default_prompt": default} if default else {}
+    card = read(tmp_path, card_table(prompts={"query": "q: ", "document": "d: "}, **chosen))
+    assert card.prompt(purpose) == expected
 
 
 BASE_KEYS = {
@@ -349,6 +402,9 @@ TELLING: dict[str, dict[str, Any]] = {
     "aliases": {"aliases": ["text-embedding-3-small"]},
     "quality": {
         "quality": [{"dimensions": 8, "stsb_dev_spearman": 80.0, "stsb_dev_spearman_plain": 80.0}]
+    },
+    "neighbours": {
+        "neighbours": [{"dimensions": 8, "overlap": 0.9, "overlap_plain": 0.7, "texts": 100}]
     },
     "sources": {
         "sources": [{"kind": "hub", "repository": "a/b", "revision": "c", "files": ["graph.onnx"]}]

@@ -685,3 +685,20 @@ def test_a_worker_that_has_left_keeps_nobody_from_having_the_machine() -> None:
 
 def test_with_a_timeout_it_waits_no_longer() -> None:
     assert empty_queue().take(0.01) is None
+
+
+@pytest.mark.parametrize("idle_workers", [1, 2, 5])
+def test_without_sharing_micro_batches_do_not_depend_on_who_is_idle(
+    idle_workers: int,
+) -> None:
+    """What makes vectors that are computed offline the same in every run."""
+
+    def shapes(queue: WaitingQueue, idle_workers: int) -> list[list[int]]:
+        for group in groups_of([("A", [40, 200, 90, 30, 30, 150, 60])]):
+            queue.put(group)
+        queue._idle_workers = idle_workers - 1
+        return [[s.num_tokens for s in batch.sequences] for batch in drain(queue)]
+
+    alone = shapes(WaitingQueue(BUDGET), 1)
+    assert shapes(WaitingQueue(BUDGET, share_among_idle=False), idle_workers) == alone
+    assert (shapes(WaitingQueue(BUDGET), idle_workers) == alone) is (idle_workers == 1)
