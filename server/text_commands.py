@@ -8,12 +8,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from server.flags import with_flags
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.offline.embed_file import FileJob, Show
+    from server.offline.embedder import OfflineModel
+    from server.offline.texts import Mark, TextReader
 
 MODEL_SETTINGS = ("models_dir", "data_dir", "threads", "max_batch_tokens")
 
@@ -87,7 +92,7 @@ def embed(
             "embedding", total=reader.size_bytes, unit="read_bytes", start=start.bytes
         ) as show:
             if job:
-                end = job.run(loaded, reader, show)
+                end = _run_job(job, loaded, reader, show)
             else:
                 end = write_lines(
                     loaded, reader, _write_out, show,
@@ -102,9 +107,26 @@ def embed(
     )
 
 
+def _run_job(job: FileJob, model: OfflineModel, reader: TextReader, show: Show) -> Mark:
+    try:
+        return job.run(model, reader, show)
+    except KeyboardInterrupt:
+        if texts := job.begun_at.texts:
+            print(f"interrupted after {texts:,} texts; go on with --resume", file=sys.stderr)
+        raise
+
+
 def _write_out(lines: bytes) -> None:
-    sys.stdout.buffer.write(lines)
-    sys.stdout.buffer.flush()
+    from server.errors import OutputFileError
+
+    try:
+        sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # the reader has what it wanted; typer ends quietly
+        raise
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  # what is left would fail again
+        raise OutputFileError(f"standard output: {error.strerror}") from error
 
 
 @with_flags(*MODEL_SETTINGS)

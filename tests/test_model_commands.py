@@ -19,10 +19,21 @@ from server.inference.loader import load_rotation
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.test_cli import assert_mistake, command
 
-SUBJECTS = "cat dog river city doctor garden engine market teacher winter".split()
-VERBS = "sees likes crosses paints remembers sells follows hears".split()
-THINGS = "a red door;the old bridge;fresh bread;loud music;two children;deep snow".split(";")
-PLACES = "at night;near the sea;in spring;without a word;every day;after work".split(";")
+SUBJECTS = (
+    "cat",
+    "dog",
+    "river",
+    "city",
+    "doctor",
+    "garden",
+    "engine",
+    "market",
+    "teacher",
+    "winter",
+)
+VERBS = ("sees", "likes", "crosses", "paints", "remembers", "sells", "follows", "hears")
+THINGS = ("a red door", "the old bridge", "fresh bread", "loud music", "two children", "deep snow")
+PLACES = ("at night", "near the sea", "in spring", "without a word", "every day", "after work")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +125,7 @@ class TestFitting:
     ) -> None:
         data_dir, _ = fitted
         flags = (PLAIN, "--text", text, "--data-dir", data_dir)
-        with pytest.raises(FitRefused, match="org/mine is there already .*--force"):
+        with pytest.raises(FitRefused, match=r"org/mine is there already .*--force"):
             fit_rotation(*flags, "--name", "org/mine")
         before = card_in(data_dir, "org/mine")
         fit_rotation(*flags, "--name", "org/mine", "--force", "--max-texts", "1000")

@@ -73,7 +73,7 @@ def test_an_output_that_was_complete_stays_and_what_was_beside_it_goes(
 def test_a_complete_output_does_not_grow_with_its_input(job: Job, cut_off: Path) -> None:
     with job.input.open("a") as file:
         file.write("four\n")
-    with pytest.raises(OutputFileError, match="is complete, and .* has grown"):
+    with pytest.raises(OutputFileError, match=r"is complete, and .* has grown"):
         job.run(cut_off, resume=True)
 
 
