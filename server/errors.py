@@ -8,6 +8,7 @@
           ContextLengthExceeded        context_length_exceeded
           TooManyTokens                max_tokens_per_request
           RequestAboveTokenLimit       max_tokens_per_request
+          FingerprintMismatch          embedding_fingerprint_mismatch
         AuthenticationFailed      401  authentication_error
           MissingApiKey
           IncorrectApiKey              invalid_api_key
@@ -164,6 +165,20 @@ class RequestAboveTokenLimit(InvalidRequest):
             f"This request has {tokens} tokens, and your key may use {tokens_per_minute} a minute. "
             "Send several smaller requests.",
             param="input",
+        )
+
+
+class FingerprintMismatch(InvalidRequest):
+    """The client's index was made by other weights, another prompt or the like."""
+
+    code = "embedding_fingerprint_mismatch"
+
+    def __init__(self, header: str, *, model: str, fingerprint: str, expected: str) -> None:
+        super().__init__(
+            f"The model '{model}' has the embedding fingerprint {fingerprint} on this server, but "
+            f"the request expects {expected} ({header}). Vectors of the two do not belong into one "
+            "index.",
+            param=header,
         )
 
 

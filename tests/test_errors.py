@@ -22,6 +22,7 @@ from server.errors import (
     ContextLengthExceeded,
     Draining,
     EmbeddingServerError,
+    FingerprintMismatch,
     IncorrectApiKey,
     InferenceFailed,
     InvalidRequest,
@@ -78,6 +79,10 @@ EXAMPLES: dict[
     TooManyTokens: (
         lambda: TooManyTokens(max_request_tokens=300_000, position="input[7]"),
         (400, "max_tokens_per_request", "input"),
+    ),
+    FingerprintMismatch: (
+        lambda: FingerprintMismatch("x-h", model="tiny", fingerprint="a" * 16, expected="b" * 16),
+        (400, "embedding_fingerprint_mismatch", "x-h"),
     ),
     AuthenticationFailed: (lambda: AuthenticationFailed("m"), (401, None, None)),
     MissingApiKey: (MissingApiKey, (401, None, None)),

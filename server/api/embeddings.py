@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -22,12 +23,13 @@ from server.api.request_record import RequestRecord
 from server.api.schemas import EmbeddingRequest, embeddings_json
 from server.catalog.card import Card
 from server.engine.served_models import ServedModel
-from server.errors import InvalidRequest
+from server.errors import FingerprintMismatch, InvalidRequest
 from server.inference.inputs import TokenIdInputs
 from server.inference.matryoshka import check_dimensions, truncate
 
 # Rotating, cutting and writing this many vectors takes longer than the way to a thread and back.
 THREAD_FROM_VECTORS = 64
+EXPECT_FINGERPRINT = "x-expect-embedding-fingerprint"
 
 
 class PlainRoute(APIRoute):
@@ -48,10 +50,18 @@ router = APIRouter(route_class=PlainRoute)
 @router.post(
     "/v1/embeddings",
     openapi_extra={
+        "parameters": [
+            {
+                "name": EXPECT_FINGERPRINT,
+                "in": "header",
+                "description": "Refuse the request if the model's fingerprint is another one.",
+                "schema": {"type": "string", "pattern": "^[0-9a-fA-F]{16}$"},
+            }
+        ],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": EmbeddingRequest.model_json_schema()}},
-        }
+        },
     },
 )
 async def create_embeddings(request: Request) -> Response:
@@ -76,6 +86,7 @@ async def read_and_answer(request: Request, services: Services, key: Key) -> Res
         with services.models.work(asked.model) as model:
             record.model = model.card.name
             key.check_model(model.card.name, model.card.aliases)
+            check_fingerprint(request, model.card)
             if record.limits is not None:
                 await record.limits.take_request()
             return await answer(request, asked, key, model, services)
@@ -128,6 +139,29 @@ async def answer(
         body = await asyncio.to_thread(write) if len(vectors) >= THREAD_FROM_VECTORS else write()
     headers = {"x-embedding-fingerprint": card.fingerprint}
     return Response(body, media_type="application/json", headers=headers)
+
+
+def check_fingerprint(request: Request, card: Card) -> None:
+    """Refuse a request that pins a fingerprint, unless it is this model's.
+
+    Raises:
+        FingerprintMismatch: the model has another one.
+        InvalidRequest: what is pinned is no fingerprint.
+    """
+    pinned = request.headers.getlist(EXPECT_FINGERPRINT)
+    if not pinned:
+        return
+    expected = ", ".join(pinned).strip().lower()
+    if not re.fullmatch("[0-9a-f]{16}", expected):
+        raise InvalidRequest(
+            f"{EXPECT_FINGERPRINT} must be 16 hex digits, not {expected[:40]!r}; the model "
+            f"'{card.name}' has the embedding fingerprint {card.fingerprint} on this server.",
+            param=EXPECT_FINGERPRINT,
+        )
+    if expected != card.fingerprint:
+        raise FingerprintMismatch(
+            EXPECT_FINGERPRINT, model=card.name, fingerprint=card.fingerprint, expected=expected
+        )
 
 
 def choose_prompt(asked: EmbeddingRequest, card: Card, *, own_token_ids: bool) -> str:

@@ -166,6 +166,22 @@ def test_a_key_for_one_model_neither_uses_nor_sees_others(http: httpx.Client) ->
     assert embed(http, model="text-embedding-3-small").status_code == 200
 
 
+@with_limits(requests_per_minute=1, token_budget=TOKENS)
+def test_a_pinned_fingerprint_is_checked_before_anything_is_counted(http: httpx.Client) -> None:
+    for pin in ("0" * 16, "no fingerprint"):
+        headers = {"x-expect-embedding-fingerprint": pin}
+        error_of(http.post("/v1/embeddings", json=BODY, headers=headers), 400)
+    assert embed(http).status_code == 200
+
+
+@with_limits(models=[MATRYOSHKA])
+def test_a_model_that_the_key_may_not_use_does_not_tell_its_fingerprint(
+    http: httpx.Client,
+) -> None:
+    headers = {"x-expect-embedding-fingerprint": "0" * 16}
+    error_of(http.post("/v1/embeddings", json=BODY, headers=headers), 403)
+
+
 @with_limits(requests_per_minute=2)
 def test_requests_a_minute_are_limited_and_a_refused_one_is_not_computed(
     http: httpx.Client, server: ServerProcess

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.api.embeddings import EXPECT_FINGERPRINT
 from server.catalog.card import Card
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.server_process import ServerProcess
@@ -59,6 +61,75 @@ def test_the_answer_has_openais_shape(http: httpx.Client, plain_card: Card) -> N
 
 def test_an_alias_is_answered_with_the_cards_own_name(http: httpx.Client) -> None:
     assert post(http, model="text-embedding-ada-002").json()["model"] == MATRYOSHKA
+
+
+def pinning(http: httpx.Client, *values: str, **fields: Any) -> httpx.Response:
+    """The answer to a request with these values of the header that pins a fingerprint."""
+    body = {"model": PLAIN, "input": "x", **fields}
+    headers = [(EXPECT_FINGERPRINT.encode(), value.encode("latin-1")) for value in values]
+    return http.post("/v1/embeddings", json=body, headers=headers)
+
+
+def test_the_pinned_fingerprint_may_have_capital_letters(
+    http: httpx.Client, plain_card: Card
+) -> None:
+    for pin in (plain_card.fingerprint, plain_card.fingerprint.upper()):
+        response = pinning(http, pin)
+        assert response.headers["x-embedding-fingerprint"] == plain_card.fingerprint
+        assert rows(response) == rows(post(http))
+
+
+def test_the_pinned_fingerprint_may_have_blanks_around_it(
+    server: ServerProcess, plain_card: Card
+) -> None:
+    request = urllib.request.Request(  # httpx would not send them
+        f"{server.base_url}/embeddings",
+        json.dumps({"model": PLAIN, "input": "x"}).encode(),
+        {EXPECT_FINGERPRINT: f"  {plain_card.fingerprint}\t \xa0"},
+    )
+    with urllib.request.urlopen(request) as response:
+        assert response.status == 200
+
+
+def test_another_fingerprint_is_refused_before_the_text_is_read(
+    http: httpx.Client, plain_card: Card, matryoshka_card: Card
+) -> None:
+    mine, other = plain_card.fingerprint, matryoshka_card.fingerprint
+    for fields in ({}, {"input": "too long " * 999}, {"dimensions": 7}):
+        error = refusal(pinning(http, other, **fields))
+        assert error["code"] == "embedding_fingerprint_mismatch"
+        assert error["param"] == EXPECT_FINGERPRINT
+        assert all(named in error["message"] for named in (mine, other, PLAIN))
+    aliased = pinning(http, mine, model="text-embedding-3-small")
+    assert refusal(aliased)["code"] == "embedding_fingerprint_mismatch"
+    assert MATRYOSHKA in refusal(aliased)["message"]
+    assert refusal(pinning(http, other, model="gpt-5"), 404)["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [""],
+        ["abc"],
+        ["0" * 15],
+        ["0" * 17],
+        ["g" * 16],
+        ["é" * 16],
+        ["0" * 9000],
+        ["00000000 0000000"],
+        ["0" * 16, "1" * 16],
+    ],
+    ids=lambda values: values[0][:17],
+)
+def test_what_is_no_fingerprint_is_refused_as_such(
+    http: httpx.Client, plain_card: Card, values: list[str]
+) -> None:
+    error = refusal(pinning(http, *values))
+    assert error["message"].startswith(f"{EXPECT_FINGERPRINT} must be 16 hex digits, not ")
+    assert plain_card.fingerprint in error["message"]
+    assert len(error["message"]) < 400
+    assert error["param"] == EXPECT_FINGERPRINT
+    assert error["code"] is None
 
 
 def test_null_means_the_default_for_every_optional_field(http: httpx.Client) -> None:

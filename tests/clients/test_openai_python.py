@@ -97,6 +97,22 @@ def test_refusals_are_the_sdks_exceptions(client: openai.OpenAI, server: ServerP
     assert bad.value.request_id
 
 
+def test_a_pinned_fingerprint_lets_only_its_own_vectors_through(client: openai.OpenAI) -> None:
+    def pinned(model: str, fingerprint: str) -> openai.types.CreateEmbeddingResponse:
+        pin = {"x-expect-embedding-fingerprint": fingerprint}
+        return client.embeddings.create(model=model, input="x", extra_headers=pin)
+
+    served = {model.id: (model.model_extra or {})["fingerprint"] for model in client.models.list()}
+    raw = client.embeddings.with_raw_response.create(model=PLAIN, input="x")
+    assert raw.headers["x-embedding-fingerprint"] == served[PLAIN]
+    assert pinned(PLAIN, served[PLAIN]).model == PLAIN
+    with pytest.raises(openai.BadRequestError) as refused:
+        pinned(PLAIN, served[MATRYOSHKA])
+    assert refused.value.code == "embedding_fingerprint_mismatch"
+    assert served[PLAIN] in refused.value.message
+    assert served[MATRYOSHKA] in refused.value.message
+
+
 def test_a_wrong_key_is_its_authentication_error() -> None:
     with ServerProcess("--api-key", "sk-right", "--model", PLAIN) as guarded:
         right = openai.OpenAI(base_url=guarded.base_url, api_key="sk-right")
