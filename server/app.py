@@ -48,7 +48,7 @@ def create_app(
     """
     models = models or ServedModels.find(settings)
     cards = models.registry.cards
-    metrics = Metrics((card.name for card in cards), {card.encoder.name for card in cards})
+    metrics = Metrics((card.name for card in cards), (card.name for card in models.encoders))
     most_bytes = LARGEST_BODIES * settings.max_body_bytes
     seats = Seats(settings.max_concurrent_requests, most_bytes)
     access = access or Access(settings)

@@ -26,6 +26,7 @@
         InferenceFailed           500  internal_server_error
         Unavailable               503  upstream_error, with Retry-After
           ModelLoading                 model_loading
+          ModelLoadFailed              model_load_failed
           ModelFailing                 model_failing
           Overloaded                   server_overloaded
           RequestTimedOut              request_timeout
@@ -365,6 +366,19 @@ class ModelLoading(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("The server is still loading its models; try again in a moment.")
+
+
+class ModelLoadFailed(Unavailable):
+    """A model that was asked for could not be read from disk; the log has the reason."""
+
+    code = "model_load_failed"
+
+    def __init__(self, model: str, *, retry_after_s: float) -> None:
+        super().__init__(
+            f"The model '{model}' cannot be loaded at the moment; the operator of this server finds "
+            "the reason in its log.",
+            retry_after_s=retry_after_s,
+        )
 
 
 class ModelFailing(Unavailable):

@@ -32,8 +32,9 @@ ROUTES = (
     EMBEDDINGS_ROUTE, "/v1/models", "/v1/models/{model_id:path}",
     "/livez", "/readyz", "/health", "/metrics", "/openapi.json", OTHER_ROUTE,
 )  # fmt: skip
-# The phases of a request in their order; `wait` ends when its first sequence is computed.
-STAGES = ("read", "tokenize", "wait", "compute", "serialize")
+# The phases of a request in their order; `load` is there only if it had to wait for its model to be
+# loaded, `wait` ends when its first sequence is computed.
+STAGES = ("read", "load", "tokenize", "wait", "compute", "serialize")
 
 _SECONDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120)  # fmt: skip
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -48,7 +49,7 @@ class Metrics:
 
     Args:
         models: names of the served cards.
-        encoders: names of the cards whose weights compute; cards with the same base share one.
+        encoders: names of the cards whose weights compute; cards with equal weights share one.
     """
 
     def __init__(self, models: Iterable[str], encoders: Iterable[str]) -> None:
@@ -118,6 +119,18 @@ class Metrics:
         self.sequence_failures = counter(
             "sequence_failures_total", "Sequences on which the model failed.", "model"
         )
+        self.model_loaded = gauge("model_loaded", "1 while the model is in memory.", "model")
+        self.model_loads = counter("model_loads_total", "Times it was loaded.", "model")
+        self.model_file_bytes = gauge(
+            "model_file_bytes", "Size of its files while it is in memory, 0 otherwise.", "model"
+        )
+        self.model_resident_bytes = gauge(
+            "model_resident_bytes",
+            "By how much the process's resident memory, mapped files included, grew while the "
+            "model was loaded, with what requests took meanwhile; 0 if other models were loaded or "
+            "unloaded in the same time, or if it was loaded at the start.",
+            "model",
+        )
         self.database_up = gauge("database_up", "1 unless the database of keys is away.")
         self.rate_limit_storage_up = gauge(
             "rate_limit_storage_up", "1 unless the storage that counts rate limits is away."
@@ -163,6 +176,10 @@ class EngineMetrics:
         self._admitted_tokens = metrics.admitted_tokens.labels(encoder)
         self._tokens_per_second = metrics.tokens_per_second.labels(encoder)
         self._replicas_alive = metrics.replicas_alive.labels(encoder)
+        self._loaded = metrics.model_loaded.labels(encoder)
+        self._loads = metrics.model_loads.labels(encoder)
+        self._file_bytes = metrics.model_file_bytes.labels(encoder)
+        self._resident_bytes = metrics.model_resident_bytes.labels(encoder)
         self.replica_restarts = metrics.replica_restarts.labels(encoder)
         self.batch_sequences = metrics.batch_sequences.labels(encoder)
         self.batch_tokens = metrics.batch_tokens.labels(encoder)
@@ -187,10 +204,33 @@ class EngineMetrics:
         self._tokens_per_second.set_function(tokens_per_second)
         self._replicas_alive.set_function(replicas_alive)
 
+    def tell_loaded(self, file_bytes: int, resident_bytes: int | None) -> None:
+        """The encoder is in memory; `resident_bytes` is what that added, if it is known."""
+        self._loads.inc()
+        self._loaded.set(1)
+        self._file_bytes.set(file_bytes)
+        self._resident_bytes.set(resident_bytes or 0)
+
+    def tell_unloaded(self) -> None:
+        """The encoder is in memory no more: nothing is watched."""
+        for gauge in (self._loaded, self._file_bytes, self._resident_bytes):
+            gauge.set(0)
+        self.watch(
+            queue_tokens=_nothing,
+            queue_sequences=_nothing,
+            admitted_tokens=_nothing,
+            tokens_per_second=_nothing,
+            replicas_alive=_nothing,
+        )
+
 
 def refusal_reason(error: type[ApiError] | ApiError) -> str:
     """An error's code, or its type if it has none."""
     return error.code or error.type
+
+
+def _nothing() -> float:
+    return 0.0
 
 
 def _api_errors() -> list[type[ApiError]]:

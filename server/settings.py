@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -39,6 +47,12 @@ def _split_commas(value: object) -> object:
 def _split_keys(value: object) -> object:
     # Empty parts stay, to be refused: an unset variable must not open the server.
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _only_if_lazy(seconds: float | None, others: ValidationInfo) -> float | None:
+    if seconds is not None and not others.data.get("lazy"):
+        raise PydanticCustomError("only_if_lazy", "needs lazy, or the model could not come back")
+    return seconds
 
 
 # In the environment a list is written with commas; NoDecode keeps it from being read as JSON.
@@ -70,6 +84,18 @@ class Settings(BaseSettings):
         ["all-MiniLM-L6-v2-matryoshka", "all-MiniLM-L6-v2"],
         description="Model to serve, by its card's name (repeatable; the first is the default).",
     )
+    lazy: bool = Field(
+        False,
+        description="Load a model when it is first asked for, not at the start; requests for it "
+        "wait meanwhile.",
+    )
+    unload_after_s: Annotated[float | None, AfterValidator(_only_if_lazy)] = Field(
+        None,
+        gt=0,
+        le=31_536_000,
+        description="With `lazy`: seconds without a request after which a model is unloaded, until "
+        "it is asked for again; default: never.",
+    )
     models_dir: Path = Field(
         default_factory=default_models_dir,
         description="Folder that holds models; default: the one this software came with. Those in "
@@ -77,7 +103,7 @@ class Settings(BaseSettings):
     )
     check_files: Literal["full", "sizes", "off"] = Field(
         "full",
-        description="How model files are compared with their cards at start: full reads every byte "
+        description="How model files are compared with their cards when they are loaded: full reads every byte "
         "(sha256), sizes looks whether each file is there in its size, off trusts the disk.",
     )
     api_key: SecretList = Field(

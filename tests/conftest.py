@@ -18,7 +18,9 @@ from hypothesis import settings
 from server.app import create_app
 from server.catalog.card import Card
 from server.catalog.registry import Registry, read_registry
-from server.engine import served_models
+from server.engine import served_encoder
+from server.engine.engine import Engine
+from server.engine.served_encoder import LoadedModel
 from server.inference.loader import Encoder, load_encoder
 from server.settings import Settings
 from tests.fakes import FAKE_DIM, FakeBackend
@@ -105,7 +107,7 @@ async def app_over(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
     async def make(backend: FakeBackend, **settings: Any) -> FastAPI:
         fake = Encoder(encoder.tokenizer, backend, FAKE_DIM)
-        monkeypatch.setattr(served_models, "load_encoder", lambda card, **options: fake)
+        monkeypatch.setattr(served_encoder, "load_encoder", lambda card, **options: fake)
         app = create_app(Settings(**{"model": [PLAIN], "threads": 1, **settings}))
         made.append((app, backend))
         await app.state.services.models.load(app.state.services.metrics)
@@ -116,6 +118,13 @@ async def app_over(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         backend.gate.set()
         app.state.services.models.close()
         await asyncio.to_thread(app.state.services.models.join)
+
+
+def engine_of(app: FastAPI) -> Engine:
+    """What computes for the plain model."""
+    loaded = app.state.services.models._models[PLAIN].loaded
+    assert isinstance(loaded, LoadedModel)
+    return loaded.engine
 
 
 def client_of(app: FastAPI, address: str = "127.0.0.1") -> httpx.AsyncClient:

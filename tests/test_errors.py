@@ -30,6 +30,7 @@ from server.errors import (
     MissingApiKey,
     MissingArgument,
     ModelFailing,
+    ModelLoadFailed,
     ModelLoading,
     ModelNotAllowed,
     ModelNotFound,
@@ -115,6 +116,10 @@ EXAMPLES: dict[
     InferenceFailed: (lambda: InferenceFailed("m"), (500, None, None)),
     Unavailable: (lambda: Unavailable("m"), (503, None, None)),
     ModelLoading: (ModelLoading, (503, "model_loading", None)),
+    ModelLoadFailed: (
+        lambda: ModelLoadFailed("tiny", retry_after_s=5),
+        (503, "model_load_failed", None),
+    ),
     ModelFailing: (ModelFailing, (503, "model_failing", None)),
     Overloaded: (
         lambda: Overloaded("too much waits", retry_after_s=3),

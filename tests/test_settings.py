@@ -155,12 +155,21 @@ BAD_VALUES = [
     ("drain_timeout_s", "nan"),
     ("drain_timeout_s", "inf"),
     ("keep_alive_timeout_s", "0"),
+    ("lazy", "perhaps"),
+    ("unload_after_s", "0"),
+    ("unload_after_s", "nan"),
+    ("unload_after_s", "60"),  # without lazy
     ("allow_no_keys", "perhaps"),
     ("log_level", "loud"),
 ]
 
 
 class TestMistakes:
+    def test_a_model_that_could_not_come_back_must_not_go(self) -> None:
+        with pytest.raises(SettingError, match=r"unload_after_s .*: needs lazy"):
+            load_settings({"lazy": False, "unload_after_s": "60"})
+        assert load_settings({"lazy": True, "unload_after_s": "60"}).unload_after_s == 60
+
     @pytest.mark.parametrize(("name", "value"), BAD_VALUES)
     def test_a_bad_flag_is_named(self, name: str, value: str) -> None:
         with pytest.raises(SettingError) as caught:

@@ -52,4 +52,4 @@ class EnginePeer:
 async def _start() -> Engine:
     models = ServedModels.find(load_settings({"model": [MODEL]}))
     await models.load(Metrics([MODEL], [MODEL]))
-    return models.resolve(MODEL).engine
+    return (await models.resolve(MODEL).on_demand.get()).engine

@@ -22,7 +22,7 @@ from server.api.deps import (
 from server.api.request_record import RequestRecord
 from server.api.schemas import EmbeddingRequest, embeddings_json
 from server.catalog.card import Card
-from server.engine.served_models import ServedModel
+from server.engine.served_encoder import LoadedModel, ServedModel
 from server.errors import FingerprintMismatch, InvalidRequest
 from server.inference.inputs import TokenIdInputs
 from server.inference.matryoshka import check_dimensions, truncate
@@ -100,18 +100,20 @@ async def answer(
     Raises:
         InvalidRequest: the model cannot do what is asked, or an input is too long.
         ClientDisconnect: the client left before its vectors were there.
+        ModelLoadFailed: the model is not in memory and cannot be loaded.
         Overloaded: too much work waits.
         RateLimitExceeded, BudgetSpent: the key has not as many tokens left.
     """
     settings, access = services.settings, services.access
     record = RequestRecord.of(request.scope)
-    card, engine = model.card, model.engine
+    card = model.card
     dimensions = check_dimensions(asked.dimensions, card)
     own_token_ids = model.own_token_ids and isinstance(asked.input, TokenIdInputs)
     prompt = choose_prompt(asked, card, own_token_ids=own_token_ids)
     cut_inputs = settings.truncate_inputs if asked.truncate is None else asked.truncate
 
     async with abandoned_when_client_leaves(request):
+        engine, rotation = model.loaded or await load(model, record)
         with engine.admit(asked.input, key.id) as ticket:
             with record.stage("tokenize"):
                 token_ids = await engine.tokenize(
@@ -129,7 +131,7 @@ async def answer(
 
     def write() -> bytes:
         return embeddings_json(
-            truncate(vectors, dimensions, model.rotation, layer_norm=layer_norm),
+            truncate(vectors, dimensions, rotation, layer_norm=layer_norm),
             model=card.name,
             num_tokens=record.num_tokens,
             encoding_format=asked.encoding_format or "float",
@@ -139,6 +141,17 @@ async def answer(
         body = await asyncio.to_thread(write) if len(vectors) >= THREAD_FROM_VECTORS else write()
     headers = {"x-embedding-fingerprint": card.fingerprint}
     return Response(body, media_type="application/json", headers=headers)
+
+
+async def load(model: ServedModel, record: RequestRecord) -> LoadedModel:
+    """Wait until the model is in memory; others wait for the same load.
+
+    Raises:
+        ModelLoadFailed: it cannot be loaded.
+        Draining: the server was stopped meanwhile.
+    """
+    with record.stage("load"):
+        return await model.on_demand.get()
 
 
 def check_fingerprint(request: Request, card: Card) -> None:

@@ -42,5 +42,14 @@ async def health(request: Request, response: Response) -> dict[str, Any]:
             status = "failing"
     return {
         "status": status,
-        "models": [card.name for card in services.models.registry.cards],
+        "models": [
+            {
+                "name": state.card.name,
+                "encoder": state.encoder.name,
+                "loaded": state.loaded,
+                "file_bytes": state.card.file_bytes,
+                "resident_bytes": state.resident_bytes,
+            }
+            for state in services.models.states()
+        ],
     }

@@ -26,7 +26,7 @@ CARD_FILE = "card.toml"
 GRAPH_FILE = "graph.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 
-# The base's session computes for its variants too, so they cannot differ in these.
+# Cards that share a session (a base and its variants, or equal files) do not differ in these.
 _ENCODER_KEYS = {
     "architecture",
     "dtype",
@@ -184,6 +184,20 @@ class Card(_Strict):
     def with_base(self) -> tuple[Card, ...]:
         """The cards whose files serving reads: the base, if there is one, and this one."""
         return (self.base, self) if self.base else (self,)
+
+    @functools.cached_property
+    def encoder_key(self) -> str:
+        """Equal for cards whose encoders compute the same, wherever their files lie."""
+        encoder = self.encoder
+        rotation = encoder.matryoshka.rotation if encoder.matryoshka else None
+        files = {name: pin.sha256 for name, pin in encoder.files.items() if name != rotation}
+        facts = encoder.model_dump(mode="json", include=_ENCODER_KEYS) | {"files": files}
+        return json.dumps(facts, sort_keys=True)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of all files that this model is made of, its base's included."""
+        return sum(pin.bytes for owner in self.with_base for pin in owner.files.values())
 
     def path(self, file: str) -> Path:
         """Where one of this card's own files lies."""

@@ -178,13 +178,24 @@ class Engine:
                 group.future.set_exception(Draining())
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
-    def join(self) -> None:
+    def join(self, timeout_s: float | None = None) -> bool:
         """Wait until the worker threads have ended, each after at most one micro-batch.
 
         A thread that is inside ONNX Runtime while the interpreter ends would abort the process.
+
+        Args:
+            timeout_s: for each of them; None waits for as long as it takes.
+
+        Returns:
+            Whether all have ended; then nothing but its owner keeps the engine in memory.
         """
         for replica in self._replicas:
-            replica.join()
+            replica.join(timeout_s)
+        self._tokenizing.shutdown()
+        ended = not any(replica.is_alive() for replica in self._replicas)
+        if ended:
+            self._replicas.clear()  # they point back here
+        return ended
 
     def _tokenize(
         self,

@@ -5,23 +5,19 @@ Lives in the event loop's thread. Knows nothing of HTTP or keys.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import enum
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from server.catalog.card import Card
 from server.catalog.registry import Registry, read_registry
 from server.catalog.verify import check_present
-from server.engine.engine import Engine, warm_up
+from server.engine.resident_memory import ResidentMemory, give_back_freed_memory
+from server.engine.served_encoder import ServedEncoder, ServedModel, read_encoder
 from server.errors import Draining, ModelFailing, ModelLoading, SettingError
-from server.inference.cpu_cores import usable_cores
-from server.inference.loader import Encoder, load_encoder, load_rotation
+from server.inference.loader import Encoder
 from server.metrics import EngineMetrics, Metrics
 from server.settings import Settings
 
@@ -35,27 +31,30 @@ class Phase(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A card, the engine that computes for it, and its rotation (embedding_dim, embedding_dim)."""
+class ModelState:
+    """What of a model is in memory."""
 
     card: Card
-    engine: Engine
-    rotation: NDArray[np.float32] | None
-    own_token_ids: bool
+    encoder: Card  # whose files are read for it
+    loaded: bool
+    resident_bytes: int | None  # what loading the encoder added; None: not known
 
 
 class ServedModels:
-    """All models that are served; cards with the same base share one engine."""
+    """All models that are served; cards whose encoders compute the same share one."""
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self.registry = registry
         self.phase = Phase.LOADING
         self.in_flight = 0  # requests that a drain waits for
         self._settings = settings
-        self._hash_files = settings.check_files == "full"
-        self._models: dict[str, ServedModel] = {}
-        self._engines: dict[str, Engine] = {}  # by the encoder's name
+        self._threads = ThreadPoolExecutor(thread_name_prefix="load-model")
         self._reading: dict[str, Future[Encoder]] = {}
+        self._sharing: dict[str, list[Card]] = {}  # by what their encoders compute
+        for card in registry.cards:
+            self._sharing.setdefault(card.encoder_key, []).append(card)
+        self._encoders: list[ServedEncoder] = []
+        self._models: dict[str, ServedModel] = {}
 
     @classmethod
     def find(cls, settings: Settings) -> ServedModels:
@@ -73,50 +72,46 @@ class ServedModels:
             raise SettingError(f"setting model_token_ids: {min(unserved)} is not a served model")
         return cls(registry, settings)
 
+    @property
+    def encoders(self) -> list[Card]:
+        """The card of each encoder, whose files are read."""
+        return [cards[0].encoder for cards in self._sharing.values()]
+
     def start_reading(self) -> None:
         """Begin to read the models from disk, in threads; `load` waits for them.
 
-        Callable before there is an event loop: the rest of the start needs the time as well.
+        Callable before there is an event loop: the rest of the start needs the time as well. With
+        `lazy` nothing is read before it is asked for.
         """
-        encoders = {card.encoder.name: card.encoder for card in self.registry.cards}
-        threads = ThreadPoolExecutor(thread_name_prefix="read-model")
-        self._reading = {
-            name: threads.submit(
-                _load_and_warm_up,
-                card,
-                wide_threads=_threads(self._settings),
-                hash_files=self._hash_files,
-            )
-            for name, card in encoders.items()
-        }
-        threads.shutdown(wait=False)
+        if not self._settings.lazy:
+            self._reading = {card.name: self._threads.submit(read_encoder, card, self._settings)
+                             for card in self.encoders}  # fmt: skip
 
     async def load(self, metrics: Metrics) -> None:
-        """Read every model from disk, off the event loop, and turn ready.
+        """Have every model in memory (with `lazy`: ready to be read) and turn ready.
 
         Raises:
             StartupError: a file is wrong or cannot be used.
         """
         if not self._reading:
             self.start_reading()
-        for name, reading in self._reading.items():
-            self._engines[name] = Engine(
-                await asyncio.wrap_future(reading),
-                EngineMetrics(metrics, name),
-                threads=_threads(self._settings),
-                max_batch_tokens=self._settings.max_batch_tokens,
-                max_request_tokens=self._settings.max_request_tokens,
-                max_queue_tokens=self._settings.max_queue_tokens,
-                max_wait_s=self._settings.max_wait_s,
+        if self._settings.unload_after_s is not None:
+            give_back_freed_memory()
+        memory = ResidentMemory()
+        for cards in self._sharing.values():
+            name = cards[0].encoder.name
+            reading = self._reading.pop(name, None)
+            encoder = ServedEncoder(
+                cards, self._settings, EngineMetrics(metrics, name), self._threads, memory, reading
             )
-        for card in self.registry.cards:
-            self._models[card.name] = ServedModel(
-                card=card,
-                engine=self._engines[card.encoder.name],
-                rotation=await asyncio.to_thread(load_rotation, card, hash_files=self._hash_files),
-                own_token_ids=card.name in self._settings.model_token_ids,
-            )
-        self._reading.clear()
+            self._encoders.append(encoder)
+            self._models |= {model.card.name: model for model in encoder.models}
+        if not self._settings.lazy:
+            for encoder in self._encoders:
+                await encoder.on_demand.load()
+            for model in self._models.values():
+                await model.on_demand.load()
+            self._threads.shutdown(wait=False)  # all is read
         if self.phase is Phase.LOADING:
             self.phase = Phase.READY
 
@@ -128,11 +123,12 @@ class ServedModels:
             ModelNotFound, ModelLoading, Draining, ModelFailing: as `resolve`.
         """
         model = self.resolve(name)
-        self.in_flight += 1
-        try:
-            yield model
-        finally:
-            self.in_flight -= 1
+        with model.encoder.use():
+            self.in_flight += 1
+            try:
+                yield model
+            finally:
+                self.in_flight -= 1
 
     def resolve(self, name: str) -> ServedModel:
         """The model with this name or alias, if it takes work.
@@ -144,14 +140,31 @@ class ServedModels:
         card = self.registry.resolve(name)
         self._check_phase()
         model = self._models[card.name]
-        if not model.engine.sound:
+        if not model.encoder.sound:
             raise ModelFailing
         return model
 
+    def states(self) -> list[ModelState]:
+        """What of each model is in memory, in the order of the settings."""
+        return [self._state(card) for card in self.registry.cards]
+
+    def _state(self, card: Card) -> ModelState:
+        model = self._models.get(card.name)
+        loaded = model is not None and model.loaded is not None
+        return ModelState(
+            card,
+            encoder=self._sharing[card.encoder_key][0].encoder,
+            loaded=loaded,
+            resident_bytes=model.encoder.resident_bytes if model and loaded else None,
+        )
+
     def check_ready(self) -> None:
-        """Raise ModelLoading, Draining or ModelFailing unless every model takes work."""
+        """Raise ModelLoading, Draining or ModelFailing unless every model takes work.
+
+        With `lazy` a model that is not in memory takes work as well: it will be loaded.
+        """
         self._check_phase()
-        if not all(engine.sound for engine in self._engines.values()):
+        if not all(encoder.sound for encoder in self._encoders):
             raise ModelFailing
 
     def _check_phase(self) -> None:
@@ -161,26 +174,17 @@ class ServedModels:
             raise Draining
 
     def drain(self) -> None:
-        """Take no new work from now on; what is in flight goes on."""
+        """Take no new work from now on; what is in flight goes on, also if it waits for a load."""
         self.phase = Phase.DRAINING
 
     def close(self) -> None:
         """Answer what is still in flight with Draining and end the worker threads."""
         self.drain()
-        for engine in self._engines.values():
-            engine.close()
+        for encoder in self._encoders:
+            encoder.close()
 
     def join(self) -> None:
-        """Wait for the worker threads of closed engines; blocks, for after the event loop."""
-        for engine in self._engines.values():
-            engine.join()
-
-
-def _threads(settings: Settings) -> int:
-    return settings.threads or usable_cores()
-
-
-def _load_and_warm_up(card: Card, *, wide_threads: int, hash_files: bool) -> Encoder:
-    encoder = load_encoder(card, wide_threads=wide_threads, hash_files=hash_files)
-    warm_up(encoder)
-    return encoder
+        """Wait for all threads, after `close`; blocks, for after the event loop."""
+        for encoder in self._encoders:
+            encoder.join()
+        self._threads.shutdown()

@@ -11,7 +11,7 @@ from server.api.deps import Services
 from server.app import create_app
 from server.engine import replica
 from server.settings import Settings
-from tests.conftest import MATRYOSHKA, PLAIN, AppOver, client_of
+from tests.conftest import MATRYOSHKA, PLAIN, AppOver, client_of, engine_of
 from tests.engine import wait_until
 from tests.fakes import KILLS_THREAD, RAISES, FakeBackend
 
@@ -32,7 +32,12 @@ async def client(unstarted: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 def test_a_loaded_server_is_alive_ready_and_healthy(http: httpx.Client) -> None:
     assert http.get("/livez").json() == {"status": "alive"}
     assert http.get("/readyz").json() == {"status": "ready"}
-    assert http.get("/health").json() == {"status": "ready", "models": [MATRYOSHKA, PLAIN]}
+    health = http.get("/health").json()
+    assert health["status"] == "ready"
+    assert [(model["name"], model["loaded"]) for model in health["models"]] == [
+        (MATRYOSHKA, True),
+        (PLAIN, True),
+    ]
     for path in ("/livez", "/readyz", "/health"):
         assert http.get(path).status_code == http.head(path).status_code == 200
         assert http.head(path).content == b""
@@ -106,7 +111,7 @@ async def test_a_server_whose_model_fails_is_unready_until_it_computes_again(
             assert failed.json()["error"]["type"] == "internal_server_error"
     assert_model_failing(await refusals(app))
     backend.broken.clear()
-    engine = app.state.services.models._engines[PLAIN]
+    engine = engine_of(app)
     await asyncio.to_thread(wait_until, lambda: engine.sound)
     assert [answer.status_code for answer in await refusals(app)] == [200, 200]
 
@@ -134,7 +139,7 @@ async def test_a_server_whose_worker_died_is_unready_until_it_is_replaced(
         killed = await client.post("/v1/embeddings", json=embeddings(KILLS_THREAD))
     assert killed.status_code == 500
     assert killed.json()["error"]["type"] == "internal_server_error"
-    engine = app.state.services.models._engines[PLAIN]
+    engine = engine_of(app)
     engine._replicas[0].join(10)
     assert_model_failing(await refusals(app))
     await asyncio.to_thread(wait_until, lambda: engine.sound)
@@ -150,7 +155,7 @@ async def test_a_server_whose_worker_is_stuck_is_unready_until_it_comes_back(
     backend.gate.clear()
     async with client_of(app) as client:
         stuck = asyncio.create_task(client.post("/v1/embeddings", json=embeddings(7)))
-        engine = app.state.services.models._engines[PLAIN]
+        engine = engine_of(app)
         await asyncio.to_thread(wait_until, lambda: not engine.sound)
         assert_model_failing(await refusals(app))
         backend.gate.set()

@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from server.api.deps import LARGEST_BODIES
-from tests.conftest import PLAIN, AppOver, client_of
+from tests.conftest import PLAIN, AppOver, client_of, engine_of
 from tests.engine import wait_until
 from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
@@ -150,7 +150,7 @@ async def test_each_key_has_a_share_of_its_own(app_over: AppOver) -> None:
     backend = FakeBackend()
     app = await app_over(backend, api_key=["sk-one", "sk-other"])
     backend.gate.clear()
-    loads = app.state.services.models._engines[PLAIN]._admission._loads
+    loads = engine_of(app)._admission._loads
     async with client_of(app) as client:
         asked = [
             asyncio.create_task(

@@ -480,3 +480,41 @@ class TestFingerprint:
 
     def test_it_is_sixteen_hexadecimal_digits(self, tmp_path: Path) -> None:
         assert re.fullmatch(r"[0-9a-f]{16}", read(tmp_path, card_table()).fingerprint)
+
+
+class TestEncoder:
+    def test_cards_share_what_computes_the_same_wherever_it_lies(self, tmp_path: Path) -> None:
+        one = read(tmp_path / "a", card_table("one"))
+        other = read(tmp_path / "b", card_table("other", prompts={"query": "q: "}, aliases=["x"]))
+        variant = read(tmp_path / "a", variant_table("variant", "one"))
+        assert one.encoder_key == other.encoder_key == variant.encoder_key
+
+    def test_a_rotation_is_no_part_of_the_encoder(self, tmp_path: Path) -> None:
+        rotation = pins({**FILES, "turn": b"a rotation"})
+        turned = card_table(files=rotation, matryoshka={"dimensions": [4], "rotation": "turn"})
+        plain = read(tmp_path / "a", card_table())
+        assert read(tmp_path / "b", turned).encoder_key == plain.encoder_key
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            *({"files": pins({**FILES, name: b"other"})} for name in FILES),
+            {"files": pins({**FILES, "model-2.safetensors": b"a shard"})},
+            {"max_input_tokens": 8},
+            {"pooling": "cls"},
+            {"normalize": False},
+            {"embedding_dim": 4},
+        ],
+        ids=str,
+    )
+    def test_another_file_or_reading_is_another_encoder(
+        self, tmp_path: Path, change: dict[str, Any]
+    ) -> None:
+        plain = read(tmp_path / "a", card_table())
+        assert read(tmp_path / "b", card_table(**change)).encoder_key != plain.encoder_key
+
+    def test_the_size_on_disk_counts_the_base(self, tmp_path: Path) -> None:
+        base = read(tmp_path, card_table())
+        assert base.file_bytes == sum(map(len, FILES.values()))
+        variant = read(tmp_path, variant_table(files=pins({"rotation": b"12345"})))
+        assert variant.file_bytes == base.file_bytes + 5

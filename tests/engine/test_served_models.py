@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,7 @@ from server.errors import (
 )
 from server.metrics import Metrics
 from server.settings import Settings
-from tests.conftest import MATRYOSHKA, PLAIN, AppOver
+from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, engine_of
 from tests.engine import embed, ids, wait_until
 from tests.fakes import KILLS_THREAD, FakeBackend
 
@@ -28,10 +30,45 @@ def metrics() -> Metrics:
 async def test_cards_with_one_base_share_one_engine_and_its_session() -> None:
     models = ServedModels.find(Settings())
     await models.load(metrics())
-    plain, turned = models.resolve(PLAIN), models.resolve(MATRYOSHKA)
+    plain, turned = models.resolve(PLAIN).loaded, models.resolve(MATRYOSHKA).loaded
+    assert plain is not None
+    assert turned is not None
     assert plain.engine is turned.engine
     assert plain.rotation is None
     assert turned.rotation is not None
+    models.close()
+    models.join()
+
+
+def imported_again(place: Path, name: str, **changes: str) -> None:
+    """A copy of the plain model in a folder of its own."""
+    source = REPOSITORY / "models" / PLAIN
+    (place / name).mkdir(parents=True)
+    for file in source.iterdir():
+        if file.name != "card.toml":
+            (place / name / file.name).symlink_to(file)
+    card = (source / "card.toml").read_text().replace(f'name = "{PLAIN}"', f'name = "{name}"')
+    for key, value in changes.items():
+        card = f"{key} = {value}\n" + re.sub(rf"^{key} = .*\n", "", card, flags=re.MULTILINE)
+    (place / name / "card.toml").write_text(card)
+
+
+async def test_cards_with_equal_files_share_one_engine_wherever_they_lie(tmp_path: Path) -> None:
+    imported_again(tmp_path / "models", "again", prompts='{ query = "query: " }')
+    imported_again(tmp_path / "models", "short", max_input_tokens="64")
+    names = ["again", PLAIN, MATRYOSHKA, "short"]
+    models = ServedModels.find(Settings(model=names, data_dir=tmp_path))
+    assert [card.name for card in models.encoders] == ["again", "short"]
+    await models.load(Metrics(names, [card.name for card in models.encoders]))
+    engines = {}
+    for name in names:
+        loaded = models.resolve(name).loaded
+        assert loaded is not None
+        engines[name] = loaded.engine
+    assert engines["again"] is engines[PLAIN] is engines[MATRYOSHKA]
+    assert engines["short"] is not engines["again"]
+    states = {state.card.name: state.encoder.name for state in models.states()}
+    assert states == {"again": "again", PLAIN: "again", MATRYOSHKA: "again", "short": "short"}
     models.close()
     models.join()
 
@@ -65,8 +102,9 @@ async def test_a_model_that_fails_takes_no_work_until_it_computes_again(
 ) -> None:
     monkeypatch.setattr(replica, "PROBE_INTERVAL_S", 0.02)
     backend = FakeBackend()
-    models = (await app_over(backend)).state.services.models
-    engine = models.resolve(PLAIN).engine
+    app = await app_over(backend)
+    models = app.state.services.models
+    engine = engine_of(app)
     backend.broken.set()
     for _ in range(replica.FAILURES_BEFORE_PROBE):
         models.check_ready()
@@ -86,8 +124,9 @@ async def test_a_model_whose_only_worker_has_died_takes_no_work_until_it_is_repl
     app_over: AppOver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.engine.engine.RESTART_DELAY_S", 0.5)
-    models = (await app_over(FakeBackend())).state.services.models
-    engine = models.resolve(PLAIN).engine
+    app = await app_over(FakeBackend())
+    models = app.state.services.models
+    engine = engine_of(app)
     with pytest.raises(InferenceFailed):
         await embed(engine, [ids(KILLS_THREAD)])
     engine._replicas[0].join(10)

@@ -1,0 +1,221 @@
+"""Models that are loaded when they are asked for, at a real server with the real model."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from tests.api.test_embeddings import refusal
+from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
+from tests.metrics_page import MetricsPage
+from tests.server_process import ServerProcess
+from tests.services import wait_for
+
+FILES = ("card.toml", "graph.onnx", "model.safetensors", "tokenizer.json")
+PADDING_BYTES = 1_500_000_000  # hashing that takes a second or more; a hole on disk
+
+
+@pytest.fixture
+def models_dir(tmp_path: Path) -> Path:
+    """The plain model in a folder that may be changed."""
+    (tmp_path / PLAIN).mkdir()
+    for name in FILES:
+        shutil.copy(REPOSITORY / "models" / PLAIN / name, tmp_path / PLAIN / name)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def slow_to_load(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose load takes long enough to be interrupted, beside the plain one."""
+    models_dir = tmp_path_factory.mktemp("models")
+    plain, slow = REPOSITORY / "models" / PLAIN, models_dir / "slow"
+    (models_dir / PLAIN).symlink_to(plain)
+    slow.mkdir()
+    for name in FILES[1:]:
+        (slow / name).symlink_to(plain / name)
+    with (slow / "padding").open("wb+") as file:
+        file.truncate(PADDING_BYTES)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    pin = f'"padding" = {{ bytes = {PADDING_BYTES}, sha256 = "{digest}" }}'
+    card = (plain / "card.toml").read_text().replace(PLAIN, "slow")
+    (slow / "card.toml").write_text(card.replace("[files]\n", f"[files]\n{pin}\n"))
+    return models_dir
+
+
+def serving(models_dir: Path, *flags: str) -> ServerProcess:
+    return ServerProcess("--lazy", "--models-dir", str(models_dir), "--model", PLAIN, *flags)
+
+
+def post(server: ServerProcess, **fields: Any) -> httpx.Response:
+    body = {"model": PLAIN, "input": "x", **fields}
+    return httpx.post(f"{server.base_url}/embeddings", json=body, timeout=60)
+
+
+def loaded(server: ServerProcess) -> dict[str, bool]:
+    models = httpx.get(f"{server.url}/health").json()["models"]
+    return {model["name"]: model["loaded"] for model in models}
+
+
+def stop_during_a_load(server: ServerProcess, pool: ThreadPoolExecutor) -> list[httpx.Response]:
+    """The answers to requests for the slow model that the server has got when it is told to stop."""
+    body = {"model": "slow", "input": "x"}
+    connections = psutil.Process(server.process.pid).net_connections
+    with httpx.Client(base_url=server.base_url, timeout=60) as client:
+        waiting = [pool.submit(client.post, "/embeddings", json=body) for _ in range(20)]
+        wait_for(
+            lambda: sum(c.status == "ESTABLISHED" for c in connections()) == 20, "the requests"
+        )
+        time.sleep(0.2)
+        assert not any(answer.done() for answer in waiting)
+        assert server.stop(signal.SIGTERM) == 0
+        assert "Traceback" not in server.log()
+        return [answer.result() for answer in waiting]
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(64) as threads:
+        yield threads
+
+
+def test_a_lazy_server_is_ready_at_once_and_loads_when_asked(models_dir: Path) -> None:
+    with serving(models_dir) as running:
+        assert httpx.get(f"{running.url}/readyz").json() == {"status": "ready"}
+        assert loaded(running) == {PLAIN: False}
+        before = running.resident_bytes()
+        with openai.OpenAI(base_url=running.base_url, api_key="none", max_retries=0) as client:
+            assert len(client.embeddings.create(model=PLAIN, input="x").data) == 1
+        assert loaded(running) == {PLAIN: True}
+        (state,) = httpx.get(f"{running.url}/health").json()["models"]
+        assert state["encoder"] == PLAIN
+        assert state["file_bytes"] == sum(
+            (models_dir / PLAIN / name).stat().st_size for name in FILES[1:]
+        )
+        grown = running.resident_bytes() - before
+        assert 0.5 * grown < state["resident_bytes"] < 1.5 * grown
+        assert "loaded in " in running.log()
+        page = MetricsPage(httpx.get(f"{running.url}/metrics").content)
+        assert page.value("stage_seconds_count", stage="load", model=PLAIN) == 1
+        assert page.value("stage_seconds_sum", stage="load", model=PLAIN) > 0.01
+
+
+def test_what_is_wrong_with_a_request_is_told_without_loading_its_model(models_dir: Path) -> None:
+    with serving(models_dir) as running:
+        for fields in ({"input": ""}, {"dimensions": 7}, {"extra": 1}):
+            refusal(post(running, **fields))
+        pin = {"x-expect-embedding-fingerprint": "0" * 16}
+        body = {"model": PLAIN, "input": "x"}
+        refusal(httpx.post(f"{running.base_url}/embeddings", json=body, headers=pin))
+        assert httpx.get(f"{running.base_url}/models").status_code == 200
+        assert loaded(running) == {PLAIN: False}
+
+
+def test_an_idle_model_gives_its_memory_back_again_and_again() -> None:
+    with ServerProcess("--lazy", "--unload-after-s", "0.3") as running:
+        held, given_back = [], []
+        for _ in range(6):
+            assert post(running, model=MATRYOSHKA, input=["word " * 250] * 8).status_code == 200
+            held.append(running.resident_bytes())
+            wait_for(lambda: "unloaded" in running.log().rsplit(" loaded in ", 1)[1], "the unload")
+            assert loaded(running) == {MATRYOSHKA: False, PLAIN: False}
+            given_back.append(running.resident_bytes())
+        for more, less in zip(held, given_back, strict=True):
+            assert more - less > 70e6  # the weights take 91 MB
+        assert given_back[-1] - given_back[0] < 15e6
+        assert "Traceback" not in running.log()
+
+
+def test_a_thousand_requests_for_a_model_on_disk_are_all_answered(models_dir: Path) -> None:
+    limits = httpx.Limits(max_connections=None)
+    with (
+        serving(models_dir) as running,
+        httpx.Client(base_url=running.base_url, timeout=120, limits=limits) as client,
+        ThreadPoolExecutor(1000) as crowd,
+    ):
+        body = {"model": PLAIN, "input": "x"}
+        answers = crowd.map(lambda _: client.post("/embeddings", json=body), range(1000))
+        assert {answer.status_code for answer in answers} == {200}
+        page = MetricsPage(httpx.get(f"{running.url}/metrics").content)
+        assert page.value("model_loads_total", model=PLAIN) == 1
+
+
+def test_a_file_that_changed_meanwhile_is_not_served_until_it_is_right_again(
+    models_dir: Path,
+) -> None:
+    weights = models_dir / PLAIN / "model.safetensors"
+    good = weights.read_bytes()
+    with serving(models_dir, "--unload-after-s", "0.3") as running:
+        assert post(running).status_code == 200
+        wait_for(lambda: loaded(running) == {PLAIN: False}, "the unload")
+        bad = bytearray(good)
+        bad[-1] ^= 1
+        weights.write_bytes(bad)
+        for _ in range(2):
+            response = post(running)
+            error = refusal(response, status=503)
+            assert (error["type"], error["code"]) == ("upstream_error", "model_load_failed")
+            assert 1 <= int(response.headers["retry-after"]) <= 5
+            assert str(models_dir) not in response.text
+        assert running.log().count("model.safetensors has sha256") == 1
+        assert httpx.get(f"{running.url}/readyz").status_code == 200
+        weights.unlink()
+        wait_for(lambda: "No such file" in post(running).text + running.log(), "another attempt")
+        weights.write_bytes(good)
+        wait_for(lambda: post(running).status_code == 200, "the model")
+        assert "Traceback" not in running.log()
+
+
+def test_a_request_that_a_load_holds_up_too_long_is_answered(slow_to_load: Path) -> None:
+    with serving(slow_to_load, "--model", "slow", "--request-timeout-s", "0.3") as running:
+        error = refusal(post(running, model="slow"), status=503)
+        assert error["code"] == "request_timeout"
+        wait_for(lambda: post(running, model="slow").status_code == 200, "the load to go on")
+        page = MetricsPage(httpx.get(f"{running.url}/metrics").content)
+        assert page.value("model_loads_total", model="slow") == 1
+
+
+def test_other_models_answer_while_one_is_loaded(
+    slow_to_load: Path, pool: ThreadPoolExecutor
+) -> None:
+    with serving(slow_to_load, "--model", "slow") as running:
+        waiting = pool.submit(post, running, model="slow")
+        assert post(running).status_code == 200
+        assert not waiting.done()
+        assert httpx.get(f"{running.url}/readyz").status_code == 200
+        assert waiting.result().status_code == 200
+
+
+def test_a_drain_during_a_load_answers_those_who_wait(
+    slow_to_load: Path, pool: ThreadPoolExecutor
+) -> None:
+    with serving(slow_to_load, "--model", "slow") as running:
+        answers = stop_during_a_load(running, pool)
+        assert {answer.status_code for answer in answers} == {200}
+
+
+def test_a_load_that_outlasts_the_drain_is_answered_503(
+    slow_to_load: Path, pool: ThreadPoolExecutor
+) -> None:
+    with serving(slow_to_load, "--model", "slow", "--drain-timeout-s", "0.1") as running:
+        for answer in stop_during_a_load(running, pool):
+            assert refusal(answer, status=503)["code"] == "server_draining"
+
+
+def test_a_load_that_nobody_waits_for_does_not_disturb_the_end(slow_to_load: Path) -> None:
+    with serving(slow_to_load, "--model", "slow") as running:
+        body = {"model": "slow", "input": "x"}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{running.base_url}/embeddings", json=body, timeout=0.3)
+        assert running.stop(signal.SIGTERM) == 0
+        assert "Traceback" not in running.log()
