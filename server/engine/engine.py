@@ -84,7 +84,11 @@ class Engine:
             tokens_per_second=self._tokens_per_second,
         )
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenize")
-        self._replicas = [self._start_replica(number) for number in range(threads)]
+        try:
+            self._replicas = [self._start_replica(number) for number in range(threads)]
+        except RuntimeError:  # the system gives no more threads: those that there are must end
+            self._queue.close()
+            raise
         metrics.watch(
             queue_tokens=lambda: self._queue.tokens,
             queue_sequences=lambda: len(self._queue),

@@ -16,6 +16,7 @@ import pytest
 
 from server.catalog.card import Card
 from server.engine import on_demand, served_encoder
+from server.engine.replica import Replica
 from server.engine.served_models import ModelState, ServedModels
 from server.errors import Draining, ModelFailing, ModelFileError, ModelLoadFailed
 from server.inference.loader import Encoder
@@ -239,6 +240,23 @@ async def test_files_are_checked_at_each_load_as_the_setting_says(
         assert await served.ask(ONE) == 7
 
 
+async def test_a_load_that_gets_too_few_threads_leaves_none_behind(
+    disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Replica.start
+
+    def start_the_first(replica: Replica) -> None:
+        if replica.name != "replica-0":
+            raise RuntimeError("can't start new thread")
+        start(replica)
+
+    monkeypatch.setattr(Replica, "start", start_the_first)
+    served = await serve(threads=2)
+    with pytest.raises(ModelLoadFailed):
+        await served.ask(ONE)
+    await until(lambda: not any(t.name == "replica-0" for t in threading.enumerate()))
+
+
 async def test_a_wrong_rotation_is_the_failure_of_its_own_model(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +417,24 @@ async def test_closing_during_a_load_answers_those_who_wait(disk: Disk, serve: S
     await asyncio.to_thread(served.models.join)
     assert disk.made[0]() is None
     assert not served.states()[ONE].loaded
+
+
+async def test_closing_while_a_rotation_is_read_answers_those_who_wait(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turning = threading.Event()
+
+    def load_rotation(card: Card) -> None:
+        assert turning.wait(timeout=30)
+
+    monkeypatch.setattr(served_encoder, "load_rotation", load_rotation)
+    served = await serve()
+    waiting = served.asking(VARIANT)
+    await until(lambda: served.value("model_loaded") == 1)
+    served.models.close()
+    with pytest.raises(Draining):
+        await waiting
+    turning.set()
 
 
 async def test_closing_during_an_unload_waits_for_its_threads(disk: Disk, serve: Serve) -> None:
