@@ -165,6 +165,7 @@ class TestBase:
                 aliases=["small"],
                 matryoshka={"dimensions": [4]},
                 sources=[source],
+                neighbours=[{"dimensions": 4, "overlap": 0.9, "overlap_plain": 0.9, "texts": 9}],
                 quality=[
                     {
                         "dimensions": 4,
@@ -179,7 +180,7 @@ class TestBase:
         assert variant.description == "A variant."
         assert variant.folder == tmp_path / "variant"
         assert (variant.aliases, variant.files, variant.sources) == ((), {}, ())
-        assert (variant.matryoshka, variant.quality) == (None, ())
+        assert (variant.matryoshka, variant.quality, variant.neighbours) == (None, (), ())
 
     def test_what_a_variant_says_itself_counts(self, tmp_path: Path) -> None:
         write_card(tmp_path, card_table(prompts={"query": "q: "}))

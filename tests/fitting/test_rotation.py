@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from server.fitting import rotation as rotations
 from server.fitting.rotation import (
@@ -16,6 +17,8 @@ from server.fitting.rotation import (
     recommended_sizes,
 )
 
+Precise = NDArray[np.float64]
+
 DIM = 48
 SIZES = (24, 16, 8)
 
@@ -26,18 +29,20 @@ def vectors_of(texts: int) -> Matrix:
     spread = np.geomspace(1, 4, 30)[:, None] * random.standard_normal((30, DIM))
     meaning = random.standard_normal((texts, 30)) @ spread
     vectors = meaning + 0.5 * random.standard_normal((texts, DIM))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    unit: Matrix = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
-def divergence(vectors: Matrix, rotation: Matrix, size: int) -> float:
+def divergence(vectors: Matrix, rotation: Matrix | Precise, size: int) -> float:
     """The objective as its definition has it, in float64: mean over texts of KL(full || prefix)."""
 
-    def shares(rows: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def shares(rows: Precise) -> Precise:
         unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         scaled = unit @ unit.T / rotations.TEMPERATURE
         np.fill_diagonal(scaled, -np.inf)
         powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+        softmax: Precise = powers / powers.sum(axis=1, keepdims=True)
+        return softmax
 
     precise = vectors.astype(np.float64)
     full, prefix = shares(precise), shares((precise @ rotation.astype(np.float64))[:, :size])
@@ -54,7 +59,8 @@ def plain_vectors() -> Matrix:
     cluster = random.integers(60, size=3000)
     inside = np.einsum("tk,tkd->td", random.standard_normal((3000, 3)), near[cluster])
     vectors = centers[cluster] + 0.7 * inside
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    unit: Matrix = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,7 @@ def test_the_gradient_is_the_one_of_finite_differences(start: Matrix) -> None:
     weights = {24: 0.5, 16: 1.0, 8: 2.0}
     _, gradient = loss_and_gradient(vectors, start, weights)
 
-    def loss(rotation: Matrix) -> float:
+    def loss(rotation: Precise) -> float:
         return sum(w * divergence(vectors, rotation, size) for size, w in weights.items())
 
     random = np.random.default_rng(1)

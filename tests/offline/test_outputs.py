@@ -17,7 +17,7 @@ VECTORS = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
 
 def write(path: Path, *, cut: int | None = None) -> None:
     """Write VECTORS in two parts; with `cut`, as a run that stops behind the first part, leaves so
-    many bytes too many, and goes on."""
+    many bytes too many (zeros, if it had not written as many), and goes on."""
     file = format_of(path)(path, 3, 0)
     size = file.append(0, VECTORS[:2])
     if cut is not None:
@@ -61,7 +61,7 @@ def test_a_file_holds_the_vectors_and_leaves_nothing_beside_it(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("suffix", READERS)
-@pytest.mark.parametrize("cut", [0, 1, 30])
+@pytest.mark.parametrize("cut", [0, 1, 30, 5000])
 def test_a_file_that_was_gone_on_with_has_the_same_bytes(
     tmp_path: Path, suffix: str, cut: int
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_file_that_came_into_being_meanwhile_is_not_overwritten(tmp_path: Path
 def test_a_missing_package_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pyarrow.*embedding-server\[parquet\]"):
         format_of(tmp_path / "out.parquet")
 
