@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.errors import BundleError
-from server.flags import with_flags
+from server.flags import FOLDERS, with_flags
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.catalog.bundle import BundleReader
 
-FOLDERS = ("models_dir", "data_dir")  # settings that tell where models lie
 
 bundle_app = typer.Typer(
     help="One file with models, and the software, for a machine without network.",

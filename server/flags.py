@@ -12,6 +12,8 @@ from pydantic import SecretStr
 
 from server.settings import ENV_PREFIX, Settings, load_settings
 
+FOLDERS = ("models_dir", "data_dir")  # settings that tell where models lie
+
 ConfigFile = Annotated[
     Path | None,
     typer.Option(

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from server.errors import ModelFileError, SettingError
-from server.flags import with_flags
+from server.flags import FOLDERS, with_flags
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.catalog.card import Card
 
-FOLDERS = ("models_dir", "data_dir")  # settings that tell where models lie
 
 models_app = typer.Typer(
     help="The models on this machine.", no_args_is_help=True, rich_markup_mode=None
