@@ -189,8 +189,11 @@ class Card(_Strict):
     def encoder_key(self) -> str:
         """Equal for cards whose encoders compute the same, wherever their files lie."""
         encoder = self.encoder
-        rotation = encoder.matryoshka.rotation if encoder.matryoshka else None
-        files = {name: pin.sha256 for name, pin in encoder.files.items() if name != rotation}
+        unused = {
+            encoder.matryoshka.rotation if encoder.matryoshka else None,
+            encoder.reference.file if encoder.reference else None,
+        }
+        files = {name: pin.sha256 for name, pin in encoder.files.items() if name not in unused}
         facts = encoder.model_dump(mode="json", include=_ENCODER_KEYS) | {"files": files}
         return json.dumps(facts, sort_keys=True)
 

@@ -16,22 +16,20 @@ import openai
 import psutil
 import pytest
 
+from server.catalog.card import CARD_FILE
 from tests.api.test_embeddings import refusal
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 from tests.services import wait_for
 
-FILES = ("card.toml", "graph.onnx", "model.safetensors", "tokenizer.json")
 PADDING_BYTES = 1_500_000_000  # hashing that takes a second or more; a hole on disk
 
 
 @pytest.fixture
 def models_dir(tmp_path: Path) -> Path:
     """The plain model in a folder that may be changed."""
-    (tmp_path / PLAIN).mkdir()
-    for name in FILES:
-        shutil.copy(REPOSITORY / "models" / PLAIN / name, tmp_path / PLAIN / name)
+    shutil.copytree(REPOSITORY / "models" / PLAIN, tmp_path / PLAIN)
     return tmp_path
 
 
@@ -42,14 +40,15 @@ def slow_to_load(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain, slow = REPOSITORY / "models" / PLAIN, models_dir / "slow"
     (models_dir / PLAIN).symlink_to(plain)
     slow.mkdir()
-    for name in FILES[1:]:
-        (slow / name).symlink_to(plain / name)
-    with (slow / "padding").open("wb+") as file:
-        file.truncate(PADDING_BYTES)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    for file in plain.iterdir():
+        if file.name != CARD_FILE:
+            (slow / file.name).symlink_to(file)
+    with (slow / "padding").open("wb+") as padding:
+        padding.truncate(PADDING_BYTES)
+        digest = hashlib.file_digest(padding, "sha256").hexdigest()
     pin = f'"padding" = {{ bytes = {PADDING_BYTES}, sha256 = "{digest}" }}'
-    card = (plain / "card.toml").read_text().replace(PLAIN, "slow")
-    (slow / "card.toml").write_text(card.replace("[files]\n", f"[files]\n{pin}\n"))
+    card = (plain / CARD_FILE).read_text().replace(PLAIN, "slow")
+    (slow / CARD_FILE).write_text(card.replace("[files]\n", f"[files]\n{pin}\n"))
     return models_dir
 
 
@@ -99,9 +98,8 @@ def test_a_lazy_server_is_ready_at_once_and_loads_when_asked(models_dir: Path) -
         assert loaded(running) == {PLAIN: True}
         (state,) = httpx.get(f"{running.url}/health").json()["models"]
         assert state["encoder"] == PLAIN
-        assert state["file_bytes"] == sum(
-            (models_dir / PLAIN / name).stat().st_size for name in FILES[1:]
-        )
+        files = [file for file in (models_dir / PLAIN).iterdir() if file.name != CARD_FILE]
+        assert state["file_bytes"] == sum(file.stat().st_size for file in files)
         grown = running.resident_bytes() - before
         assert 0.5 * grown < state["resident_bytes"] < 1.5 * grown
         assert "loaded in " in running.log()

@@ -490,11 +490,20 @@ class TestEncoder:
         variant = read(tmp_path / "a", variant_table("variant", "one"))
         assert one.encoder_key == other.encoder_key == variant.encoder_key
 
-    def test_a_rotation_is_no_part_of_the_encoder(self, tmp_path: Path) -> None:
-        rotation = pins({**FILES, "turn": b"a rotation"})
-        turned = card_table(files=rotation, matryoshka={"dimensions": [4], "rotation": "turn"})
+    @pytest.mark.parametrize(
+        "named",
+        [
+            {"matryoshka": {"dimensions": [4], "rotation": "more"}},
+            {"reference": {"texts": ["a"], "file": "more"}},
+        ],
+        ids=lambda named: next(iter(named)),
+    )
+    def test_rotation_and_reference_vectors_are_no_part_of_it(
+        self, tmp_path: Path, named: dict[str, Any]
+    ) -> None:
+        more = card_table(files=pins({**FILES, "more": b"a matrix"}), **named)
         plain = read(tmp_path / "a", card_table())
-        assert read(tmp_path / "b", turned).encoder_key == plain.encoder_key
+        assert read(tmp_path / "b", more).encoder_key == plain.encoder_key
 
     @pytest.mark.parametrize(
         "change",
