@@ -29,8 +29,14 @@ class WholeHub(Hub):
 
     listing: ClassVar[list[dict[str, object]]]
     broken: ClassVar[set[str]]
+    proxied: ClassVar[list[str]]
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        self._enter()
+        super().do_HEAD()
 
     def do_GET(self) -> None:  # noqa: N802
+        self._enter()
         path = urlsplit(self.path).path
         revisions = {f"/api/models/{REPOSITORY}/revision/{name}" for name in ("v1", COMMIT)}
         if path in {f"/api/models/{REPOSITORY}", *revisions}:
@@ -47,6 +53,13 @@ class WholeHub(Hub):
             self.close_connection = True
         else:
             super().do_GET()
+
+    def _enter(self) -> None:
+        """A client that takes this for its proxy asks with the address of the hub in front."""
+        whole = urlsplit(self.path)
+        if whole.netloc:
+            self.proxied.append(whole.netloc)
+            self.path = whole._replace(scheme="", netloc="").geturl()
 
     def _siblings(self) -> list[dict[str, object]]:
         return [{"rfilename": entry["path"]} for entry in self.listing]
@@ -68,12 +81,14 @@ class HubProcess:
         self.prefix = f"/{REPOSITORY}/resolve/{COMMIT}/"
         self.asked: list[str] = []
         self.broken: set[str] = set()
+        self.proxied: list[str] = []
         listing = [
             {"type": "file", "path": name, "size": len(body), "oid": "0" * 40}
             for name, body in files.items()
         ]
         paths = {self.prefix + name: body for name, body in files.items()}
-        fields = {"files": paths, "asked": self.asked, "listing": listing, "broken": self.broken}
+        fields = {"files": paths, "asked": self.asked, "listing": listing}
+        fields |= {"broken": self.broken, "proxied": self.proxied}
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("ThisHub", (WholeHub,), fields))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -103,12 +118,15 @@ def hub(tmp_path: Path) -> Iterator[HubProcess]:
         running.server.server_close()
 
 
-def pull(hub: HubProcess, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def pull(
+    hub: HubProcess, tmp_path: Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "server", "models", "pull", *arguments]
     environment = {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "hub-home"),
         "EMBEDDING_SERVER_DATA_DIR": str(tmp_path / "data"),
+        **variables,
     }
     return subprocess.run(
         command,
@@ -139,6 +157,16 @@ def test_a_model_of_the_hub_is_fetched_at_one_commit_imported_and_served(
     flags = ("--data-dir", str(tmp_path / "data"), "--model", "e5-small-v2")
     with ServerProcess(*flags) as server:
         assert server.ready_line
+
+
+def test_everything_goes_through_a_proxy_that_the_environment_names(
+    hub: HubProcess, tmp_path: Path
+) -> None:
+    variables = {"HF_ENDPOINT": "http://hub.example", "HTTP_PROXY": hub.url, "NO_PROXY": ""}
+    outcome = pull(hub, tmp_path, REPOSITORY, **variables)
+    assert outcome.returncode == 0, outcome.stderr
+    assert set(hub.proxied) == {"hub.example"}
+    assert len(hub.proxied) == len(hub.asked)
 
 
 def test_a_file_lost_later_comes_back_from_the_same_commit(hub: HubProcess, tmp_path: Path) -> None:
