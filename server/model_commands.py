@@ -245,7 +245,7 @@ def verify_models(
 
 
 @models_app.command("fit-rotation")
-@with_flags(*FOLDERS, "threads", "max_batch_tokens")
+@with_flags(*FOLDERS, "threads", "max_batch_tokens", "check_files")
 def fit_rotation(
     settings: Settings,
     name: Annotated[str, typer.Argument(help="Model whose vectors shall be cut.")],
@@ -285,6 +285,8 @@ def fit_rotation(
     ] = False,
 ) -> None:
     """Make a model's vectors fit for cutting, by a rotation learned from your texts."""
+    from functools import partial
+
     from server.fitting.measuring import (
         check_count,
         embed_pairs,
@@ -303,6 +305,8 @@ def fit_rotation(
         least_texts,
         neighbours_rows,
     )
+    from server.inference.matryoshka import truncate
+    from server.inference.pooling import normalize
     from server.offline.embedder import find_card, load_model
     from server.offline.progress_bar import step_bar
     from server.offline.texts import sample_texts
@@ -322,10 +326,13 @@ def fit_rotation(
     held_out = vectors[: held_out_count(len(texts))]
     with step_bar("fitting", total=STEPS) as step:
         rotation = fit(
-            vectors[len(held_out) :], protected_sizes(native, chosen), steps=STEPS, after_step=step
+            normalize(vectors[len(held_out) :]),
+            protected_sizes(native, chosen),
+            steps=STEPS,
+            after_step=step,
         )
-    plain = measure(held_out, None, chosen, pairs)
-    rotated = measure(held_out, rotation, chosen, pairs)
+    plain = measure(held_out, model.cut, chosen, pairs)
+    rotated = measure(held_out, partial(truncate, rotation=rotation), chosen, pairs)
     print_comparison(
         plain, rotated, fitted=len(texts) - len(held_out), held_out=len(held_out), there=there
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from server.offline.embedder import OfflineModel
     from server.offline.texts import Mark, TextReader
 
-MODEL_SETTINGS = ("models_dir", "data_dir", "threads", "max_batch_tokens")
+MODEL_SETTINGS = ("models_dir", "data_dir", "threads", "max_batch_tokens", "check_files")
 
 InputType = Annotated[
     Literal["query", "document"] | None,
@@ -186,7 +186,7 @@ def dimensions(
     model, prompt = load_model(settings, card), card.prompt(input_type)
     vectors = embed_visibly(model, texts, "embedding", prompt=prompt)
     pairs = embed_pairs(model, scored, prompt=prompt) if scored else None
-    rows = measure(vectors, model.rotation, chosen, pairs)
+    rows = measure(vectors, model.cut, chosen, pairs)
     if as_json:
         print(dimensions_json(card, rows, texts=len(texts), there=there))
     else:

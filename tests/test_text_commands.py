@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
+from server.catalog.card import Card
 from server.inference.matryoshka import truncate
 from server.offline.outputs import format_of
 from server.offline.texts import WINDOW_TEXTS
@@ -129,6 +130,26 @@ class TestVectors:
                     f"--dimensions={size}")  # fmt: skip
         expected = truncate(np.load(tmp_path / "384.npy"), 32, None)
         np.testing.assert_allclose(np.load(tmp_path / "32.npy"), expected, atol=1e-6)
+
+    def test_a_model_that_is_centred_before_the_cut_is_cut_as_the_server_does(
+        self, plain_card: Card, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "models" / PLAIN
+        folder.mkdir(parents=True)
+        for file in plain_card.files:
+            (folder / file).symlink_to(plain_card.path(file))
+        card = (plain_card.folder / "card.toml").read_text()
+        matryoshka = "matryoshka = { dimensions = [384, 64], layer_norm = true }\n"
+        (folder / "card.toml").write_text(matryoshka + card)
+        write_texts(tmp_path / "a.txt", 20)
+        flags = (tmp_path / "a.txt", "--models-dir", folder.parent, "--model", PLAIN)
+        for size in (384, 64):
+            outcome = command(
+                "embed", *flags, "-o", tmp_path / f"{size}.npy", f"--dimensions={size}"
+            )
+            assert outcome.returncode == 0, outcome.stderr
+        expected = truncate(np.load(tmp_path / "384.npy"), 64, None, layer_norm=True)
+        np.testing.assert_allclose(np.load(tmp_path / "64.npy"), expected, atol=1e-6)
 
     def test_the_same_bytes_come_in_every_run_whatever_the_threads(
         self, long_input: Path, whole: Path, tmp_path: Path

@@ -6,7 +6,7 @@ Knows the engine only through `embed_texts`. Blocks while it computes.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,13 +19,17 @@ from server.fitting.neighbours import (
     nearest,
     overlap,
     spearman,
-    unit_prefix,
 )
+from server.inference.pooling import normalize
 from server.offline.embedder import OfflineModel, embed_texts
 from server.offline.progress_bar import embedding_bar
 
 MIN_TEXTS = 50  # with fewer, ten neighbours are a large part of all there is
 LOW_PERCENTILE = 10
+
+
+# Vectors (texts, embedding_dim) and a size to (texts, size), float32.
+Cut = Callable[[Matrix, int], Matrix]
 
 
 class Kept(NamedTuple):
@@ -100,33 +104,27 @@ def embed_pairs(model: OfflineModel, pairs: ScoredPairs, *, prompt: str) -> Pair
 
 
 def measure(
-    vectors: Matrix, rotation: Matrix | None, sizes: Sequence[int], pairs: PairVectors | None
+    vectors: Matrix, cut: Cut, sizes: Sequence[int], pairs: PairVectors | None
 ) -> list[Kept]:
-    """What each size keeps, after the rotation if there is one.
+    """What each size keeps.
 
     Args:
-        vectors: (texts, embedding_dim), float32, not rotated, in random order: the neighbours of
-            the first MAX_QUERIES of them are looked for, among all.
-        rotation: (embedding_dim, embedding_dim).
+        vectors: (texts, embedding_dim), float32, as the encoder gives them, in random order: the
+            neighbours of the first MAX_QUERIES of them are looked for, among all.
+        cut: how a model shortens them.
     """
     queries = min(len(vectors), MAX_QUERIES)
-    full = nearest(unit_prefix(vectors, vectors.shape[1]), queries)
-    turned = vectors if rotation is None else vectors @ rotation
+    full = nearest(normalize(vectors), queries)
     rows = []
     for size in sizes:
-        shares = overlap(full, nearest(unit_prefix(turned, size), queries))
+        shares = overlap(full, nearest(normalize(cut(vectors, size)), queries))
         low = float(np.percentile(shares, LOW_PERCENTILE))
-        correlation = _correlation(pairs, rotation, size) if pairs else None
+        correlation = None
+        if pairs:
+            left, right = (normalize(cut(side, size)) for side in (pairs.left, pairs.right))
+            correlation = spearman(left, right, pairs.scores)
         rows.append(Kept(size, float(shares.mean()), low, correlation))
     return rows
-
-
-def _correlation(pairs: PairVectors, rotation: Matrix | None, size: int) -> float:
-    left, right = (
-        unit_prefix(side if rotation is None else side @ rotation, size)
-        for side in (pairs.left, pairs.right)
-    )
-    return spearman(left, right, pairs.scores)
 
 
 def check_count(texts: Sequence[str], least: int) -> None:

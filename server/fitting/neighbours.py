@@ -17,13 +17,6 @@ MAX_QUERIES = 4096  # texts whose neighbours are looked for, among all of them
 BLOCK_BYTES = 64 * 1024 * 1024  # of cosines at a time
 
 
-def unit_prefix(vectors: Matrix, size: int) -> Matrix:
-    """The first `size` numbers of each vector at length 1: (texts, size), float32."""
-    prefix = vectors[:, :size]
-    lengths = np.linalg.norm(prefix, axis=1, keepdims=True)
-    return np.ascontiguousarray(prefix / np.maximum(lengths, np.finfo(np.float32).tiny))
-
-
 def nearest(vectors: Matrix, queries: int) -> NDArray[np.intp]:
     """The places of the nearest others of the first `queries` texts: (queries, NEIGHBOURS).
 

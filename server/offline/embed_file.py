@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from server import __version__
 from server.catalog.card import Card
 from server.errors import OutputFileError, TextFileError
-from server.inference.matryoshka import truncate
 from server.offline.checkpoint import Checkpoint, Fact, checkpoint_of, read_checkpoint
 from server.offline.embedder import OfflineModel, Progress, embed_windows
 from server.offline.outputs import GrowingFile, format_of, json_lines, partial_of
@@ -110,7 +109,7 @@ class FileJob:
         file = self._kind(self._output, dimensions, self._checkpoint.output_bytes)
 
         def write(window: Window, vectors: NDArray[np.float32]) -> None:
-            cut = truncate(vectors, dimensions, model.rotation)
+            cut = model.cut(vectors, dimensions)
             size = file.append(window.end.texts - len(cut), cut)
             self._checkpoint = replace(self._checkpoint, input=window.end, output_bytes=size)
             self._checkpoint.save(self._checkpoint_file)
@@ -163,7 +162,7 @@ def write_lines(
 
     def write(window: Window, vectors: NDArray[np.float32]) -> None:
         nonlocal end
-        cut = truncate(vectors, dimensions, model.rotation)
+        cut = model.cut(vectors, dimensions)
         emit(json_lines(window.end.texts - len(cut), cut))
         end = window.end
 

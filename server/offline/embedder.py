@@ -26,6 +26,7 @@ from server.engine.engine import Engine, warm_up
 from server.errors import ContextLengthExceeded, InferenceFailed, TextFileError, TooManyTokens
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder, load_encoder, load_rotation
+from server.inference.matryoshka import truncate
 from server.inference.tokenizer import TokenIds
 from server.metrics import EngineMetrics, Metrics
 from server.offline.texts import START, WINDOW_TEXTS, Mark, Window
@@ -54,6 +55,11 @@ class OfflineModel:
     rotation: NDArray[np.float32] | None
     settings: Settings
 
+    def cut(self, vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
+        """What the server answers for the encoder's vectors at this size; see `truncate`."""
+        layer_norm = self.card.matryoshka is not None and self.card.matryoshka.layer_norm
+        return truncate(vectors, dimensions, self.rotation, layer_norm=layer_norm)
+
 
 def find_card(settings: Settings, name: str) -> Card:
     """The card with this name or alias, all its files there.
@@ -73,9 +79,10 @@ def load_model(settings: Settings, card: Card) -> OfflineModel:
     Raises:
         ModelFileError, ModelLoadError: a file is wrong or cannot be used.
     """
-    encoder = load_encoder(card.encoder)
+    hash_files = settings.check_files == "full"
+    encoder = load_encoder(card.encoder, hash_files=hash_files)
     warm_up(encoder)
-    return OfflineModel(card, encoder, load_rotation(card), settings)
+    return OfflineModel(card, encoder, load_rotation(card, hash_files=hash_files), settings)
 
 
 def embed_windows(

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
 from server.fitting import neighbours
-from server.fitting.neighbours import average_ranks, nearest, overlap, spearman, unit_prefix
+from server.fitting.neighbours import average_ranks, nearest, overlap, spearman
+from server.inference.pooling import normalize
 
 VECTORS = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
 
@@ -19,7 +20,7 @@ def test_neighbours_are_those_of_the_whole_table_whatever_the_block(
     monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
     monkeypatch.setattr(neighbours, "BLOCK_BYTES", block_bytes)
-    unit = unit_prefix(VECTORS, 16)
+    unit = normalize(VECTORS)
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, -2)
     expected = np.argsort(-cosines, axis=1)[:50, :10]
@@ -32,18 +33,13 @@ def test_the_overlap_is_the_share_found_again_in_any_order() -> None:
     assert overlap(full, short).tolist() == [1.0, 0.5, 0.0]
 
 
-def test_a_prefix_has_length_1_and_zeros_stay_zeros() -> None:
-    prefix = unit_prefix(np.array([[3, 4, 9], [0, 0, 1]], dtype=np.float32), 2)
-    assert np.abs(prefix - np.array([[0.6, 0.8], [0.0, 0.0]])).max() < 1e-6
-
-
 @given(arrays(np.float64, st.integers(1, 30), elements=st.integers(-3, 3).map(float)))
 def test_ranks_are_those_of_scipy_also_with_ties(values: NDArray[np.float64]) -> None:
     assert np.array_equal(average_ranks(values), rankdata(values))
 
 
 def test_the_correlation_is_that_of_scipy() -> None:
-    left, right = unit_prefix(VECTORS[:100], 8), unit_prefix(VECTORS[100:], 8)
+    left, right = normalize(VECTORS[:100]), normalize(VECTORS[100:])
     scores = np.round(np.random.default_rng(1).uniform(0, 5, 100)).tolist()
     expected = 100 * spearmanr((left * right).sum(axis=1), scores).statistic
     assert spearman(left, right, scores) == pytest.approx(expected)
