@@ -19,7 +19,7 @@ from server.flags import with_flags
 from server.key_commands import keys_app, usage
 from server.model_commands import models_app
 from server.settings import Settings, unknown_environment_variables
-from server.text_commands import dimensions, embed
+from server.text_commands import dimensions, embed, fit_rotation
 
 MISTAKE = 2  # exit code of every error that a user can mend
 INTERRUPTED = 130  # as shells report SIGINT
@@ -36,6 +36,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(keys_app, name="keys")
 app.command("usage")(usage)
+models_app.command("fit-rotation")(fit_rotation)
 app.command("embed")(embed)
 app.command("dimensions")(dimensions)
 

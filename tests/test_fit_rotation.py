@@ -1,0 +1,198 @@
+"""`models fit-rotation` with the real model; in process, so that it can be cut short."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from server.catalog.card import Card
+from server.catalog.registry import read_registry
+from server.cli import app
+from server.errors import EmbeddingServerError, FitRefused, TextFileError
+from server.fitting import rotation as rotations
+from server.inference.loader import load_rotation
+from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
+from tests.test_cli import assert_mistake, command
+
+SUBJECTS = (
+    "cat",
+    "dog",
+    "river",
+    "city",
+    "doctor",
+    "garden",
+    "engine",
+    "market",
+    "teacher",
+    "winter",
+)
+VERBS = ("sees", "likes", "crosses", "paints", "remembers", "sells", "follows", "hears")
+THINGS = ("a red door", "the old bridge", "fresh bread", "loud music", "two children", "deep snow")
+PLACES = ("at night", "near the sea", "in spring", "without a word", "every day", "after work")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200 short sentences of 2,880 possible ones."""
+    draw = random.Random(0)
+    every = [
+        f"The {subject} {verb} {thing} {place}."
+        for subject in SUBJECTS for verb in VERBS for thing in THINGS for place in PLACES
+    ]  # fmt: skip
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(draw.sample(every, 1200)))
+    return path
+
+
+def fit_rotation(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(app, ["models", "fit-rotation", *map(str, arguments)])
+    if isinstance(result.exception, EmbeddingServerError | KeyboardInterrupt):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotations, "STEPS", 2)
+
+
+def card_in(data_dir: Path, name: str) -> Card:
+    return read_registry(REPOSITORY / "models", data_dir / "models").resolve(name)
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def fitted(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The data folder and what was printed."""
+    folder = tmp_path_factory.mktemp("fitted")
+    pairs = folder / "pairs.csv"
+    pairs.write_text("A cat sleeps,A cat naps,5\nA cat sleeps,It snows,0\nHi,Hello there,4\n")
+    data_dir = folder / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rotations, "STEPS", 2)
+        result = fit_rotation(
+            PLAIN, "--text", text, "--name", "org/mine", "--data-dir", data_dir,
+            "--evaluate", pairs, "--plot", folder / "plot.svg", "--dimensions", "128,32",
+        )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return data_dir, result.output
+
+
+class TestFitting:
+    def test_a_card_with_its_rotation_appears_and_nothing_else(self, fitted: Any) -> None:
+        data_dir, _ = fitted
+        model = data_dir / "models" / "org" / "mine"
+        assert files_below(data_dir) == [model / "card.toml", model / "rotation.safetensors"]
+        card = card_in(data_dir, "org/mine")
+        assert card.matryoshka is not None
+        assert card.matryoshka.dimensions == (384, 128, 32)
+        assert card.base is not None
+        assert card.base.name == PLAIN
+        assert card.fingerprint != card.base.fingerprint
+
+    def test_the_rotation_keeps_more_neighbours_than_plain_truncation(self, fitted: Any) -> None:
+        data_dir, printed = fitted
+        full, *cut = card_in(data_dir, "org/mine").neighbours
+        assert full.overlap > 0.99
+        assert full.texts == 240
+        assert all(row.overlap > row.overlap_plain + 0.05 for row in cut)
+        assert all(f"{100 * row.overlap:.2f}" in printed for row in cut)
+        assert "Spearman" in printed
+        assert (data_dir.parent / "plot.svg").exists()
+
+    def test_the_rotation_is_one_that_the_server_accepts(self, fitted: Any) -> None:
+        rotation = load_rotation(card_in(fitted[0], "org/mine"))
+        assert rotation is not None
+        assert np.abs(rotation.T @ rotation - np.eye(384)).max() < 2e-6
+
+    def test_the_new_model_embeds(self, fitted: Any, text: Path, tmp_path: Path) -> None:
+        flags = ("--data-dir", fitted[0], "--model", "org/mine", "--dimensions", "32")
+        outcome = command("embed", text, "-o", tmp_path / "a.npy", *flags)
+        assert outcome.returncode == 0, outcome.stderr
+        vectors = np.load(tmp_path / "a.npy")
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+
+    def test_a_name_that_is_there_needs_force(
+        self, fitted: Any, text: Path, tmp_path: Path
+    ) -> None:
+        data_dir, _ = fitted
+        flags = (PLAIN, "--text", text, "--data-dir", data_dir)
+        with pytest.raises(FitRefused, match=r"org/mine is there already .*--force"):
+            fit_rotation(*flags, "--name", "org/mine")
+        before = card_in(data_dir, "org/mine")
+        fit_rotation(*flags, "--name", "org/mine", "--force", "--max-texts", "1000")
+        assert card_in(data_dir, "org/mine").fingerprint != before.fingerprint
+        assert len(files_below(data_dir)) == 2
+
+
+def test_with_force_the_shipped_variants_place_and_aliases_are_taken(
+    text: Path, tmp_path: Path
+) -> None:
+    shipped = card_in(tmp_path, MATRYOSHKA)
+    flags = (PLAIN, "--text", text, "--data-dir", tmp_path, "--max-texts", "960")
+    with pytest.raises(FitRefused, match=f"{MATRYOSHKA} is there already"):
+        fit_rotation(*flags)
+    fit_rotation(*flags, "--force")
+    card = card_in(tmp_path, MATRYOSHKA)
+    assert card.folder == tmp_path / "models" / MATRYOSHKA
+    assert card.aliases == shipped.aliases
+
+
+@pytest.mark.parametrize("when", ["principal_axes", "nearest_orthogonal"])
+def test_ctrl_c_leaves_nothing_behind(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rotations, when, interrupt)
+    result = CliRunner().invoke(
+        app, ["models", "fit-rotation", PLAIN, "--text", str(text), "--name", "mine",
+              "--data-dir", str(tmp_path), "--max-texts", "960"],
+    )  # fmt: skip
+    assert result.exit_code != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rotation_that_does_not_help_is_not_kept(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotations, "nearest_orthogonal", lambda matrix: matrix[:, ::-1].copy())
+    with pytest.raises(FitRefused, match="keeps no more neighbours"):
+        fit_rotation(PLAIN, "--text", text, "--name", "mine", "--data-dir", tmp_path,
+                     "--max-texts", "960")  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestMistakes:
+    def test_a_variant_of_a_variant_is_refused_with_its_base(self, text: Path) -> None:
+        with pytest.raises(FitRefused, match=f"fit one to its base {PLAIN}$"):
+            fit_rotation(MATRYOSHKA, "--text", text)
+
+    @pytest.mark.parametrize("name", ["../mine", "a/b/c", ""])
+    def test_a_name_that_is_none_is_refused(self, text: Path, name: str) -> None:
+        with pytest.raises(FitRefused):
+            fit_rotation(PLAIN, "--text", text, f"--name={name}")
+
+    @pytest.mark.parametrize("name", [PLAIN, "text-embedding-3-small"])
+    def test_a_name_of_another_model_is_refused_also_with_force(
+        self, text: Path, name: str
+    ) -> None:
+        with pytest.raises(FitRefused, match=name):
+            fit_rotation(PLAIN, "--text", text, "--name", name, "--force")
+
+    def test_too_few_texts_are_refused(self, text: Path) -> None:
+        with pytest.raises(TextFileError, match="959 distinct texts, at least 960"):
+            fit_rotation(PLAIN, "--text", text, "--name", "mine", "--max-texts", "959")
+
+    def test_they_are_one_line(self, text: Path) -> None:
+        outcome = command("models", "fit-rotation", PLAIN, "--text", text)
+        assert_mistake(outcome, f"{MATRYOSHKA} is there already")
