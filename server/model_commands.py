@@ -99,15 +99,19 @@ def _pull_from_hub(
 
     from server.catalog.hub import download_folder
     from server.importing.importer import Wishes, check_free, import_model, is_installed
+    from server.termination import tidy_when_terminated
 
     name = name or repository.rsplit("/", 1)[-1]
     place = settings.installed_models_dir()
-    check_free(place, name)  # before gigabytes are fetched
+    # Before gigabytes are fetched.
+    check_free(place, name, Wishes(), settings.models_dir)
+    settings.make_data_dir()
     downloads = settings.data_dir / "downloads"
     with_graph = not is_installed("torch")
     folder, commit = download_folder(repository, revision, downloads, _say, with_graph=with_graph)
     wishes = Wishes(name=name, origin=(repository, commit))
-    card = import_model(folder, place, wishes, _say)
+    with tidy_when_terminated():
+        card = import_model(folder, place, wishes, _say, beside=settings.models_dir)
     shutil.rmtree(folder)
     _tell_installed(card)
 
@@ -122,7 +126,7 @@ def _say(line: str) -> None:
 
 
 @models_app.command("import")
-@with_flags("data_dir")
+@with_flags(*FOLDERS)
 def import_folder(
     settings: Settings,
     path: Annotated[
@@ -176,6 +180,7 @@ def import_folder(
     No code of the folder is run and nothing is unpickled.
     """
     from server.importing.importer import Wishes, import_model
+    from server.termination import tidy_when_terminated
 
     prompts: dict[Literal["query", "document"], str] = {}
     if query_prompt is not None:
@@ -194,7 +199,10 @@ def import_folder(
         replace=replace,
     )
     place = settings.installed_models_dir()
-    _tell_installed(import_model(path, place, wishes, _say))
+    settings.make_data_dir()
+    with tidy_when_terminated():
+        card = import_model(path, place, wishes, _say, beside=settings.models_dir)
+    _tell_installed(card)
 
 
 def _read_sizes(text: str | None) -> tuple[int, ...]:

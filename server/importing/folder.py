@@ -19,6 +19,7 @@ from server.errors import ImportRefused
 CONFIG_FILE = "config.json"
 GRAPH_FILE = "onnx/model.onnx"
 INDEX_FILE = "model.safetensors.index.json"
+REFERENCE_FILE = "reference.safetensors"  # an import writes it
 WEIGHTS_FILE = "model.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
@@ -156,7 +157,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _read_any_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # a named pipe would never end
+            raise ImportRefused(f"{path}: not a file")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        return content
     except OSError as error:
         raise ImportRefused(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -164,13 +169,18 @@ def _read_any_json(path: Path) -> Any:
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if _is_there(path) else {}
+
+
+def _is_there(path: Path) -> bool:
+    """Also a link whose target was not copied: taken for absent, it would change the vectors."""
+    return path.exists() or path.is_symlink()
 
 
 def _read_head(path: Path) -> Head | None:
     """Pooling, dense layers and normalisation; None without modules.json."""
     file = path / "modules.json"
-    if not file.exists():
+    if not _is_there(file):
         return None
     modules = _read_any_json(file)
     try:
@@ -206,8 +216,8 @@ def _read_pooling(path: Path) -> PoolingMode:
     found = config.get("pooling_mode")
     if found is None:
         found = [mode for switch, mode in POOLING_SWITCHES.items() if config.get(switch)]
-    modes = [found] if isinstance(found, str) else list(found)
-    if len(modes) != 1 or modes[0] not in POOLING_MODES:
+    modes = found if isinstance(found, list) else [found]
+    if len(modes) != 1 or not isinstance(modes[0], str) or modes[0] not in POOLING_MODES:
         raise ImportRefused(
             f"{path}: pooling is {' and '.join(map(str, modes)) or 'not set'}, "
             f"but must be one of {', '.join(POOLING_MODES)}"
@@ -247,6 +257,8 @@ def _read_prompts(
         if named.get(name) and not prompts.get(purpose):
             prompts[purpose] = named[name]
     default = config.get("default_prompt_name")
+    if not isinstance(default, str | None):
+        raise ImportRefused(f"{file}: default_prompt_name must be a text")
     if default is None or (default in named and not named[default]):
         return prompts, None
     if default not in named:
@@ -271,7 +283,7 @@ def _max_input_tokens(
         positions = next((config[key] for key in POSITIONS if key in config), None)
         found = [limit for limit in (own, positions) if isinstance(limit, int | float)]
         own = min(found, default=None)
-    if not isinstance(own, int | float) or not 1 <= own < 10_000_000:
+    if isinstance(own, bool) or not isinstance(own, int | float) or not 1 <= own < 10_000_000:
         raise ImportRefused(f"{path}: says nowhere how many tokens a text may have")
     return int(own)
 
@@ -296,6 +308,8 @@ def _find_weights(path: Path, head: Head) -> tuple[str, ...]:
     for name in files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ImportRefused(f"{path / INDEX_FILE}: {name} lies outside the folder")
+        if not name.endswith(".safetensors") or name == REFERENCE_FILE:
+            raise ImportRefused(f"{path / INDEX_FILE}: {name} cannot be a file of weights")
         if not (path / name).is_file():
             raise ImportRefused(f"{path / name}: No such file")
     return tuple(files)

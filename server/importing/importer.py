@@ -7,12 +7,13 @@ is imported by the modules whose names begin with `torch_`. Knows nothing of que
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.util
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from server.catalog.card import (
+    CARD_FILE,
     GRAPH_FILE,
     TOKENIZER_FILE,
     Card,
@@ -33,20 +35,24 @@ from server.catalog.card import (
     write_card,
 )
 from server.catalog.exchange import exchange
+from server.catalog.registry import read_registry
 from server.catalog.verify import sha256_of
-from server.errors import ImportRefused
+from server.errors import EmbeddingServerError, ImportRefused
 from server.importing.families import Family, find_family
-from server.importing.folder import ModelFolder, read_folder
+from server.importing.folder import REFERENCE_FILE, ModelFolder, read_folder
 from server.inference import direct
 from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
 from server.inference.tokenizer import Tokenizer
 
 MIN_COSINE = 0.9999
-REFERENCE_FILE = "reference.safetensors"
 # The weights of a publisher's graph that are too large for its own file.
 GRAPH_DATA = "model.onnx[_.]data*"
+# Longest text that is compared: attention takes memory by the square of it (at 32,768 tokens, the
+# limit of Qwen3-Embedding, 69 GB in float32 with 16 heads).
+MAX_COMPARED_TOKENS = 2048
 SPARE_BYTES = 64 * 1024 * 1024  # of disk that an import leaves free
+ALIAS = re.compile(r"[^\s,]+")  # settings separate names by commas
 HUB_CACHE = re.compile(r"models--(?P<organisation>.+?)--(?P<name>.+)")
 
 REFERENCE_TEXTS = ("The quick brown fox jumps over the lazy dog.", "¿Dónde está la biblioteca? 42")
@@ -86,12 +92,20 @@ class Wishes:
     origin: tuple[str, str] | None = None  # repository of the hub and commit
 
 
-def import_model(path: Path, into: Path, wishes: Wishes, report: Callable[[str], None]) -> Card:
+def import_model(
+    path: Path,
+    into: Path,
+    wishes: Wishes,
+    report: Callable[[str], None],
+    *,
+    beside: Path | None = None,
+) -> Card:
     """Make an installed model of a folder.
 
     Args:
         into: the folder of installed models; made if need be.
         report: called with one line of progress at a time.
+        beside: the models that came with the software; None if there are none.
 
     Raises:
         ImportRefused: the folder cannot be served as its publisher meant it, or its place is taken.
@@ -100,14 +114,14 @@ def import_model(path: Path, into: Path, wishes: Wishes, report: Callable[[str],
     folder = read_folder(path, pooling=wishes.pooling, normalize=wishes.normalize)
     name = choose_name(folder, wishes)
     place = into / name
-    if not wishes.replace:
-        check_free(into, name)
+    check_free(into, name, wishes, beside)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=into, prefix=".import-") as scratch:
             made = Path(scratch) / "model"
             made.mkdir(mode=0o755)
             _make(folder, made, name, wishes, report)
+            check_free(into, name, wishes, beside)  # another import may have been faster
             if not place.exists():
                 made.rename(place)
             elif not exchange(made, place):
@@ -118,10 +132,51 @@ def import_model(path: Path, into: Path, wishes: Wishes, report: Callable[[str],
     return read_card(place, into)
 
 
-def check_free(into: Path, name: str) -> None:
-    """Raise ImportRefused if a model of this name is installed."""
-    if (into / name).exists():
-        raise ImportRefused(f"model {name} is there already ({into / name}); --replace replaces it")
+def check_free(into: Path, name: str, wishes: Wishes, beside: Path | None = None) -> None:
+    """See that no other model has these names, or a server that finds both would not start.
+
+    Raises:
+        ImportRefused: a name or alias cannot be one, or is taken.
+        CardError: a card that is there already is malformed.
+    """
+    check_name(name)
+    place = into / name
+    if any(place.glob(f"*/{CARD_FILE}")):
+        raise ImportRefused(f"{place} holds other models; choose another name with --name")
+    if place.parent != into and (place.parent / CARD_FILE).exists():
+        raise ImportRefused(f"{place.parent} is a model itself; choose another name with --name")
+    if place.exists() and not wishes.replace:
+        raise ImportRefused(f"model {name} is there already ({place}); --replace replaces it")
+    _check_names(place, name, wishes, beside, into)
+
+
+def _check_names(place: Path, name: str, wishes: Wishes, beside: Path | None, into: Path) -> None:
+    for alias in wishes.aliases:
+        if not ALIAS.fullmatch(alias) or not alias.isprintable():
+            raise ImportRefused(f"--alias: {alias!r} is empty or holds white space or a comma")
+    places = [folder for folder in (beside, into) if folder is not None and folder.is_dir()]
+    for card in read_registry(*places).cards if places else ():
+        if card.name == name:
+            if card.folder != place:
+                raise ImportRefused(
+                    f"model {name} came with this software ({card.folder}); choose another name "
+                    "with --name"
+                )
+            continue
+        if card.base is not None and card.base.name == name:
+            raise ImportRefused(f"model {card.name} is made of the {name} that is there")
+        taken = {card.name, *card.aliases} & {name, *wishes.aliases}
+        if taken:
+            raise ImportRefused(f"{min(taken)!r} is what clients call the model {card.name}")
+
+
+def check_name(name: str) -> None:
+    """Raise ImportRefused if no model can have this name."""
+    if not is_card_name(name):
+        raise ImportRefused(
+            f"{name!r} cannot be a model's name (letters, digits, '.', '_', '-', at most one '/'); "
+            "choose one with --name"
+        )
 
 
 def choose_name(folder: ModelFolder, wishes: Wishes) -> str:
@@ -132,27 +187,43 @@ def choose_name(folder: ModelFolder, wishes: Wishes) -> str:
     """
     cached = _hub_cache(folder)
     name = wishes.name or (cached["name"] if cached else folder.path.resolve().name)
-    if not is_card_name(name):
-        raise ImportRefused(
-            f"{name!r} cannot be a model's name (letters, digits, '.', '_', '-', at most one '/'); "
-            "choose one with --name"
-        )
+    check_name(name)
     return name
+
+
+def _known_names(folder: ModelFolder, name: str, wishes: Wishes) -> tuple[str, ...]:
+    """What the model may be known by, whatever clients are to call it here."""
+    cached = _hub_cache(folder)
+    repository = wishes.origin[0] if wishes.origin else cached["name"] if cached else ""
+    own = str(folder.config.get("_name_or_path", ""))
+    return (name, repository, own, folder.path.resolve().name)
 
 
 def _make(
     folder: ModelFolder, made: Path, name: str, wishes: Wishes, report: Callable[[str], None]
 ) -> None:
     """Write the whole model into the empty folder `made`."""
-    family = find_family((name, str(folder.config.get("_name_or_path", "")), folder.path.name))
+    family = find_family(_known_names(folder, name, wishes))
     _write_graph(folder, made, wishes, report)
     _write_tokenizer(folder, made)
-    tokenizer = Tokenizer(made / TOKENIZER_FILE, folder.max_input_tokens)
+    tokenizer = Tokenizer(made / TOKENIZER_FILE, min(folder.max_input_tokens, MAX_COMPARED_TOKENS))
     head = folder.head
     backend = OnnxBackend(made / GRAPH_FILE, pooling=head.pooling, normalized=head.normalize)
-    embedding_dim = backend.forward(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64)).shape[1]
-    encoder = Encoder(tokenizer, backend, embedding_dim)
-    reference = direct.embed_texts(encoder, REFERENCE_TEXTS)
+    with _refusing(f"{folder.path}: the graph cannot compute"):
+        one = backend.forward(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
+        embedding_dim = one.shape[1]
+        encoder = Encoder(tokenizer, backend, embedding_dim)
+        reference = direct.embed_texts(encoder, REFERENCE_TEXTS)
+    if head.normalize and not np.allclose(np.linalg.norm(reference, axis=1), 1, atol=1e-3):
+        raise ImportRefused(
+            f"{folder.path}: modules.json says Normalize, but the graph's vectors have other "
+            "lengths than 1"
+        )
+    with _refusing(
+        f"{folder.path}: a text of {tokenizer.max_input_tokens} tokens cannot be computed; "
+        f"max_seq_length in sentence_bert_config.json may say less than {folder.max_input_tokens}"
+    ):
+        direct.embed_texts(encoder, PARITY_TEXTS[-1:])
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
     table: dict[str, Any] = {
         "name": name,
@@ -220,14 +291,26 @@ def _write_graph(
     (made / folder.graph.name).rename(made / GRAPH_FILE)
 
 
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn whatever a graph fails with into one line; ONNX Runtime's errors share no base."""
+    try:
+        yield
+    except EmbeddingServerError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ImportRefused(f"{what}: {reason}") from error
+
+
 def _makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
     """Whether a graph is made; else the publisher's is used."""
     torch_is_there = is_installed("torch")
-    if wishes.graph == "published" or (wishes.graph is None and not torch_is_there):
-        if folder.graph is None and wishes.graph == "published":
-            raise ImportRefused(f"{folder.path}: has no onnx/model.onnx")
-        if folder.graph is not None:
-            return False
+    if wishes.graph == "published" and folder.graph is None:
+        raise ImportRefused(f"{folder.path}: has no onnx/model.onnx")
+    can_make = torch_is_there and folder.weights
+    if wishes.graph == "published" or (wishes.graph is None and folder.graph and not can_make):
+        return False
     if not folder.weights:
         raise ImportRefused(f"{folder.path}: has no safetensors file to make a graph from")
     if not torch_is_there:
@@ -295,10 +378,10 @@ def _publication(folder: ModelFolder, wishes: Wishes) -> dict[str, str]:
     if readme.is_file():
         from huggingface_hub import metadata_load
 
-        try:
-            license_name = str((metadata_load(readme) or {}).get("license", license_name))
-        except Exception:  # what people write there is not always YAML, and decides nothing
-            license_name = "unknown"
+        # What people write there is not always YAML, and decides nothing.
+        with contextlib.suppress(Exception):
+            found = (metadata_load(readme) or {}).get("license")
+            license_name = found if isinstance(found, str) else license_name
     if wishes.origin is not None:
         publisher = wishes.origin[0].split("/")[0]
     else:
@@ -369,13 +452,12 @@ def _check_parity(
     from server.importing import torch_reference
 
     report(f"comparing with {torch_reference.NAME}")
-    reference = torch_reference.TorchReference(folder)
+    reference = torch_reference.TorchReference(folder, MAX_COMPARED_TOKENS)
     cosines, differences = [], []
     for prompt in dict.fromkeys(("", *prompts.values())):
-        ours, theirs = (
-            direct.embed_texts(encoder, PARITY_TEXTS, prompt),
-            reference.embed(PARITY_TEXTS, prompt),
-        )
+        with _refusing(f"{folder.path}: cannot compute with the prompt {prompt!r}"):
+            ours = direct.embed_texts(encoder, PARITY_TEXTS, prompt)
+            theirs = reference.embed(PARITY_TEXTS, prompt)
         if ours.shape != theirs.shape:
             raise ImportRefused(
                 f"{folder.path}: vectors of {ours.shape[1]} dimensions, but "

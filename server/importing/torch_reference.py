@@ -25,11 +25,14 @@ NAME = f"sentence-transformers {sentence_transformers.__version__}"
 class TorchReference:
     """A folder as sentence-transformers loads it, in float32 on the CPU.
 
+    Args:
+        max_tokens: texts are cut there, if the model itself cuts later.
+
     Raises:
         ImportRefused: it cannot be loaded.
     """
 
-    def __init__(self, folder: ModelFolder) -> None:
+    def __init__(self, folder: ModelFolder, max_tokens: int) -> None:
         weights = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
         try:
             with warnings.catch_warnings():
@@ -44,6 +47,8 @@ class TorchReference:
                         trust_remote_code=False,
                         model_kwargs=weights,
                     )
+            own = self._model.max_seq_length
+            self._model.max_seq_length = max_tokens if own is None else min(own, max_tokens)
         except Exception as error:  # each architecture fails in its own way
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ImportRefused(

@@ -42,7 +42,7 @@ class Tokenizer:
     """One model's tokenizer with its length limit.
 
     Raises:
-        ModelLoadError: the file is not a tokenizer.
+        ModelLoadError: the file is not a tokenizer, or one that a text cannot be cut for.
     """
 
     def __init__(self, path: Path, max_input_tokens: int) -> None:
@@ -57,7 +57,14 @@ class Tokenizer:
         self.vocabulary_size: int = self._rust.get_vocab_size(with_added_tokens=True)
         bare = self._rust.encode("a", add_special_tokens=False).ids
         full = self._rust.encode("a", add_special_tokens=True).ids
-        start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        starts = (i for i in range(len(full)) if bare and full[i : i + len(bare)] == bare)
+        start = next(starts, None)
+        if start is None:
+            raise ModelLoadError(f"tokenizer {path}: does more than put tokens around a text")
+        if len(full) - len(bare) >= max_input_tokens:
+            raise ModelLoadError(
+                f"tokenizer {path}: {max_input_tokens} tokens leave no room beside special ones"
+            )
         self._prefix = np.asarray(full[:start], dtype=np.int32)  # e.g. [CLS]
         self._suffix = np.asarray(full[start + len(bare) :], dtype=np.int32)  # e.g. [SEP]
 

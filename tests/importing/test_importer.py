@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -18,9 +20,10 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from server.catalog.card import Card, read_card
+from server.catalog.card import Card, read_card, write_card
+from server.catalog.registry import read_registry
 from server.catalog.verify import check_files
-from server.errors import ImportRefused
+from server.errors import ImportRefused, StartupError
 from server.importing.folder import read_folder
 from server.importing.importer import PARITY_TEXTS, Wishes, import_model
 from server.inference.loader import load_encoder
@@ -348,7 +351,41 @@ BREAKS: dict[str, Callable[[Path], object]] = {
     "shard elsewhere": lambda folder: (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "../../other.safetensors"}})
     ),
+    "shard overwritten": lambda folder: (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "reference.safetensors"}})
+    ),
+    "pooling of a number": lambda folder: change_json(
+        folder / "1_Pooling" / "config.json", pooling_mode=5
+    ),
+    "pooling of lists": lambda folder: change_json(
+        folder / "1_Pooling" / "config.json", pooling_mode=[["mean"]]
+    ),
+    "default prompt of a list": lambda folder: change_json(
+        folder / "config_sentence_transformers.json", default_prompt_name=["query"]
+    ),
+    "length of a boolean": lambda folder: change_json(
+        folder / "sentence_bert_config.json", max_seq_length=True
+    ),
+    "length without room": lambda folder: change_json(
+        folder / "sentence_bert_config.json", max_seq_length=2
+    ),
+    "length beyond positions": lambda folder: change_json(
+        folder / "sentence_bert_config.json", max_seq_length=512
+    ),
+    "half a character": lambda folder: change_json(
+        folder / "config_sentence_transformers.json", prompts={"query": "\ud800"}
+    ),
+    "dangling link": lambda folder: relink(folder / "modules.json", folder / "absent"),
+    "named pipe": lambda folder: relink(folder / "modules.json", None),
 }
+
+
+def relink(file: Path, target: Path | None) -> None:
+    file.unlink()
+    if target is None:
+        os.mkfifo(file)
+    else:
+        file.symlink_to(target)
 
 
 @pytest.mark.parametrize(
@@ -365,6 +402,16 @@ BREAKS: dict[str, Callable[[Path], object]] = {
         ("no pooling file", "1_Pooling/config.json: No such file"),
         ("cut weights", "model.safetensors: not a safetensors file: it is cut off"),
         ("shard elsewhere", "../../other.safetensors lies outside the folder"),
+        ("shard overwritten", "reference.safetensors cannot be a file of weights"),
+        ("pooling of a number", "pooling is 5, but must be one of"),
+        ("pooling of lists", "pooling is ['mean'], but must be one of"),
+        ("default prompt of a list", "default_prompt_name must be a text"),
+        ("length of a boolean", "says nowhere how many tokens"),
+        ("length without room", "2 tokens leave no room beside special ones"),
+        ("length beyond positions", "a text of 512 tokens cannot be computed"),
+        ("half a character", "config_sentence_transformers.json: not JSON"),
+        ("dangling link", "modules.json: No such file or directory"),
+        ("named pipe", "modules.json: not a file"),
     ],
 )
 def test_what_cannot_be_served_as_it_was_meant_is_refused_and_leaves_nothing(
@@ -372,7 +419,7 @@ def test_what_cannot_be_served_as_it_was_meant_is_refused_and_leaves_nothing(
 ) -> None:
     folder = make_folder(tmp_path / "bert")
     BREAKS[kind](folder)
-    with pytest.raises(ImportRefused) as caught:
+    with pytest.raises(StartupError) as caught:
         import_model(folder, tmp_path / "models", Wishes(), ignore)
     assert reason in caught.value.message
     assert "\n" not in caught.value.message
@@ -387,7 +434,7 @@ def test_vectors_unlike_the_publishers_are_refused_unless_forced(
     real = importlib.import_module("server.importing.torch_reference").TorchReference
     monkeypatch.setattr(
         "server.importing.torch_reference.TorchReference",
-        lambda _: real(read_folder(other)),
+        lambda _, max_tokens: real(read_folder(other), max_tokens),
     )
     with pytest.raises(ImportRefused, match=r"at least 0\.9999 is needed .* --force"):
         import_model(folder, tmp_path / "models", Wishes(), ignore)
@@ -409,6 +456,103 @@ def test_an_installed_model_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) 
     assert read_card(models / "bert", models).fingerprint == first.fingerprint
     assert import_model(folder, models, Wishes(replace=True), ignore).pooling == "cls"
     assert [path.name for path in models.iterdir()] == ["bert"]
+
+
+@pytest.mark.parametrize("alias", ["", "two words", "one,two", "a\nb", "all-MiniLM-L6-v2", "first"])
+def test_an_alias_that_would_keep_servers_from_starting_is_refused(
+    tmp_path: Path, alias: str
+) -> None:
+    folder, models = make_folder(tmp_path / "bert"), tmp_path / "models"
+    import_model(folder, models, Wishes(name="other", aliases=("first",)), ignore)
+    shipped = REPOSITORY / "models"
+    with pytest.raises(ImportRefused, match=r"--alias|is what clients call the model"):
+        import_model(folder, models, Wishes(aliases=(alias,)), ignore, beside=shipped)
+    with pytest.raises(ImportRefused, match="'first' is what clients call the model other"):
+        import_model(folder, models, Wishes(name="first"), ignore, beside=shipped)
+    assert {card.name for card in read_registry(shipped, models).cards} > {"other"}
+
+
+def test_a_shipped_model_is_not_displaced(tmp_path: Path) -> None:
+    """Its variant would have a base of another size, and no server would start."""
+    folder, models = make_folder(tmp_path / "bert"), tmp_path / "models"
+    wishes, shipped = Wishes(name=PLAIN, replace=True), REPOSITORY / "models"
+    with pytest.raises(ImportRefused, match=r"came with this software|is made of the"):
+        import_model(folder, models, wishes, ignore, beside=shipped)
+
+
+def test_the_base_of_a_variant_is_not_replaced(tmp_path: Path) -> None:
+    folder, models = make_folder(tmp_path / "bert"), tmp_path / "models"
+    import_model(folder, models, Wishes(), ignore)
+    (models / "variant").mkdir()
+    write_card(models / "variant", {"name": "variant", "base": "bert", "files": {}})
+    with pytest.raises(ImportRefused, match="variant is made of the bert that is there"):
+        import_model(folder, models, Wishes(replace=True), ignore)
+
+
+def test_models_are_not_put_inside_or_in_place_of_others(tmp_path: Path) -> None:
+    """An organisation's folder is none of a model's: replacing it would remove all it holds."""
+    folder, models = make_folder(tmp_path / "bert"), tmp_path / "models"
+    import_model(folder, models, Wishes(name="org/one"), ignore)
+    import_model(folder, models, Wishes(name="two"), ignore)
+    with pytest.raises(ImportRefused, match="org holds other models"):
+        import_model(folder, models, Wishes(name="org", replace=True), ignore)
+    with pytest.raises(ImportRefused, match="two is a model itself"):
+        import_model(folder, models, Wishes(name="two/three"), ignore)
+    assert [card.name for card in read_registry(models).cards] == ["org/one", "two"]
+
+
+def test_of_two_imports_at_once_the_slower_is_refused(tmp_path: Path) -> None:
+    folder, models = make_folder(tmp_path / "bert"), tmp_path / "models"
+    fast: list[Card] = []
+
+    def overtake(line: str) -> None:
+        if line.startswith("comparing") and not fast:
+            fast.append(import_model(folder, models, Wishes(name="bert"), lambda _: None))
+
+    with pytest.raises(ImportRefused, match="is there already"):
+        import_model(folder, models, Wishes(aliases=("slow",)), overtake)
+    assert read_card(models / "bert", models).aliases == ()
+
+
+def test_a_family_is_known_whatever_the_model_is_called_here(tmp_path: Path) -> None:
+    folder, models = make_folder(tmp_path / "bert"), tmp_path / "models"
+    origin = ("nomic-ai/nomic-embed-text-v1.5", "c" * 40)
+    card = import_model(folder, models, Wishes(name="mine", origin=origin), ignore)
+    assert card.prompts["query"] == "search_query: "
+
+
+def test_a_folder_with_nothing_but_a_published_graph_needs_no_wish(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "bert")
+    export_published(folder)
+    (folder / "model.safetensors").unlink()
+    lines: list[str] = []
+    import_model(folder, tmp_path / "models", Wishes(), lines.append)
+    assert "using the publisher's onnx/model.onnx" in lines
+
+
+def test_a_long_limit_does_not_make_the_comparison_take_all_memory(tmp_path: Path) -> None:
+    """At its full length the padding mask alone would be 16 GiB."""
+    folder = make_folder(tmp_path / "qwen", "qwen3", pooling="lasttoken")
+    change_json(folder / "sentence_bert_config.json", max_seq_length=65_536)
+    card = import_model(folder, tmp_path / "models", Wishes(), ignore)
+    assert card.max_input_tokens == 65_536
+    assert card.parity is not None
+    assert card.parity.min_cosine > 0.9999
+
+
+def test_a_terminated_import_leaves_nothing(tmp_path: Path) -> None:
+    folder, data = make_folder(tmp_path / "bert"), tmp_path / "data"
+    command = [sys.executable, "-m", "server", "models", "import", str(folder)]
+    with subprocess.Popen(
+        [*command, "--data-dir", str(data)], stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert next(line for line in running.stdout if line.startswith("comparing"))
+        running.send_signal(signal.SIGTERM)
+        running.wait()
+    assert running.returncode == 143
+    assert not list((data / "models").iterdir())
+    assert data.stat().st_mode & 0o077 == 0
 
 
 def test_an_interrupted_import_leaves_nothing(tmp_path: Path) -> None:
