@@ -103,10 +103,13 @@ def doctor(
         enter_network_namespace()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from server.doctor import examine
+    from server.termination import tidy_when_terminated
 
     bad = 0
-    for finding in examine(settings, offline=offline):
-        print(f"{'ok ' if finding.good else 'BAD'}  {finding.subject}: {finding.text}", flush=True)
-        bad += not finding.good
+    with tidy_when_terminated():
+        for finding in examine(settings, offline=offline):
+            verdict = "ok " if finding.good else "BAD"
+            print(f"{verdict}  {finding.subject}: {finding.text}", flush=True)
+            bad += not finding.good
     if bad:
         raise SelfTestFailed(f"{bad} of the checks failed")

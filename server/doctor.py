@@ -6,17 +6,20 @@ thread.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import re
-import signal
+import select
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,8 +34,8 @@ from server.errors import EmbeddingServerError
 from server.inference.cpu_cores import usable_cores
 from server.inference.direct import cosines, embed_texts
 from server.inference.loader import load_encoder, load_rotation
-from server.network_namespace import packets_without_route
-from server.settings import Settings
+from server.network_namespace import attempts_to_leave
+from server.settings import ENV_PREFIX, Settings
 
 MIN_COSINE = 0.9999  # of what another processor computes in float32; far below rounding errors
 SHOWN_PACKAGES = ("onnxruntime", "tokenizers", "numpy", "uvicorn")
@@ -77,6 +80,9 @@ def _guarded(check: Callable[[Card], Finding], card: Card) -> Finding:
         return check(card)
     except EmbeddingServerError as error:
         return Finding(card.name, error.message, good=False)
+    except Exception as error:  # a graph or a file of vectors may fail in any way
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        return Finding(card.name, f"{type(error).__name__}: {reason}", good=False)
 
 
 def _software() -> Finding:
@@ -150,6 +156,9 @@ def _vectors(card: Card) -> Finding:
     if reference is None:
         return Finding(card.name, f"a forward pass in {ms:.0f} ms; the card has no reference")
     stored = load_file(card.encoder.path(reference.file))["embeddings"]
+    if stored.shape != found.shape:
+        text = f"reference vectors of shape {stored.shape}, computed ones of {found.shape}"
+        return Finding(card.name, text, good=False)
     lowest = float(np.min(cosines(found, stored)))
     text = f"reference vectors: smallest cosine {lowest:.7f}, {ms:.0f} ms a text"
     return Finding(card.name, text, good=lowest >= MIN_COSINE)
@@ -157,38 +166,75 @@ def _vectors(card: Card) -> Finding:
 
 def _stays_inside(settings: Settings, card: Card) -> Finding:
     """Serve and embed where there is only loopback; the kernel counts what tried to leave."""
-    before = packets_without_route()
-    flags = ["--host", "127.0.0.1", "--port", "0", "--model", card.name]
-    flags += ["--models-dir", str(settings.models_dir), "--data-dir", str(settings.data_dir)]
-    environment = {k: v for k, v in os.environ.items() if k != "CI"}  # some are quiet in CI
-    process = subprocess.Popen(
-        [sys.executable, "-m", "server", "serve", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    try:
-        assert process.stdout is not None
-        ready = process.stdout.readline()
-        url = re.search(r"http://\S+?/v1/embeddings", ready)
-        if url is None:
-            _, errors = process.communicate(timeout=START_TIMEOUT_S)
-            reason = (errors.strip().splitlines() or ["no reason given"])[-1]
-            return Finding("offline", f"the server did not start: {reason}", good=False)
-        request = urllib.request.Request(
-            url[0],
-            json.dumps({"model": card.name, "input": "Hello, world"}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=START_TIMEOUT_S) as answer:
-            count = len(json.load(answer)["data"])
-        time.sleep(BACKGROUND_S)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=START_TIMEOUT_S)
-    tried = packets_without_route() - before
+    before = attempts_to_leave()
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "models").symlink_to(settings.installed_models_dir().resolve())
+        flags = ["--host", "127.0.0.1", "--port", "0", "--model", card.name]
+        # A data folder of its own: neither keys nor the ledger are those of the running server.
+        flags += ["--models-dir", str(settings.models_dir.resolve()), "--data-dir", scratch]
+        with (Path(scratch) / "log").open("w+") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "server", "serve", *flags],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=Path(__file__).parent.parent,  # where Python looks for `server` first
+                env=_plain_environment(),
+            )
+            try:
+                count = _embed_once(process, card)
+                time.sleep(BACKGROUND_S)
+            except (OSError, ValueError, HTTPException) as error:
+                process.terminate()
+                _wait(process)
+                log.seek(0)
+                reason = (log.read().strip().splitlines() or [str(error)])[-1]
+                return Finding("offline", f"the server did not serve: {reason}", good=False)
+            finally:
+                process.terminate()
+                _wait(process)
+    tried = attempts_to_leave() - before
     if tried:
         return Finding("offline", f"{tried} attempts to leave this machine", good=False)
     text = f"served {count} vector where only loopback exists; nothing tried to leave"
     return Finding("offline", text)
+
+
+def _plain_environment() -> dict[str, str]:
+    """The environment without settings, so that the server asks for no key and no database."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith(ENV_PREFIX) and name != "CI"  # some are quiet in CI
+    }
+
+
+def _embed_once(process: subprocess.Popen[bytes], card: Card) -> int:
+    """How many vectors the server gives for one text, once it is ready.
+
+    Raises:
+        OSError, ValueError, HTTPException: it does not come up or does not answer as it should.
+    """
+    assert process.stdout is not None
+    readable, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
+    if not readable:
+        raise TimeoutError(f"not ready after {START_TIMEOUT_S} s")
+    port = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline().decode())
+    if port is None:
+        raise ValueError("no reason given")
+    connection = HTTPConnection("127.0.0.1", int(port[1]), timeout=START_TIMEOUT_S)  # by no proxy
+    with contextlib.closing(connection):
+        body = json.dumps({"model": card.name, "input": "Hello, world"})
+        connection.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        content = answer.read()
+        if answer.status != HTTPStatus.OK:
+            raise ValueError(f"status {answer.status}")
+        return len(json.loads(content)["data"])
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(timeout=START_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

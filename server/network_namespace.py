@@ -39,21 +39,41 @@ def enter_network_namespace() -> None:
             f"--offline: this system allows no network namespaces ({reason}), so nothing can be "
             "proved here; containers need --security-opt seccomp=unconfined for it"
         )
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-    Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+    try:
+        _be_oneself(user, group)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+    except OSError as error:
+        raise SettingError(
+            f"--offline: this system allows no use of network namespaces ({error.strerror}), so "
+            "nothing can be proved here; Ubuntu needs sysctl "
+            "kernel.apparmor_restrict_unprivileged_userns=0 for it"
+        ) from error
 
 
-def packets_without_route() -> int:
-    """How often something in this namespace tried to reach an address outside, by IPv4 or IPv6."""
+def _be_oneself(user: int, group: int) -> None:
+    """Keep one's numbers in the new namespace; some systems allow the namespace and not this."""
+    for file, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user} {user} 1"),
+        ("gid_map", f"{group} {group} 1"),
+    ):
+        Path("/proc/self", file).write_text(text)
+
+
+def attempts_to_leave() -> int:
+    """How often something in this namespace tried to reach what is not there, by IPv4 or IPv6.
+
+    That is an address outside, or a resolver of names on loopback (systemd's is at 127.0.0.53):
+    datagrams to a loopback port where nobody listens.
+    """
     counted = 0
     rows = [line.split() for line in Path("/proc/self/net/snmp").read_text().splitlines()]
-    names, values = (row for row in rows if row[0] == "Ip:")
-    counted += int(dict(zip(names, values, strict=True))["OutNoRoutes"])
+    for kind, counter in (("Ip:", "OutNoRoutes"), ("Udp:", "NoPorts")):
+        names, values = (row for row in rows if row[0] == kind)
+        counted += int(dict(zip(names, values, strict=True))[counter])
     six = Path("/proc/self/net/snmp6")
     if six.exists():
         pairs = dict(line.split() for line in six.read_text().splitlines())
-        counted += int(pairs["Ip6OutNoRoutes"])
+        counted += int(pairs["Ip6OutNoRoutes"]) + int(pairs["Udp6NoPorts"])
     return counted

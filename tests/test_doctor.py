@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file, save
 
+from server import network_namespace
 from server.catalog.card import read_card, write_card
 from server.doctor import available_bytes
+from server.errors import SettingError
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.test_offline import namespace_command
 
@@ -95,6 +99,65 @@ def test_offline_proves_that_serving_stays_on_this_machine() -> None:
     assert outcome.stdout.splitlines()[-1] == (
         "ok   offline: served 1 vector where only loopback exists; nothing tried to leave"
     )
+
+
+def test_offline_asks_its_own_server_whatever_is_set_for_others(tmp_path: Path) -> None:
+    """Keys, a database, a proxy and a folder called as this package are none of its business."""
+    namespace_command()
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "__main__.py").write_text("raise SystemExit('another server')")
+    command = "from server.cli import main; main()"
+    outcome = subprocess.run(
+        [sys.executable, "-P", "-c", command, "doctor", "--offline", "--model", PLAIN],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "EMBEDDING_SERVER_API_KEY": "sk-abc",
+            "EMBEDDING_SERVER_DATABASE_URL": "postgresql://user@192.0.2.1/keys",
+            "http_proxy": "http://192.0.2.1:3128",
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+def test_offline_without_the_right_to_be_oneself_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on Ubuntu 24.04: the namespace is given, its user is not."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    library = SimpleNamespace(unshare=lambda _: 0)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(SettingError, match=r"--offline: .*Operation not permitted"):
+        network_namespace.enter_network_namespace()
+
+
+@pytest.mark.parametrize(
+    "spy", ["s.sendto(b'?', ('127.0.0.53', 53))", "s.sendto(b'?', ('192.0.2.1', 53))"]
+)
+def test_offline_finds_who_asks_for_a_name(tmp_path: Path, spy: str) -> None:
+    """systemd's resolver is on loopback, from where it would ask the world."""
+    namespace_command()
+    code = f"import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\ntry: {spy}\nexcept OSError: pass"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    outcome = subprocess.run(
+        [sys.executable, "-m", "server", "doctor", "--offline", "--model", PLAIN],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert outcome.returncode == 2
+    assert "BAD  offline: 1 attempts to leave this machine" in outcome.stdout
 
 
 def test_offline_finds_what_tries_to_leave(tmp_path: Path) -> None:
