@@ -7,6 +7,7 @@ client makes of these variables. What was fetched before an interruption is not 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from server.errors import ModelFileError
 
 # What an import reads; not the same weights once more for other frameworks.
 _WANTED = ("*.json", "*.safetensors", "README.md")
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _PUBLISHED_GRAPH = ("onnx/model.onnx", "onnx/model.onnx_data*")
 
 
@@ -30,21 +32,28 @@ def download_folder(
     Args:
         revision: a commit, tag or branch; None is the newest commit.
         into: where unfinished downloads lie; each has a folder of its own.
-        with_graph: the publisher's ONNX graph, too.
+        with_graph: the publisher's ONNX graph, too; without safetensors it is fetched anyway.
 
     Returns:
         The folder, and the commit that it holds.
 
     Raises:
-        ModelFileError: the hub is out of reach, or has no such model or revision.
+        ModelFileError: the hub is out of reach, has no such model or revision, or answers what it
+            should not.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi, snapshot_download  # slow to import, wanted only here
 
     try:
-        commit = HfApi().model_info(repository, revision=revision).sha
-        if commit is None:
-            raise ValueError("the hub names no commit")
+        told = HfApi().model_info(repository, revision=revision)
+        commit, files = told.sha, [file.rfilename for file in told.siblings or ()]
+        # The folder is called by the commit, and removed afterwards.
+        if commit is None or not _COMMIT.fullmatch(commit):
+            raise ValueError(f"the hub names no commit, but {commit!r}")
+        outside = [name for name in files if name.startswith("/") or ".." in name.split("/")]
+        if outside:
+            raise ValueError(f"the hub names a file outside the repository, {outside[0]!r}")
+        with_graph = with_graph or not any(name.endswith(".safetensors") for name in files)
         report(f"fetching {repository}@{commit[:12]} from the Hugging Face hub")
         folder = into / f"{repository.replace('/', '--')}--{commit}"
         snapshot_download(
@@ -55,5 +64,7 @@ def download_folder(
         )
     except Exception as error:  # the hub client raises many unrelated classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFileError(f"{repository}: {reason}") from error
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        hint = "; if the model is gated or private, set HF_TOKEN" if status in (401, 403) else ""
+        raise ModelFileError(f"{repository}: {reason}{hint}") from error
     return folder, commit

@@ -216,3 +216,14 @@ def test_what_the_hub_does_not_have_is_told_in_one_line(
     assert outcome.returncode == 2
     assert outcome.stderr.splitlines()[-1].startswith(f"embedding-server: {arguments[0]}: ")
     assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize("commit", ["../../../elsewhere", "main", ""])
+def test_a_commit_that_is_none_is_refused_before_it_names_a_folder(
+    hub: HubProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit: str
+) -> None:
+    monkeypatch.setattr(f"{__name__}.COMMIT", commit)
+    outcome = pull(hub, tmp_path, REPOSITORY)
+    assert outcome.returncode == 2
+    assert outcome.stderr.splitlines()[-1].startswith(f"embedding-server: {REPOSITORY}: the hub")
+    assert hub.fetched() == []
