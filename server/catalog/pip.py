@@ -31,7 +31,8 @@ def run_pip(command: str, *arguments: str) -> None:
         check=False,
     )
     if outcome.returncode != 0:
-        lines = [line for line in (outcome.stderr or "").splitlines() if line.strip()]
+        lines = [line.strip() for line in (outcome.stderr or "").splitlines() if line.strip()]
+        # Some versions indent the complaints of a process of their own, and end with advice.
         errors = [line for line in lines if line.startswith("ERROR: ")] or lines
         reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip: {outcome.returncode}"
         raise PipError(reason)

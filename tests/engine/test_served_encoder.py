@@ -424,7 +424,7 @@ async def test_closing_while_a_rotation_is_read_answers_those_who_wait(
 ) -> None:
     turning = threading.Event()
 
-    def load_rotation(card: Card) -> None:
+    def load_rotation(card: Card, **options: object) -> None:
         assert turning.wait(timeout=30)
 
     monkeypatch.setattr(served_encoder, "load_rotation", load_rotation)
