@@ -60,4 +60,4 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert outcome.returncode == 2
     (line,) = outcome.stderr.splitlines()
     assert line.startswith(f"embedding-server: {reason}")
-    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "data" / "models").exists()
