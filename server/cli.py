@@ -87,7 +87,7 @@ def serve(settings: Settings) -> None:
 
 
 @app.command()
-@with_flags("model", "models_dir", "data_dir", "threads")
+@with_flags("model", "models_dir", "data_dir", "threads", "device", "dtype", "min_parity")
 def doctor(
     settings: Settings,
     offline: Annotated[

@@ -7,6 +7,7 @@ thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -24,7 +25,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from server import __version__
 from server.catalog.card import Card
@@ -32,12 +32,13 @@ from server.catalog.registry import read_registry
 from server.catalog.verify import check_files, check_present
 from server.errors import EmbeddingServerError
 from server.inference.cpu_cores import usable_cores
-from server.inference.direct import cosines, embed_texts
+from server.inference.direct import embed_texts
 from server.inference.loader import load_encoder, load_rotation
+from server.inference.parity import reference_cosine
+from server.inference.placement import Placement, find_placement
 from server.network_namespace import attempts_to_leave
 from server.settings import ENV_PREFIX, Settings
 
-MIN_COSINE = 0.9999  # of what another processor computes in float32; far below rounding errors
 SHOWN_PACKAGES = ("onnxruntime", "tokenizers", "numpy", "uvicorn")
 # Weights as they lie on disk, once more while ONNX Runtime lays them out, and the process itself.
 MEMORY_FACTOR, PROCESS_BYTES = 2, 150_000_000
@@ -64,12 +65,14 @@ def examine(settings: Settings, *, offline: bool) -> Iterator[Finding]:
     Raises:
         StartupError: the settings or a card are wrong, so that there is nothing to test.
     """
-    cards = read_registry(*settings.model_folders()).select(settings.model).cards
+    placement = find_placement(settings.device, settings.dtype)
+    found = read_registry(*settings.model_folders()).select(settings.model).cards
+    cards = tuple(placement.apply(card) for card in found)
     yield _software()
     yield _processor(settings)
     yield _memory(cards)
     for card in cards:
-        for check in (_files, _vectors):
+        for check in (_files, functools.partial(_vectors, settings, placement)):
             yield _guarded(check, card)
     if offline:
         yield _guarded(lambda card: _stays_inside(settings, card), cards[0])
@@ -143,25 +146,22 @@ def _files(card: Card) -> Finding:
     return Finding(card.name, text)
 
 
-def _vectors(card: Card) -> Finding:
-    encoder = load_encoder(card.encoder)
+def _vectors(settings: Settings, placement: Placement, card: Card) -> Finding:
+    devices = placement.devices_of(card)
+    encoder = load_encoder(card.encoder, devices, max_batch_tokens=settings.max_batch_tokens)
     load_rotation(card)
-    reference = card.encoder.reference
-    texts = list(reference.texts) if reference else ["Hello, world"]
     began_s = time.perf_counter()
-    found = embed_texts(encoder, texts)
-    ms = (time.perf_counter() - began_s) * 1e3 / len(texts)
+    found = embed_texts(encoder, ["Hello, world"])
+    ms = (time.perf_counter() - began_s) * 1e3
+    where = f"{card.dtype} on {', '.join(devices)}"
     if not np.isfinite(found).all():
-        return Finding(card.name, "the vectors are not finite", good=False)
-    if reference is None:
-        return Finding(card.name, f"a forward pass in {ms:.0f} ms; the card has no reference")
-    stored = load_file(card.encoder.path(reference.file))["embeddings"]
-    if stored.shape != found.shape:
-        text = f"reference vectors of shape {stored.shape}, computed ones of {found.shape}"
-        return Finding(card.name, text, good=False)
-    lowest = float(np.min(cosines(found, stored)))
-    text = f"reference vectors: smallest cosine {lowest:.7f}, {ms:.0f} ms a text"
-    return Finding(card.name, text, good=lowest >= MIN_COSINE)
+        return Finding(card.name, f"the vectors are not finite ({where})", good=False)
+    lowest = reference_cosine(encoder, card.encoder)
+    if lowest is None:
+        text = f"a forward pass in {ms:.0f} ms ({where}); the card has no reference"
+        return Finding(card.name, text)
+    text = f"reference vectors: smallest cosine {lowest:.7f}, {ms:.0f} ms a text ({where})"
+    return Finding(card.name, text, good=lowest >= settings.min_parity)
 
 
 def _stays_inside(settings: Settings, card: Card) -> Finding:

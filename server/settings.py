@@ -140,10 +140,32 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=1024,
-        description="Worker threads a model; default: the physical cores this process may use.",
+        description="Worker threads a model on the CPU; default: the physical cores this process may "
+        "use.",
     )
-    max_batch_tokens: int = Field(
-        256, ge=1, le=1_048_576, description="Token budget of a micro-batch, padding counted."
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d{1,3})$")] = Field(
+        "auto",
+        description="Where models are computed: cpu, cuda (all GPUs), cuda:N (that one), or auto: "
+        "the GPUs if there are any and torch is installed.",
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto",
+        description="Numbers in which a GPU computes; auto: what the model's card says. On the CPU "
+        "it is always float32.",
+    )
+    min_parity: float = Field(
+        0.999,
+        ge=-1,
+        le=1,
+        description="Least cosine between a card's reference vectors and this machine's; below it "
+        "the server does not start.",
+    )
+    max_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=1_048_576,
+        description="Token budget of a micro-batch, padding counted; default: 256 on the CPU; on a "
+        "GPU 16,384, or what fits into its memory.",
     )
     max_request_tokens: int = Field(
         300_000, ge=1, description="Most tokens all inputs of one request may hold together."

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from server.offline.embedder import OfflineModel
     from server.offline.texts import Mark, TextReader
 
-MODEL_SETTINGS = ("models_dir", "data_dir", "threads", "max_batch_tokens", "check_files")
+MODEL_SETTINGS = (
+    *("models_dir", "data_dir", "threads", "device", "dtype", "min_parity"),
+    *("max_batch_tokens", "check_files"),
+)
 
 InputType = Annotated[
     Literal["query", "document"] | None,

@@ -106,8 +106,9 @@ async def app_over(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     made: list[tuple[FastAPI, FakeBackend]] = []
 
     async def make(backend: FakeBackend, **settings: Any) -> FastAPI:
-        fake = Encoder(encoder.tokenizer, backend, FAKE_DIM)
-        monkeypatch.setattr(served_encoder, "load_encoder", lambda card, **options: fake)
+        fake = Encoder(encoder.tokenizer, (backend,), FAKE_DIM)
+        monkeypatch.setattr(served_encoder, "load_encoder", lambda *asked, **options: fake)
+        monkeypatch.setattr(served_encoder, "check_parity", lambda *asked: None)
         app = create_app(Settings(**{"model": [PLAIN], "threads": 1, **settings}))
         made.append((app, backend))
         await app.state.services.models.load(app.state.services.metrics)

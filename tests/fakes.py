@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.inference.backend import OutOfMemory
+from server.inference.backend import OutOfMemory, TokenIds, pad
 from server.inference.inputs import TextInputs
-from server.inference.tokenizer import TokenIds
 
 FAKE_DIM = 3
 RAISES = 90  # token ids with a meaning for the fake
@@ -45,6 +45,8 @@ class FakeBackend:
     (and for one of the passes that `turnstile` allows, if there is one).
     """
 
+    packs = False
+
     def __init__(self, *, memory_tokens: int | None = None, numb: bool = False) -> None:
         self.shapes: list[tuple[int, int]] = []
         self.alone: list[bool] = []
@@ -56,13 +58,8 @@ class FakeBackend:
         self._memory_tokens = memory_tokens
         self._numb = numb
 
-    def forward(
-        self,
-        input_ids: NDArray[np.int64],
-        attention_mask: NDArray[np.int64],
-        *,
-        alone: bool = False,
-    ) -> NDArray[np.float32]:
+    def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
+        input_ids, attention_mask = pad(sequences)
         self.shapes.append(input_ids.shape)
         self.alone.append(alone)
         self.entered.release()

@@ -37,6 +37,7 @@ _ENCODER_KEYS = {
 }
 
 PoolingMode = Literal["mean", "cls", "last_token"]
+Dtype = Literal["float32", "float16", "bfloat16"]
 _NAME = r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?"  # `model` or `organisation/model`
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -114,6 +115,36 @@ class Reference(_Strict):
     file: str  # safetensors with `embeddings`, (texts, embedding_dim), float32, without a prompt
 
 
+class TorchDense(_Strict):
+    """A dense layer behind the pooling."""
+
+    weights: str  # safetensors with `linear.weight` (out, in) and, optionally, `linear.bias`
+    activation: str = Field(pattern="^[A-Z][A-Za-z]+$")  # a class of torch.nn
+
+
+class Precision(_Strict):
+    """How near the vectors computed in one dtype are to those in float32."""
+
+    dtype: Dtype
+    min_cosine: float  # over the texts of the comparison with sentence-transformers
+
+
+class TorchModel(_Strict):
+    """What torch needs beside the weights to compute the model, on a GPU."""
+
+    config: str  # transformers' config.json
+    weights: tuple[str, ...] = Field(min_length=1)  # of the transformer
+    dense: tuple[TorchDense, ...] = ()
+    packed: bool  # sequences packed without padding gave the same vectors as padded ones
+    dtype: Dtype  # the default on a GPU
+    precision: tuple[Precision, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that it names."""
+        return (self.config, *self.weights, *(layer.weights for layer in self.dense))
+
+
 class Neighbours(_Strict):
     """How much one size keeps: shares (0 to 1) of the ten nearest neighbours at full size.
 
@@ -140,7 +171,7 @@ class Card(_Strict):
     max_input_tokens: int = Field(ge=1)
     pooling: PoolingMode
     normalize: bool
-    dtype: Literal["float32"]
+    dtype: Dtype  # in which vectors are computed; in a card's file always float32
     aliases: tuple[str, ...] = ()
     prompts: dict[Literal["query", "document"], str] = {}
     default_prompt: Literal["query", "document"] | None = None
@@ -149,6 +180,7 @@ class Card(_Strict):
     parity: Parity | None = None
     reference: Reference | None = None
     neighbours: tuple[Neighbours, ...] = ()
+    torch: TorchModel | None = None
     files: dict[str, FilePin]
     sources: tuple[Annotated[PypiSource | HubSource, Field(discriminator="kind")], ...] = ()
     base: Card | None = None  # the model whose encoder this one shares
@@ -169,10 +201,19 @@ class Card(_Strict):
         for name in self.files:
             if not _stays_below(name):
                 raise ValueError(f"file {name!r} would lie outside the model's folder")
+        return self
+
+    @model_validator(mode="after")
+    def _names_its_own_files(self) -> Card:
         for source in self.sources:
             unpinned = [name for name in source.files if name not in self.files]
             if unpinned:
                 raise ValueError(f"sources name {unpinned[0]!r}, which is not among the files")
+        unpinned = (
+            [name for name in self.torch.files if name not in self.files] if self.torch else []
+        )
+        if unpinned:
+            raise ValueError(f"torch names {unpinned[0]!r}, which is not among the files")
         return self
 
     @property
@@ -196,6 +237,14 @@ class Card(_Strict):
         files = {name: pin.sha256 for name, pin in encoder.files.items() if name not in unused}
         facts = encoder.model_dump(mode="json", include=_ENCODER_KEYS) | {"files": files}
         return json.dumps(facts, sort_keys=True)
+
+    def computed_in(self, dtype: Dtype) -> Card:
+        """The card as it is served by a device that computes in `dtype`; its fingerprint tells."""
+        if dtype == self.dtype:
+            return self
+        base = self.base.computed_in(dtype) if self.base else None
+        facts = {name: getattr(self, name) for name in type(self).model_fields}
+        return Card.model_construct(**facts | {"dtype": dtype, "base": base})
 
     @property
     def file_bytes(self) -> int:
@@ -225,9 +274,13 @@ class Card(_Strict):
         prompts, input length and dtype; not names, aliases, descriptions or reference vectors.
         """
         encoder = self.encoder
-        unused = encoder.reference.file if encoder.reference else None
+        # torch's config says again what the graph says; both are held against the same vectors.
+        unused = {
+            encoder.reference.file if encoder.reference else None,
+            encoder.torch.config if encoder.torch else None,
+        }
         facts = {
-            "files": {name: pin.sha256 for name, pin in encoder.files.items() if name != unused},
+            "files": {n: pin.sha256 for n, pin in encoder.files.items() if n not in unused},
             "rotation": (
                 self.files[self.matryoshka.rotation].sha256
                 if self.matryoshka and self.matryoshka.rotation
@@ -265,6 +318,10 @@ def read_card(folder: Path, *models_dirs: Path) -> Card:
         table = _inherit(table, str(base_name), folder, models_dirs)
     if "folder" in table:
         raise CardError(f"card {folder / CARD_FILE}: folder: Extra inputs are not permitted")
+    if table.get("dtype", "float32") in ("float16", "bfloat16"):
+        raise CardError(
+            f"card {folder / CARD_FILE}: dtype: must be float32; torch.dtype says what a GPU computes in"
+        )
     try:
         return Card.model_validate(table | {"folder": folder})
     except ValidationError as error:
@@ -319,7 +376,7 @@ def _inherit(
         raise CardError(f"card {card}: {min(changed)} is decided by the base {base_name}")
     base = read_card(found[-1], *models_dirs)
     own = {"aliases", "base", "files", "folder", "matryoshka", "neighbours", "quality", "sources"}
-    own |= {"parity", "reference"}
+    own |= {"parity", "reference", "torch"}
     return base.model_dump(exclude=own) | {"files": {}} | table | {"base": base}
 
 

@@ -24,9 +24,9 @@ from server.engine.sequence import MicroBatch, SequenceGroup
 from server.engine.waiting_queue import WaitingQueue
 from server.errors import Draining, InferenceFailed, TooManyTokens
 from server.inference import cl100k
+from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs, TokenIdInputs
 from server.inference.loader import Encoder
-from server.inference.tokenizer import TokenIds
 from server.metrics import EngineMetrics
 
 # Below this many characters, tokenising takes less time than the way to a thread and back.
@@ -35,9 +35,7 @@ TOKENIZING_THREADS = 2  # so that one huge request does not keep the others wait
 # How many times `max_request_tokens` of OpenAI's ids are decoded when each input is then cut.
 DECODED_BEFORE_CUT = 4
 RESTART_DELAY_S = 0.1  # a thread that dies at once must not be replaced without a pause
-# Until there are measurements: OpenAI's rule of thumb, and a slow core.
-GUESSED_TOKENS_PER_CHAR = 0.25
-GUESSED_TOKENS_PER_SECOND = 1_000.0
+GUESSED_TOKENS_PER_CHAR = 0.25  # OpenAI's rule of thumb, until there are measurements
 
 
 class Embedded(NamedTuple):
@@ -52,7 +50,7 @@ class Engine:
     """An encoder with its queue and worker threads; needs a running event loop.
 
     Args:
-        threads: number of worker threads.
+        threads: number of worker threads for each of the encoder's backends.
         max_batch_tokens: token budget of a micro-batch, padding counted.
         max_request_tokens: most tokens all inputs of one request may hold together.
         max_queue_tokens, max_wait_s: see Admission.
@@ -75,8 +73,16 @@ class Engine:
         self._metrics = metrics
         self._max_request_tokens = max_request_tokens
         self._loop = asyncio.get_running_loop()
-        self._queue = WaitingQueue(max_batch_tokens, share_among_idle=share_among_idle)
-        self._tokens_per_second = Ratio(threads * GUESSED_TOKENS_PER_SECOND, weight=0.1)
+        self._threads = threads
+        workers = threads * len(encoder.backends)
+        pace = encoder.pace
+        self._queue = WaitingQueue(
+            max_batch_tokens,
+            light_batch_tokens=pace.light_batch_tokens,
+            packed=encoder.backends[0].packs,
+            share_among_idle=share_among_idle and pace.share_among_idle,
+        )
+        self._tokens_per_second = Ratio(workers * pace.tokens_per_second, weight=0.1)
         self._tokens_per_char = Ratio(GUESSED_TOKENS_PER_CHAR, weight=1_000)
         self._admission = Admission(
             max_queue_tokens=max_queue_tokens,
@@ -85,7 +91,7 @@ class Engine:
         )
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenize")
         try:
-            self._replicas = [self._start_replica(number) for number in range(threads)]
+            self._replicas = [self._start_replica(number) for number in range(workers)]
         except RuntimeError:  # the system gives no more threads: those that there are must end
             self._queue.close()
             raise
@@ -271,7 +277,7 @@ class Engine:
                 group.future.set_result(group.vectors)
 
     def _measure(self, micro_batch: MicroBatch) -> None:
-        tokens = sum(sequence.num_tokens for sequence in micro_batch.sequences)
+        tokens = micro_batch.tokens
         failed = sum(sequence.error is not None for sequence in micro_batch.sequences)
         seconds = micro_batch.ended_s - micro_batch.began_s
         if not failed:  # a failure is no speed
@@ -290,7 +296,8 @@ class Engine:
 
     def _start_replica(self, number: int) -> Replica:
         name = f"replica-{number}"
-        replica = Replica(name, self._queue, self._encoder.backend, self._deliver, self._bury)
+        backend = self._encoder.backends[number // self._threads]
+        replica = Replica(name, self._queue, backend, self._deliver, self._bury)
         replica.start()
         return replica
 
@@ -309,8 +316,9 @@ class Engine:
 
 
 def warm_up(encoder: Encoder) -> None:
-    """Run a small forward pass, so that the first request finds memory allocated.
+    """Run a small forward pass on each device, so that the first request finds memory allocated.
 
     A larger one would spare the first large micro-batch 4 % of its time, and cost every start more.
     """
-    probe(encoder.backend)
+    for backend in encoder.backends:
+        probe(backend)

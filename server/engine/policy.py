@@ -21,17 +21,20 @@ class Lengths(Protocol):
     def __getitem__(self, index: int, /) -> int: ...
 
 
-def select(lengths: Lengths, head: int, max_batch_tokens: int) -> tuple[int, int]:
+def select(
+    lengths: Lengths, head: int, max_batch_tokens: int, *, packed: bool = False
+) -> tuple[int, int]:
     """The run of sequences to compute together with the most urgent one.
 
     Args:
         lengths: tokens of each waiting sequence, ascending.
         head: index of the most urgent sequence; it is always part of the run.
         max_batch_tokens: budget, counted as sequences times the longest of them.
+        packed: nothing is padded; the budget counts tokens.
 
     Returns:
         (start, stop): `lengths[start:stop]` holds `head` and neighbours of similar length. Its
-        padded size is within the budget, unless it is `head` alone.
+        size is within the budget, unless it is `head` alone.
     """
     start, stop = head, head + 1
     total = longest = lengths[head]
@@ -43,7 +46,8 @@ def select(lengths: Lengths, head: int, max_batch_tokens: int) -> tuple[int, int
             not left or lengths[stop] - lengths[head] <= lengths[head] - lengths[start - 1]
         ):
             grown = lengths[stop]  # also the new longest
-            if _fits(stop + 1 - start, total + grown, grown, max_batch_tokens):
+            padded = total + grown if packed else (stop + 1 - start) * grown
+            if _fits(padded, total + grown, max_batch_tokens):
                 stop += 1
                 total += grown
                 longest = grown
@@ -52,7 +56,8 @@ def select(lengths: Lengths, head: int, max_batch_tokens: int) -> tuple[int, int
                 right = False
         elif left:
             grown = lengths[start - 1]
-            if _fits(stop - start + 1, total + grown, longest, max_batch_tokens):
+            padded = total + grown if packed else (stop - start + 1) * longest
+            if _fits(padded, total + grown, max_batch_tokens):
                 start -= 1
                 total += grown
                 right = True
@@ -61,8 +66,7 @@ def select(lengths: Lengths, head: int, max_batch_tokens: int) -> tuple[int, int
     return start, stop
 
 
-def _fits(count: int, total: int, longest: int, max_batch_tokens: int) -> bool:
-    padded = count * longest
+def _fits(padded: int, total: int, max_batch_tokens: int) -> bool:
     if padded > max_batch_tokens:
         return False
     return padded <= MIN_FILL * max_batch_tokens or padded - total <= MAX_PADDING * padded

@@ -27,7 +27,7 @@ PROBE_INTERVAL_S = 1.0
 # A forward pass that takes longer, and longer than at this speed, will hardly come back.
 STUCK_AFTER_S = 60.0
 SLOWEST_TOKENS_PER_S = 100.0
-PROBE_SHAPE = (1, 16)  # (sequences, tokens)
+PROBE_TOKENS = 16
 
 
 class NotFinite(Exception):
@@ -112,7 +112,8 @@ class Replica(threading.Thread):
     def _compute(self, micro_batch: MicroBatch, *, alone: bool) -> None:
         """Fill in each sequence's vector; bisect a failure until only the guilty one has it."""
         try:
-            vectors = self._backend.forward(*micro_batch.padded(), alone=alone)
+            token_ids = [sequence.token_ids for sequence in micro_batch.sequences]
+            vectors = self._backend.forward(token_ids, alone=alone)
             if not np.isfinite(vectors).all():
                 raise NotFinite("the model gave a vector that is not finite")
             for sequence, vector in zip(micro_batch.sequences, vectors, strict=True):
@@ -151,6 +152,6 @@ def probe(backend: Backend) -> None:
         NotFinite: the model gave NaN or infinity.
         Exception: whatever the backend raises.
     """
-    vectors = backend.forward(np.ones(PROBE_SHAPE, np.int64), np.ones(PROBE_SHAPE, np.int64))
+    vectors = backend.forward([np.ones(PROBE_TOKENS, np.int32)])
     if not np.isfinite(vectors).all():
         raise NotFinite("the model gave a vector that is not finite")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.admission import Ticket
-from server.inference.tokenizer import TokenIds
+from server.inference.backend import TokenIds
 
 
 class SequenceGroup:
@@ -111,29 +111,25 @@ class TokenSequence:
 class MicroBatch:
     """Sequences that are computed together."""
 
-    __slots__ = ("alone", "began_s", "ended_s", "padded_tokens", "sequences")
+    __slots__ = ("alone", "began_s", "ended_s", "packed", "padded_tokens", "sequences", "tokens")
 
-    def __init__(self, sequences: list[TokenSequence], *, alone: bool = False) -> None:
+    def __init__(
+        self, sequences: list[TokenSequence], *, alone: bool = False, packed: bool = False
+    ) -> None:
         self.sequences = sequences
+        self.packed = packed  # computed without padding
         self.alone = alone  # nothing else waits or is computed: the whole machine is free
         self.began_s = time.perf_counter()
         self.ended_s = self.began_s
-        self.padded_tokens = len(sequences) * max(s.num_tokens for s in sequences)
+        lengths = [sequence.num_tokens for sequence in sequences]
+        self.tokens = sum(lengths)
+        self.padded_tokens = self.tokens if packed else len(lengths) * max(lengths)
 
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def padded(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`input_ids` and `attention_mask`, both (sequences, longest), padded on the right."""
-        longest = max(sequence.num_tokens for sequence in self.sequences)
-        input_ids = np.zeros((len(self.sequences), longest), dtype=np.int64)
-        attention_mask = np.zeros_like(input_ids)
-        for row, sequence in enumerate(self.sequences):
-            input_ids[row, : sequence.num_tokens] = sequence.token_ids
-            attention_mask[row, : sequence.num_tokens] = 1
-        return input_ids, attention_mask
-
     def halves(self) -> tuple[MicroBatch, MicroBatch]:
         """Two micro-batches of at least one sequence each."""
         middle = len(self.sequences) // 2
-        return MicroBatch(self.sequences[:middle]), MicroBatch(self.sequences[middle:])
+        first, second = self.sequences[:middle], self.sequences[middle:]
+        return MicroBatch(first, packed=self.packed), MicroBatch(second, packed=self.packed)

@@ -26,6 +26,8 @@ from server.engine.on_demand import OnDemand
 from server.engine.resident_memory import ResidentMemory
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder, load_encoder, load_rotation
+from server.inference.parity import check_parity
+from server.inference.placement import Placement
 from server.metrics import EngineMetrics
 from server.settings import Settings
 
@@ -77,6 +79,7 @@ class ServedEncoder:
         self,
         cards: Sequence[Card],
         settings: Settings,
+        placement: Placement,
         metrics: EngineMetrics,
         threads: Executor,
         memory: ResidentMemory,
@@ -87,6 +90,7 @@ class ServedEncoder:
         self.on_demand: OnDemand[Engine] = OnDemand(self.card.name, self._load)
         self.resident_bytes: int | None = None  # what its load added; None: not known
         self._settings = settings
+        self._placement = placement
         self._metrics = metrics
         self._threads = threads
         self._memory = memory
@@ -133,14 +137,16 @@ class ServedEncoder:
         began_s = time.perf_counter()
         with self._memory.change() as growth:
             at_start, self._reading = self._reading, None
-            reading = at_start or self._threads.submit(read_encoder, self.card, self._settings)
+            reading = at_start or self._threads.submit(
+                read_encoder, self.card, self._settings, self._placement
+            )
             encoder = await asyncio.wrap_future(reading)
             self.resident_bytes = None if at_start else growth()
         engine = Engine(
             encoder,
             self._metrics,
-            threads=worker_threads(self._settings),
-            max_batch_tokens=self._settings.max_batch_tokens,
+            threads=encoder.pace.workers or worker_threads(self._settings),
+            max_batch_tokens=encoder.pace.max_batch_tokens,
             max_request_tokens=self._settings.max_request_tokens,
             max_queue_tokens=self._settings.max_queue_tokens,
             max_wait_s=self._settings.max_wait_s,
@@ -199,18 +205,23 @@ def worker_threads(settings: Settings) -> int:
     return settings.threads or usable_cores()
 
 
-def read_encoder(card: Card, settings: Settings) -> Encoder:
+def read_encoder(card: Card, settings: Settings, placement: Placement) -> Encoder:
     """Read an encoder from disk and have it ready for its first request; any thread may call.
 
     Raises:
-        StartupError: a file is wrong or cannot be used.
+        StartupError: a file is wrong or cannot be used, or the vectors are not the card's.
     """
     if settings.check_files == "sizes":  # full looks at them as well
         check_present(card)
     encoder = load_encoder(
-        card, wide_threads=worker_threads(settings), hash_files=settings.check_files == "full"
+        card,
+        placement.devices_of(card),
+        wide_threads=worker_threads(settings),
+        max_batch_tokens=settings.max_batch_tokens,
+        hash_files=settings.check_files == "full",
     )
     warm_up(encoder)
+    check_parity(encoder, card, settings.min_parity)
     return encoder
 
 

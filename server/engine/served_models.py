@@ -18,6 +18,7 @@ from server.engine.resident_memory import ResidentMemory, give_back_freed_memory
 from server.engine.served_encoder import ServedEncoder, ServedModel, read_encoder
 from server.errors import Draining, ModelFailing, ModelLoading, SettingError
 from server.inference.loader import Encoder
+from server.inference.placement import ON_CPU, Placement, find_placement
 from server.metrics import EngineMetrics, Metrics
 from server.settings import Settings
 
@@ -43,11 +44,14 @@ class ModelState:
 class ServedModels:
     """All models that are served; cards whose encoders compute the same share one."""
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    def __init__(
+        self, registry: Registry, settings: Settings, placement: Placement = ON_CPU
+    ) -> None:
         self.registry = registry
         self.phase = Phase.LOADING
         self.in_flight = 0  # requests that a drain waits for
         self._settings = settings
+        self._placement = placement
         self._threads = ThreadPoolExecutor(thread_name_prefix="load-model")
         self._reading: dict[str, Future[Encoder]] = {}
         self._sharing: dict[str, list[Card]] = {}  # by what their encoders compute
@@ -70,7 +74,9 @@ class ServedModels:
         unserved = set(settings.model_token_ids) - {card.name for card in registry.cards}
         if unserved:
             raise SettingError(f"setting model_token_ids: {min(unserved)} is not a served model")
-        return cls(registry, settings)
+        placement = find_placement(settings.device, settings.dtype)
+        registry = Registry(placement.apply(card) for card in registry.cards)
+        return cls(registry, settings, placement)
 
     @property
     def encoders(self) -> list[Card]:
@@ -84,8 +90,10 @@ class ServedModels:
         `lazy` nothing is read before it is asked for.
         """
         if not self._settings.lazy:
-            self._reading = {card.name: self._threads.submit(read_encoder, card, self._settings)
-                             for card in self.encoders}  # fmt: skip
+            self._reading = {
+                card.name: self._threads.submit(read_encoder, card, self._settings, self._placement)
+                for card in self.encoders
+            }
 
     async def load(self, metrics: Metrics) -> None:
         """Have every model in memory (with `lazy`: ready to be read) and turn ready.
@@ -102,7 +110,13 @@ class ServedModels:
             name = cards[0].encoder.name
             reading = self._reading.pop(name, None)
             encoder = ServedEncoder(
-                cards, self._settings, EngineMetrics(metrics, name), self._threads, memory, reading
+                cards,
+                self._settings,
+                self._placement,
+                EngineMetrics(metrics, name),
+                self._threads,
+                memory,
+                reading,
             )
             self._encoders.append(encoder)
             self._models |= {model.card.name: model for model in encoder.models}

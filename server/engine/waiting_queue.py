@@ -31,6 +31,7 @@ from server.engine.admission import LIGHT_TOKENS, MAX_BULK_SHARE, MIN_COST_TOKEN
 from server.engine.policy import select
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
 from server.errors import Draining
+from server.inference.backend import CPU_PACE
 
 _BY_LENGTH = attrgetter("order")
 _NUM_TOKENS = attrgetter("num_tokens")
@@ -158,12 +159,24 @@ class WaitingQueue:
     """Waiting sequences, handed out as micro-batches of at most `max_batch_tokens`.
 
     Args:
+        light_batch_tokens: most tokens of a micro-batch that a light request heads, and least
+            that a worker gets as its share.
+        packed: what is computed together is not padded.
         share_among_idle: idle workers share what waits. Without it, and with one request at a time,
             the micro-batches depend on the request alone, not on which worker is quicker.
     """
 
-    def __init__(self, max_batch_tokens: int, *, share_among_idle: bool = True) -> None:
+    def __init__(
+        self,
+        max_batch_tokens: int,
+        *,
+        light_batch_tokens: int = CPU_PACE.light_batch_tokens,
+        packed: bool = False,
+        share_among_idle: bool = True,
+    ) -> None:
         self._max_batch_tokens = max_batch_tokens
+        self._light_batch_tokens = light_batch_tokens
+        self._packed = packed
         self._share_among_idle = share_among_idle
         self._workers = 0  # threads between `join` and `leave`
         self._idle_workers = 0  # those of them that are in `take`
@@ -275,13 +288,13 @@ class WaitingQueue:
         group = next(iter(flow.groups)) if light else key.front[0][2]
         # A machine with idle workers shares out what there is; a busy one fills its micro-batches.
         workers = self._idle_workers if self._share_among_idle else 1
-        share = max(math.ceil(self.tokens / workers), LIGHT_TOKENS)
-        budget = min(self._max_batch_tokens, LIGHT_TOKENS if light else share)
+        share = max(math.ceil(self.tokens / workers), self._light_batch_tokens)
+        budget = min(self._max_batch_tokens, self._light_batch_tokens if light else share)
         chosen = self._choose(group.next_sequence, budget)
         self._charge(key, flow, chosen)
         self._forget_rested_keys()
         alone = not self._sequences and self._idle_workers == self._workers
-        return MicroBatch(chosen, alone=alone)
+        return MicroBatch(chosen, alone=alone, packed=self._packed)
 
     def _choose(self, head: TokenSequence, budget: int) -> list[TokenSequence]:
         """Take the head and what goes with it out of the list."""
@@ -293,7 +306,7 @@ class WaitingQueue:
         longer = self._candidates(rest, fitting)
         places = [*reversed(shorter), index, *longer]
         lengths = [self._by_length[place].num_tokens for place in places]
-        start, stop = select(lengths, len(shorter), budget)
+        start, stop = select(lengths, len(shorter), budget, packed=self._packed)
         taken = places[start:stop]
         chosen = [self._by_length[place] for place in taken]
         low, high = min(taken), max(taken) + 1

@@ -37,9 +37,9 @@ from server.catalog.card import (
 from server.catalog.exchange import exchange
 from server.catalog.registry import read_registry
 from server.catalog.verify import sha256_of
-from server.errors import EmbeddingServerError, ImportRefused
+from server.errors import EmbeddingServerError, ImportRefused, ModelLoadError
 from server.importing.families import Family, find_family
-from server.importing.folder import REFERENCE_FILE, ModelFolder, read_folder
+from server.importing.folder import CONFIG_FILE, REFERENCE_FILE, ModelFolder, read_folder
 from server.inference import direct
 from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
@@ -74,6 +74,10 @@ PARITY_TEXTS = (
     " ".join(f"Sentence {number} of a long document about cats, dogs and taxes." for number in range(60)),
     " ".join(f"word{number}" for number in range(20_000)),
 )  # fmt: skip
+
+
+# Without the two long ones: half precision takes its time on a CPU.
+HALF_PRECISION_TEXTS = PARITY_TEXTS[:-2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +210,14 @@ def _make(
     family = find_family(_known_names(folder, name, wishes))
     _write_graph(folder, made, wishes, report)
     _write_tokenizer(folder, made)
+    if folder.weights:
+        shutil.copyfile(folder.path / CONFIG_FILE, made / CONFIG_FILE)
     tokenizer = Tokenizer(made / TOKENIZER_FILE, min(folder.max_input_tokens, MAX_COMPARED_TOKENS))
     head = folder.head
     backend = OnnxBackend(made / GRAPH_FILE, pooling=head.pooling, normalized=head.normalize)
     with _refusing(f"{folder.path}: the graph cannot compute"):
-        one = backend.forward(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
-        embedding_dim = one.shape[1]
-        encoder = Encoder(tokenizer, backend, embedding_dim)
+        embedding_dim = backend.forward([np.zeros(1, np.int32)]).shape[1]
+        encoder = Encoder(tokenizer, (backend,), embedding_dim)
         reference = direct.embed_texts(encoder, REFERENCE_TEXTS)
     if head.normalize and not np.allclose(np.linalg.norm(reference, axis=1), 1, atol=1e-3):
         raise ImportRefused(
@@ -258,7 +263,8 @@ def _make(
         source = {"kind": "hub", "repository": repository, "revision": commit, "files": same}
         table["sources"] = [source]
     write_card(made, table)
-    read_card(made, made.parent)
+    card = read_card(made, made.parent)
+    _describe_for_torch(folder, card, table, encoder, report)
 
 
 # --- the files ------------------------------------------------------------------------------------
@@ -428,6 +434,42 @@ def _matryoshka(
     if family is not None and family.layer_norm:
         matryoshka["layer_norm"] = True
     return matryoshka
+
+
+def _describe_for_torch(
+    folder: ModelFolder,
+    card: Card,
+    table: dict[str, Any],
+    encoder: Encoder,
+    report: Callable[[str], None],
+) -> None:
+    """Write the card anew with what a GPU needs, if torch is here to try it."""
+    if not folder.weights or not is_installed("torch") or not is_installed("transformers"):
+        return
+    from server.importing.torch_precision import try_dtypes
+
+    dense = folder.head.dense
+    table["torch"] = {
+        "config": CONFIG_FILE,
+        "weights": [n for n in folder.weights if n not in {layer.weights for layer in dense}],
+        "dense": [{"weights": layer.weights, "activation": layer.activation} for layer in dense],
+        "packed": False,
+        "dtype": "float32",
+    }
+    write_card(card.folder, table)
+    try:
+        table["torch"] |= try_dtypes(
+            read_card(card.folder, card.folder.parent),
+            encoder.tokenizer,
+            HALF_PRECISION_TEXTS,
+            direct.embed_texts(encoder, HALF_PRECISION_TEXTS),
+            trained_in=str(folder.config.get("dtype") or folder.config.get("torch_dtype")),
+            report=report,
+        )
+    except ModelLoadError as error:
+        report(f"on the CPU only: {error.message}")
+        del table["torch"]
+    write_card(card.folder, table)
 
 
 # --- the proof ------------------------------------------------------------------------------------

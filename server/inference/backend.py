@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+TokenIds = NDArray[np.int32]  # (num_tokens,)
+
 
 class OutOfMemory(Exception):
     """The forward pass ran out of memory; a smaller micro-batch may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How the devices that compute want their work."""
+
+    workers: int | None  # threads a backend; None: one a core of the machine
+    max_batch_tokens: int  # of a micro-batch
+    light_batch_tokens: int  # from about here on a micro-batch is as efficient as it gets
+    tokens_per_second: float  # of one worker, until there are measurements
+    share_among_idle: bool  # see WaitingQueue
+
+
+# Of what 384 tokens reach on a CPU, 12 tokens reach 55 %, 48: 84 %, 96: 93 %, 192: 97 %. The speed
+# is that of a slow core.
+CPU_PACE = Pace(
+    workers=None,
+    max_batch_tokens=256,
+    light_batch_tokens=96,
+    tokens_per_second=1_000.0,
+    share_among_idle=True,
+)
 
 
 class Backend(Protocol):
@@ -18,18 +44,16 @@ class Backend(Protocol):
     Several worker threads may call `forward` at once.
     """
 
-    def forward(
-        self,
-        input_ids: NDArray[np.int64],
-        attention_mask: NDArray[np.int64],
-        *,
-        alone: bool = False,
-    ) -> NDArray[np.float32]:
+    @property
+    def packs(self) -> bool:
+        """Whether sequences of unlike length are computed together without padding."""
+        ...
+
+    def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
         """One vector a sequence.
 
         Args:
-            input_ids: (sequences, tokens), padded on the right with any valid id.
-            attention_mask: (sequences, tokens), 1 for a token, 0 for padding.
+            sequences: token ids, none of them empty.
             alone: no other thread computes; the pass may use the whole machine.
 
         Returns:
@@ -39,3 +63,16 @@ class Backend(Protocol):
             OutOfMemory: see there.
         """
         ...
+
+
+def pad(sequences: Sequence[TokenIds]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`input_ids` and `attention_mask`, both (sequences, longest), padded on the right by zeros.
+
+    The mask has 1 for a token and 0 for padding.
+    """
+    input_ids = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for row, token_ids in enumerate(sequences):
+        input_ids[row, : len(token_ids)] = token_ids
+        attention_mask[row, : len(token_ids)] = 1
+    return input_ids, attention_mask

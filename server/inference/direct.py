@@ -10,14 +10,22 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from server.inference.backend import Backend
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
 
 BATCH_TEXTS = 4  # so that texts of unlike length are padded together, as under load
 
 
-def embed_texts(encoder: Encoder, texts: Sequence[str], prompt: str = "") -> NDArray[np.float32]:
-    """Vectors (texts, embedding_dim), float32, in the order given; over-long texts are cut."""
+def embed_texts(
+    encoder: Encoder, texts: Sequence[str], prompt: str = "", *, backend: Backend | None = None
+) -> NDArray[np.float32]:
+    """Vectors (texts, embedding_dim), float32, in the order given; over-long texts are cut.
+
+    Args:
+        backend: the one of the encoder's that computes; by default the first.
+    """
+    backend = backend or encoder.backends[0]
     tokenizer = encoder.tokenizer
     sequences = tokenizer.encode_texts(
         TextInputs(is_list=True, texts=list(texts)),
@@ -25,15 +33,8 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], prompt: str = "") -> NDA
         truncate=True,
         max_request_tokens=len(texts) * tokenizer.max_input_tokens,
     )
-    parts = []
-    for start in range(0, len(sequences), BATCH_TEXTS):
-        batch = sequences[start : start + BATCH_TEXTS]
-        ids = np.zeros((len(batch), max(map(len, batch))), np.int64)
-        mask = np.zeros_like(ids)
-        for row, sequence in enumerate(batch):
-            ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
-        parts.append(encoder.backend.forward(ids, mask))
-    return np.concatenate(parts)
+    starts = range(0, len(sequences), BATCH_TEXTS)
+    return np.concatenate([backend.forward(sequences[i : i + BATCH_TEXTS]) for i in starts])
 
 
 def cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -5,8 +5,9 @@ Reads files, checks their bytes, knows nothing of queues, HTTP or keys. Any thre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,9 @@ from safetensors.numpy import load_file
 from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card
 from server.catalog.verify import check_files
 from server.errors import ModelLoadError
-from server.inference.backend import Backend
+from server.inference.backend import CPU_PACE, Backend, Pace
 from server.inference.onnx_backend import OnnxBackend
+from server.inference.placement import CPU
 from server.inference.tokenizer import Tokenizer
 
 # float32 rounding of a 384 x 384 product stays well below this.
@@ -29,15 +31,25 @@ class Encoder:
     """What turns text into vectors: shared by all cards with the same base."""
 
     tokenizer: Tokenizer
-    backend: Backend
+    backends: tuple[Backend, ...]  # one a device, all computing the same
     embedding_dim: int
+    pace: Pace = CPU_PACE
 
 
-def load_encoder(card: Card, *, wide_threads: int = 1, hash_files: bool = True) -> Encoder:
-    """Tokenizer and forward pass of a card that has no base.
+def load_encoder(
+    card: Card,
+    devices: Sequence[str] = (CPU,),
+    *,
+    wide_threads: int = 1,
+    max_batch_tokens: int | None = None,
+    hash_files: bool = True,
+) -> Encoder:
+    """Tokenizer and forward passes of a card that has no base, in the card's dtype.
 
     Args:
+        devices: as torch names them; the CPU alone, or GPUs.
         wide_threads: see OnnxBackend.
+        max_batch_tokens: token budget of a micro-batch; None: what suits the devices.
         hash_files: compare every byte with the card.
 
     Raises:
@@ -49,13 +61,8 @@ def load_encoder(card: Card, *, wide_threads: int = 1, hash_files: bool = True) 
         checked = hashing.submit(check_files, card) if hash_files else None
         try:
             tokenizer = Tokenizer(card.path(TOKENIZER_FILE), card.max_input_tokens)
-            backend = OnnxBackend(
-                card.path(GRAPH_FILE),
-                pooling=card.pooling,
-                normalized=card.normalize,
-                wide_threads=wide_threads,
-            )
-            vector = _first_pass(card, backend)
+            backends, pace = _load_backends(card, devices, wide_threads, max_batch_tokens)
+            vector = _first_pass(card, backends[0])
         finally:
             if checked:
                 checked.result()  # wrong bytes are the better explanation
@@ -64,12 +71,29 @@ def load_encoder(card: Card, *, wide_threads: int = 1, hash_files: bool = True) 
             f"model {card.name}: the graph gives vectors of {vector.shape[-1]} dimensions, the card "
             f"says {card.embedding_dim}"
         )
-    return Encoder(tokenizer, backend, card.embedding_dim)
+    return Encoder(tokenizer, backends, card.embedding_dim, pace)
+
+
+def _load_backends(
+    card: Card, devices: Sequence[str], wide_threads: int, max_batch_tokens: int | None
+) -> tuple[tuple[Backend, ...], Pace]:
+    if tuple(devices) == (CPU,):
+        backend = OnnxBackend(
+            card.path(GRAPH_FILE),
+            pooling=card.pooling,
+            normalized=card.normalize,
+            wide_threads=wide_threads,
+        )
+        pace = replace(CPU_PACE, max_batch_tokens=max_batch_tokens or CPU_PACE.max_batch_tokens)
+        return (backend,), pace
+    from server.inference.torch_backend import load_backends
+
+    return load_backends(card, devices, max_batch_tokens)
 
 
 def _first_pass(card: Card, backend: Backend) -> NDArray[np.float32]:
     try:
-        return backend.forward(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
+        return backend.forward([np.zeros(1, np.int32)])
     except Exception as error:  # a graph may fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelLoadError(f"model {card.name}: the graph cannot compute: {reason}") from error

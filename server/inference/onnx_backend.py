@@ -8,6 +8,7 @@ micro-batch over the cores when it is the only one there is.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from server.catalog.card import PoolingMode
 from server.errors import ModelLoadError
-from server.inference.backend import OutOfMemory
+from server.inference.backend import OutOfMemory, TokenIds, pad
 from server.inference.pooling import normalize, pool
 
 _ERROR_SEVERITY = 3
@@ -51,6 +52,8 @@ class OnnxBackend:
         ModelLoadError: ONNX Runtime refuses the graph, or it wants or gives something else.
     """
 
+    packs = False
+
     def __init__(
         self,
         graph: Path,
@@ -73,14 +76,9 @@ class OnnxBackend:
         self._pooling: PoolingMode = pooling
         self._normalize = normalized and self._output != OWN_OUTPUT
 
-    def forward(
-        self,
-        input_ids: NDArray[np.int64],
-        attention_mask: NDArray[np.int64],
-        *,
-        alone: bool = False,
-    ) -> NDArray[np.float32]:
+    def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
         """See `Backend.forward`."""
+        input_ids, attention_mask = pad(sequences)
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
         wide = alone and input_ids.size >= WIDE_FROM_TOKENS
         if self._token_types:

@@ -14,7 +14,6 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 # The tokenizers library would start a thread a core, which would take them from the workers.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,6 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import Tokenizer as RustTokenizer
 
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, TooManyTokens
+from server.inference.backend import TokenIds
 from server.inference.inputs import TextInputs, TokenIdInputs
 
 # Longer texts are encoded slice by slice, so that a body of one huge text cannot take gigabytes.
@@ -34,8 +34,6 @@ CHUNK_CHARS = 4 * SLICE_CHARS
 _WORD_GAP = re.compile(r"(?<=[^\W_]) (?=[^\W_])")
 _CUT_WINDOW_CHARS = 4096
 _WHITE_SPACE = re.compile(r"\s")
-
-TokenIds = NDArray[np.int32]  # (num_tokens,)
 
 
 class Tokenizer:

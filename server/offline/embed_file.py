@@ -40,6 +40,8 @@ def facts_of(
         "truncate": cut_texts,
         "skip_blank": skip_blank,
         "max_batch_tokens": settings.max_batch_tokens,
+        "device": settings.device,
+        "dtype": settings.dtype,
         "version": __version__,
         "onnxruntime": importlib.metadata.version("onnxruntime"),
     }

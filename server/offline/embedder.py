@@ -24,10 +24,12 @@ from server.catalog.verify import check_present
 from server.engine.admission import Ticket
 from server.engine.engine import Engine, warm_up
 from server.errors import ContextLengthExceeded, InferenceFailed, TextFileError, TooManyTokens
+from server.inference.backend import TokenIds
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder, load_encoder, load_rotation
 from server.inference.matryoshka import truncate
-from server.inference.tokenizer import TokenIds
+from server.inference.parity import check_parity
+from server.inference.placement import find_placement
 from server.metrics import EngineMetrics, Metrics
 from server.offline.texts import START, WINDOW_TEXTS, Mark, Window
 from server.settings import Settings
@@ -80,8 +82,16 @@ def load_model(settings: Settings, card: Card) -> OfflineModel:
         ModelFileError, ModelLoadError: a file is wrong or cannot be used.
     """
     hash_files = settings.check_files == "full"
-    encoder = load_encoder(card.encoder, hash_files=hash_files)
+    placement = find_placement(settings.device, settings.dtype)
+    card = placement.apply(card)
+    encoder = load_encoder(
+        card.encoder,
+        placement.devices_of(card),
+        max_batch_tokens=settings.max_batch_tokens,
+        hash_files=hash_files,
+    )
     warm_up(encoder)
+    check_parity(encoder, card.encoder, settings.min_parity)
     return OfflineModel(card, encoder, load_rotation(card, hash_files=hash_files), settings)
 
 
@@ -191,8 +201,8 @@ class _Run:
         return Engine(
             model.encoder,
             EngineMetrics(Metrics([name], [name]), name),
-            threads=settings.threads or usable_cores(),
-            max_batch_tokens=settings.max_batch_tokens,
+            threads=self._model.encoder.pace.workers or settings.threads or usable_cores(),
+            max_batch_tokens=self._model.encoder.pace.max_batch_tokens,
             max_request_tokens=tokens,
             max_queue_tokens=tokens,
             max_wait_s=settings.max_wait_s,

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from server.engine.admission import Admission, Ratio
 from server.engine.engine import Embedded, Engine
 from server.engine.sequence import SequenceGroup
+from server.inference.backend import TokenIds
 from server.inference.inputs import TokenIdInputs
 from server.inference.loader import Encoder
-from server.inference.tokenizer import TokenIds
 from server.metrics import EngineMetrics, Metrics
 
 Requests = Sequence[tuple[str, Sequence[int]]]  # (key, lengths of its sequences) of each

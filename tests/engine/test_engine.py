@@ -14,10 +14,10 @@ import pytest
 
 from server.engine.engine import Engine, warm_up
 from server.errors import Draining, InferenceFailed, Overloaded, TooManyTokens
-from server.inference.backend import Backend
+from server.inference.backend import Backend, TokenIds
 from server.inference.inputs import TextInputs, TokenIdInputs
 from server.inference.loader import Encoder
-from server.inference.tokenizer import TokenIds, Tokenizer
+from server.inference.tokenizer import Tokenizer
 from server.metrics import EngineMetrics, Metrics
 from tests.engine import embed, embedded, ids, metrics_of_an_engine, start_engine, wait_until
 from tests.fakes import (
@@ -41,7 +41,7 @@ async def make_engine(encoder: Encoder) -> AsyncIterator[MakeEngine]:
     engines: list[Engine] = []
 
     def make(backend: Backend, metrics: EngineMetrics | None = None) -> Engine:
-        fake = Encoder(encoder.tokenizer, backend, FAKE_DIM)
+        fake = Encoder(encoder.tokenizer, (backend,), FAKE_DIM)
         engine = start_engine(fake, metrics, threads=2, max_batch_tokens=64)
         engines.append(engine)
         return engine
@@ -130,7 +130,7 @@ async def test_a_cancelled_request_does_not_cost_another_forward_pass(
 
 async def test_a_cancelled_request_gives_back_its_tokenizing_thread() -> None:
     tokenizer = EndlessTokenizer()
-    encoder = Encoder(cast(Tokenizer, tokenizer), FakeBackend(), FAKE_DIM)
+    encoder = Encoder(cast(Tokenizer, tokenizer), (FakeBackend(),), FAKE_DIM)
     engine = start_engine(encoder, max_request_tokens=100)
     long = TextInputs(is_list=False, texts=["word " * 1000])
     waiting = asyncio.create_task(
@@ -214,7 +214,7 @@ async def test_too_many_openai_ids_are_refused_before_they_are_decoded(encoder: 
 
 def test_warming_up_runs_forward_passes(encoder: Encoder) -> None:
     backend = FakeBackend()
-    warm_up(Encoder(encoder.tokenizer, backend, FAKE_DIM))
+    warm_up(Encoder(encoder.tokenizer, (backend,), FAKE_DIM))
     assert backend.shapes
 
 
@@ -358,7 +358,7 @@ async def test_an_estimate_is_never_outside_of_what_is_possible(
 
 async def test_what_the_queue_cannot_hold_is_refused_and_let_in_later(encoder: Encoder) -> None:
     backend = FakeBackend()
-    engine = start_engine(Encoder(encoder.tokenizer, backend, FAKE_DIM), max_queue_tokens=10)
+    engine = start_engine(Encoder(encoder.tokenizer, (backend,), FAKE_DIM), max_queue_tokens=10)
     backend.gate.clear()
     first = asyncio.create_task(embed(engine, [ids(1, 2, 3)] * 3))
     await entered(backend, 1)
@@ -402,7 +402,7 @@ async def test_each_sequence_that_fails_is_counted(make_engine: MakeEngine) -> N
 async def test_the_speed_told_is_that_of_all_workers_together(encoder: Encoder) -> None:
     metrics, of_engine = metrics_of_an_engine()
     backend = FakeBackend()
-    fake = Encoder(encoder.tokenizer, backend, FAKE_DIM)
+    fake = Encoder(encoder.tokenizer, (backend,), FAKE_DIM)
     engine = start_engine(fake, of_engine, threads=2, max_batch_tokens=100)
     assert value(metrics, "tokens_per_second") == 2_000  # a guess
     for _ in range(3):
@@ -420,7 +420,7 @@ async def test_the_speed_told_is_that_of_all_workers_together(encoder: Encoder) 
 async def test_a_pass_that_had_the_machine_to_itself_counts_once(encoder: Encoder) -> None:
     metrics, of_engine = metrics_of_an_engine()
     backend = FakeBackend()
-    engine = start_engine(Encoder(encoder.tokenizer, backend, FAKE_DIM), of_engine, threads=2)
+    engine = start_engine(Encoder(encoder.tokenizer, (backend,), FAKE_DIM), of_engine, threads=2)
     for _ in range(5):
         backend.gate.clear()
         request = asyncio.create_task(embed(engine, [ids(*[1] * 100)]))
@@ -435,7 +435,7 @@ async def test_a_pass_that_had_the_machine_to_itself_counts_once(encoder: Encode
 
 async def test_failures_tell_nothing_of_the_speed(encoder: Encoder) -> None:
     metrics, of_engine = metrics_of_an_engine()
-    engine = start_engine(Encoder(encoder.tokenizer, FakeBackend(), FAKE_DIM), of_engine)
+    engine = start_engine(Encoder(encoder.tokenizer, (FakeBackend(),), FAKE_DIM), of_engine)
     before = value(metrics, "tokens_per_second")
     for _ in range(3):
         with pytest.raises(InferenceFailed):
@@ -449,7 +449,7 @@ async def test_a_worker_that_dies_answers_its_request_and_is_replaced(
     encoder: Encoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     metrics, of_engine = metrics_of_an_engine()
-    engine = start_engine(Encoder(encoder.tokenizer, FakeBackend(), FAKE_DIM), of_engine)
+    engine = start_engine(Encoder(encoder.tokenizer, (FakeBackend(),), FAKE_DIM), of_engine)
     assert engine.sound
     for deaths in (1, 2):
         with pytest.raises(InferenceFailed):
@@ -469,7 +469,7 @@ async def test_while_every_worker_is_dead_the_engine_is_not_sound(
 ) -> None:
     monkeypatch.setattr("server.engine.engine.RESTART_DELAY_S", 3600)
     metrics, of_engine = metrics_of_an_engine()
-    fake = Encoder(encoder.tokenizer, FakeBackend(), FAKE_DIM)
+    fake = Encoder(encoder.tokenizer, (FakeBackend(),), FAKE_DIM)
     engine = start_engine(fake, of_engine, threads=2)
     for dead in range(2):
         assert engine.sound
@@ -484,7 +484,7 @@ async def test_while_every_worker_is_dead_the_engine_is_not_sound(
 async def test_a_worker_that_dies_during_the_drain_is_not_replaced(encoder: Encoder) -> None:
     metrics, of_engine = metrics_of_an_engine()
     backend = FakeBackend()
-    engine = start_engine(Encoder(encoder.tokenizer, backend, FAKE_DIM), of_engine)
+    engine = start_engine(Encoder(encoder.tokenizer, (backend,), FAKE_DIM), of_engine)
     backend.gate.clear()
     request = asyncio.create_task(embed(engine, [ids(KILLS_THREAD)]))
     await entered(backend, 1)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from server.engine import replica as replica_module
-from server.engine.replica import FAILURES_BEFORE_PROBE, PROBE_SHAPE, NotFinite, Replica, probe
+from server.engine.replica import FAILURES_BEFORE_PROBE, PROBE_TOKENS, NotFinite, Replica, probe
 from server.engine.sequence import MicroBatch, SequenceGroup
 from server.engine.waiting_queue import WaitingQueue
 from tests.engine import group_of, ids, wait_until
@@ -70,7 +70,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 
 def probes(backend: FakeBackend) -> int:
-    return backend.shapes.count(PROBE_SHAPE)
+    return backend.shapes.count((1, PROBE_TOKENS))
 
 
 def test_a_backend_that_always_fails_is_found_out(start: Start) -> None:

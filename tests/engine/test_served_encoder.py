@@ -7,7 +7,7 @@ import gc
 import random
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,14 +42,14 @@ class Disk:
         self.options: dict[str, object] = {}
         self.made: list[weakref.ref[Encoder]] = []
 
-    def load(self, card: Card, **options: object) -> Encoder:
+    def load(self, card: Card, devices: Sequence[str], **options: object) -> Encoder:
         self.loads.append(card.name)
         self.options = options
         if card.name in self.held_up:
             assert self.held_up[card.name].wait(timeout=30)
         if card.name in self.fails:
             raise self.fails[card.name]
-        made = EncoderThatCanBeWatched(self._tokenizer, self.backend, FAKE_DIM)
+        made = EncoderThatCanBeWatched(self._tokenizer, (self.backend,), FAKE_DIM)
         self.made.append(weakref.ref(made))
         return made
 
@@ -118,6 +118,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def disk(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk(encoder)
     monkeypatch.setattr(served_encoder, "load_encoder", disk.load)
+    monkeypatch.setattr(served_encoder, "check_parity", lambda *asked: None)
     return disk
 
 

@@ -33,21 +33,17 @@ def repinned(card: Card) -> Card:
 
 
 def test_the_default_model_computes_unit_vectors(encoder: Encoder) -> None:
-    ids = np.array([[101, 7592, 102, 0], [101, 7592, 2088, 102]], np.int64)
-    vectors = encoder.backend.forward(ids, (ids > 0).astype(np.int64))
+    texts = [np.array([101, 7592, 102], np.int32), np.array([101, 7592, 2088, 102], np.int32)]
+    vectors = encoder.backends[0].forward(texts)
     assert vectors.shape == (2, encoder.embedding_dim) == (2, 384)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
 def test_padding_does_not_reach_the_vector(encoder: Encoder) -> None:
-    ids = np.array([[101, 7592, 2088, 102]], np.int64)
-    alone = encoder.backend.forward(ids, np.ones_like(ids))
-    padded_ids = np.pad(ids, ((0, 3), (0, 200)))
-    padded_ids[1:] = 2003
-    mask = np.ones_like(padded_ids)
-    mask[0, 4:] = 0
-    padded = encoder.backend.forward(padded_ids, mask)
+    ids = np.array([101, 7592, 2088, 102], np.int32)
+    alone = encoder.backends[0].forward([ids])
+    padded = encoder.backends[0].forward([ids, *[np.full(204, 2003, np.int32)] * 3])
     np.testing.assert_allclose(padded[0], alone[0], atol=1e-6)
 
 

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from server.catalog.card import GRAPH_FILE, Card
+from server.inference.backend import TokenIds
 from server.inference.onnx_backend import WIDE_FROM_TOKENS, OnnxBackend
 from tests.fakes import FakeSession
 
@@ -25,18 +25,18 @@ def wide(plain_card: Card) -> OnnxBackend:
     return OnnxBackend(plain_card.path(GRAPH_FILE), wide_threads=2)
 
 
-def batch(rows: int, tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    ids = np.random.default_rng(tokens).choice(VOCABULARY, (rows, tokens)).astype(np.int64)
+def batch(rows: int, tokens: int) -> list[TokenIds]:
+    ids = np.random.default_rng(tokens).choice(VOCABULARY, (rows, tokens)).astype(np.int32)
     ids[:, 0] = 101
-    return ids, np.ones_like(ids)
+    return list(ids)
 
 
 @pytest.mark.parametrize("tokens", [1, 12, 63, 64, 65, 100, 128, 200, 255, 256])
 def test_spread_over_cores_a_single_text_has_the_same_vector(
     narrow: OnnxBackend, wide: OnnxBackend, tokens: int
 ) -> None:
-    one_core = narrow.forward(*batch(1, tokens))
-    all_cores = wide.forward(*batch(1, tokens), alone=True)
+    one_core = narrow.forward(batch(1, tokens))
+    all_cores = wide.forward(batch(1, tokens), alone=True)
     assert all_cores.shape == (1, 384)
     assert all_cores.dtype == np.float32
     assert float((one_core * all_cores).sum()) > 0.99999
@@ -46,11 +46,9 @@ def test_spread_over_cores_a_single_text_has_the_same_vector(
 def test_spread_over_cores_a_padded_micro_batch_has_the_same_vectors(
     narrow: OnnxBackend, wide: OnnxBackend
 ) -> None:
-    ids, mask = batch(4, 100)
-    for row, length in enumerate((100, 90, 50, 3)):
-        mask[row, length:] = 0
-        ids[row, length:] = 0
-    one_core, all_cores = narrow.forward(ids, mask), wide.forward(ids, mask, alone=True)
+    lengths = (100, 90, 50, 3)
+    ids = [text[:length] for text, length in zip(batch(4, 100), lengths, strict=True)]
+    one_core, all_cores = narrow.forward(ids), wide.forward(ids, alone=True)
     assert ((one_core * all_cores).sum(axis=1) > 0.99999).all()
     assert np.abs(one_core - all_cores).max() < 1e-5
 
@@ -67,23 +65,23 @@ def test_only_what_is_alone_and_not_short_is_spread_over_cores(
         (WIDE_FROM_TOKENS, False),
         (WIDE_FROM_TOKENS - 1, True),
     ]:
-        wide.forward(*batch(1, tokens), alone=alone)
-    wide.forward(*batch(2, WIDE_FROM_TOKENS // 2), alone=True)
-    wide.forward(*batch(1, 256))
+        wide.forward(batch(1, tokens), alone=alone)
+    wide.forward(batch(2, WIDE_FROM_TOKENS // 2), alone=True)
+    wide.forward(batch(1, 256))
     assert used == ["wide", "narrow", "narrow", "wide", "narrow"]
 
 
 def test_a_backend_of_one_core_computes_what_is_alone_too(narrow: OnnxBackend) -> None:
-    alone = narrow.forward(*batch(1, 128), alone=True)
-    assert alone.tobytes() == narrow.forward(*batch(1, 128)).tobytes()
+    alone = narrow.forward(batch(1, 128), alone=True)
+    assert alone.tobytes() == narrow.forward(batch(1, 128)).tobytes()
 
 
 def test_many_threads_may_use_both_sessions_at_once(narrow: OnnxBackend, wide: OnnxBackend) -> None:
     lengths = [70, 90, 128, 200] * 4
-    expected = [narrow.forward(*batch(1, tokens)) for tokens in lengths]
+    expected = [narrow.forward(batch(1, tokens)) for tokens in lengths]
     with ThreadPoolExecutor(4) as threads:
         got = threads.map(
-            lambda case: wide.forward(*batch(1, case[1]), alone=case[0] % 2 == 0),
+            lambda case: wide.forward(batch(1, case[1]), alone=case[0] % 2 == 0),
             enumerate(lengths),
         )
         for vector, known in zip(got, expected, strict=True):

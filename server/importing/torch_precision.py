@@ -1,0 +1,74 @@
+"""What a GPU will make of an imported model, tried on the CPU: packing, and half precision.
+
+The same modules compute here as on a GPU, with a reference in the place of the attention kernel.
+Needs the `[torch]` extra. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.catalog.card import Card, Dtype
+from server.inference import direct
+from server.inference.loader import Encoder
+from server.inference.tokenizer import Tokenizer
+from server.inference.torch_backend import TorchBackend
+
+GOAL_COSINE = 0.9999  # of the default dtype with float32
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    packed: bool
+    min_cosine: float  # NaN if a vector was not finite
+
+
+def try_dtypes(
+    card: Card,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    expected: NDArray[np.float32],
+    *,
+    trained_in: str,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """The measured part of a card's `[torch]` table: `packed`, `dtype` and `precision`.
+
+    Args:
+        card: its `torch` names the files.
+        expected: (texts, embedding_dim), float32, what the ONNX graph gives.
+        trained_in: the dtype of the weights as published; a model trained in bfloat16 may need its
+            range on texts that are not among these.
+
+    Raises:
+        ModelLoadError: torch cannot load it.
+    """
+    tried: dict[Dtype, _Tried] = {}
+    for dtype in get_args(Dtype):
+        backend = TorchBackend(card.computed_in(dtype), "cpu")
+        found = direct.embed_texts(Encoder(tokenizer, (backend,), card.embedding_dim), texts)
+        lowest = float(np.min(direct.cosines(found, expected)))
+        tried[dtype] = _Tried(backend.packs, lowest)
+        report(
+            f"torch in {dtype}: smallest cosine {lowest:.7f}{'' if backend.packs else ', padded'}"
+        )
+    usable: list[Dtype] = [
+        d for d in tried if d != "float32" and tried[d].min_cosine >= GOAL_COSINE
+    ]
+    if trained_in == "bfloat16" and tried["bfloat16"].min_cosine >= 0:
+        usable = ["bfloat16"]
+    precision = [
+        {"dtype": dtype, "min_cosine": round(one.min_cosine, 7)}
+        for dtype, one in tried.items()
+        if np.isfinite(one.min_cosine)
+    ]
+    return {
+        "packed": all(one.packed for one in tried.values()),
+        "dtype": usable[0] if usable else "float32",
+        "precision": precision,
+    }

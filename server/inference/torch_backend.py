@@ -1,0 +1,217 @@
+"""The forward pass by torch, on a GPU (or, for tests, on the CPU).
+
+Sequences are packed without padding if the model computes the same that way, which is tried when
+it is loaded; else they are padded. Several threads may call `forward`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from server.catalog.card import Card
+from server.errors import ModelLoadError
+from server.inference.backend import OutOfMemory, Pace, TokenIds, pad
+from server.inference.torch_compile import compile_layers, release_layers, worth_compiling
+from server.inference.torch_cuda import LANES, CudaPipeline
+from server.inference.torch_encoder import (
+    Head,
+    PackedEncoder,
+    PaddedEncoder,
+    lay_out,
+    load_transformer,
+    takes_attention_functions,
+)
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Packed against padded, smallest cosine: two kernels, each rounding in its own order.
+MIN_COSINE = {"float32": 0.99999, "float16": 0.999, "bfloat16": 0.999}
+PROBE_LENGTHS = (1, 2, 5, 17, 40, 100)
+# Tokens of a micro-batch on a GPU, unless a setting or the memory says otherwise.
+GPU_BATCH_TOKENS = 16_384
+_TIMED_PASSES = 3
+
+
+def load_backends(
+    card: Card, devices: Sequence[str], max_batch_tokens: int | None
+) -> tuple[tuple[TorchBackend, ...], Pace]:
+    """One backend a device, ready to compute, and how they want their work.
+
+    Raises:
+        ModelLoadError: as TorchBackend and `TorchBackend.prepare`.
+    """
+    backends = tuple(TorchBackend(card, device) for device in devices)
+    prepared = [backend.prepare(max_batch_tokens) for backend in backends]
+    budget = min(tokens for tokens, _ in prepared)
+    pace = Pace(
+        workers=LANES,
+        max_batch_tokens=budget,
+        light_batch_tokens=budget,
+        tokens_per_second=min(rate for _, rate in prepared) / LANES,
+        share_among_idle=False,
+    )
+    return backends, pace
+
+
+class TorchBackend:
+    """A card's model on one device, in the card's dtype.
+
+    Args:
+        device: as torch names it.
+
+    Raises:
+        ModelLoadError: the card does not say how, or torch cannot load it.
+    """
+
+    def __init__(self, card: Card, device: str) -> None:
+        self._name = card.name
+        self._dtype = card.dtype
+        self._device = torch.device(device)
+        self._max_input_tokens = card.max_input_tokens
+        transformer = load_transformer(card, DTYPES[card.dtype], self._device)
+        head = Head(card).to(self._device)
+        self._vocabulary_size = int(transformer.get_input_embeddings().weight.shape[0])
+        self._padded = PaddedEncoder(transformer, head, card.pooling)
+        self._packed = PackedEncoder(transformer, head, card.pooling)
+        self.packs = self._find_packed_form(card)
+        if not self.packs:
+            self._padded.attend()
+        self._pipeline: CudaPipeline | None = None
+        if self.packs and self._device.type == "cuda":
+            self._pipeline = CudaPipeline(self._packed, self._device, card.embedding_dim)
+
+    def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
+        """See `Backend.forward`.
+
+        Raises:
+            ValueError: an id is outside the vocabulary. The device would not recover from it.
+        """
+        if max(int(token_ids.max()) for token_ids in sequences) >= self._vocabulary_size:
+            raise ValueError(f"a token id is not below {self._vocabulary_size}")
+        try:
+            if self._pipeline is not None:
+                return self._pipeline.run(sequences)
+            with torch.inference_mode():
+                return self._run(sequences, packed=self.packs)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemory(str(error).splitlines()[0]) from error
+
+    def prepare(self, max_batch_tokens: int | None) -> tuple[int, float]:
+        """Find out what fits into memory and record the usual shapes; before `forward`.
+
+        Args:
+            max_batch_tokens: token budget that is wished for; None: what suits a GPU.
+
+        Returns:
+            The token budget, and tokens a second with it.
+
+        Raises:
+            ModelLoadError: not even the longest text fits, or the dtype is too narrow.
+        """
+        budget = max_batch_tokens or GPU_BATCH_TOKENS
+        while True:
+            try:
+                rate = self._time_worst(budget)
+                if self._pipeline is not None:
+                    self._pipeline.record(budget, self._max_input_tokens)
+                return budget, rate
+            except (OutOfMemory, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+                if budget <= self._max_input_tokens:
+                    raise ModelLoadError(
+                        f"model {self._name}: a text of {self._max_input_tokens} tokens does not "
+                        f"fit into the memory of {self._device}"
+                    ) from None
+                budget = max(budget // 2, 1)
+                log.warning("model %s: micro-batches of %d tokens at most", self._name, budget)
+
+    def _time_worst(self, budget: int) -> float:
+        """Tokens a second of the micro-batch that takes the most memory.
+
+        Raises:
+            OutOfMemory: it does not fit.
+            ModelLoadError: the vectors are not finite.
+        """
+        count = max(1, budget // self._max_input_tokens)
+        sequences = self._random_sequences([self._max_input_tokens] * count)
+        for _ in range(_TIMED_PASSES):
+            began_s = time.perf_counter()
+            vectors = self.forward(sequences)
+            seconds = time.perf_counter() - began_s
+        if not np.isfinite(vectors).all():
+            raise ModelLoadError(
+                f"model {self._name}: {self._dtype} is too narrow for it (numbers overflow); "
+                "choose another --dtype"
+            )
+        return count * self._max_input_tokens / seconds
+
+    def _find_packed_form(self, card: Card) -> bool:
+        """Have sequences packed, compiled if that pays; False if they must be padded.
+
+        Packed, they must give the vectors that each gives alone under stock attention.
+        """
+        transformer = self._padded.transformer
+        if not takes_attention_functions(transformer):
+            log.info("model %s: padded, since its class takes no attention function", card.name)
+            return False
+        if self._device.type == "cuda" and self._dtype == "float32":
+            log.info("model %s: padded, since packed attention is for half precision", card.name)
+            return False
+        lengths = [min(length, card.max_input_tokens) for length in PROBE_LENGTHS]
+        sequences = self._random_sequences(lengths)
+        with torch.inference_mode():
+            self._padded.attend()
+            alone = [self._run([sequence], packed=False)[0] for sequence in sequences]
+            if self._device.type == "cuda" and worth_compiling(transformer):
+                compile_layers(transformer)
+                if self._agrees(sequences, alone, "compiled"):
+                    return True
+                release_layers(transformer)
+            return self._agrees(sequences, alone, "packed")
+
+    def _agrees(
+        self, sequences: Sequence[TokenIds], alone: Sequence[NDArray[np.float32]], form: str
+    ) -> bool:
+        try:
+            self._packed.attend()
+            together = self._run(sequences, packed=True)
+        except Exception as error:  # each architecture fails in its own way
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            log.warning("model %s: not %s, since that fails: %s", self._name, form, reason)
+            return False
+        lowest = min(map(_cosine, alone, together))
+        if not lowest >= MIN_COSINE[self._dtype]:
+            log.warning(
+                "model %s: not %s, since its vectors differ (cosine %.5f)", self._name, form, lowest
+            )
+            return False
+        return True
+
+    def _run(self, sequences: Sequence[TokenIds], *, packed: bool) -> NDArray[np.float32]:
+        if packed:
+            ids, bounds, longest = lay_out([torch.from_numpy(s) for s in sequences])
+            found = self._packed(ids.to(self._device), bounds.to(self._device), longest)
+        else:
+            ids, mask = (torch.from_numpy(part).to(self._device) for part in pad(sequences))
+            found = self._padded(ids, mask)
+        vectors: NDArray[np.float32] = found.cpu().numpy()
+        return vectors
+
+    def _random_sequences(self, lengths: Sequence[int]) -> list[TokenIds]:
+        """Ids of the upper half of the vocabulary, where no special tokens are."""
+        draw = np.random.default_rng(0)
+        low, high = self._vocabulary_size // 2, self._vocabulary_size
+        return [draw.integers(low, high, length, dtype=np.int32) for length in lengths]
+
+
+def _cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    lengths = np.linalg.norm(left) * np.linalg.norm(right)
+    return float(left @ right / lengths)

@@ -1,0 +1,184 @@
+"""Packed forward passes on one CUDA device, fed so that it need not wait.
+
+Each worker thread has a lane: pinned host memory, and a stream for its copies. Passes of all lanes
+follow each other on one stream, so that one lane's copies and Python run beside another's pass.
+Shapes up to the usual micro-batch are recorded as CUDA graphs: launching a small encoder's kernels
+one by one costs more than computing them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from server.inference.backend import TokenIds
+from server.inference.torch_encoder import PackedEncoder
+
+log = logging.getLogger(__name__)
+
+LANES = 2  # one prepares or fetches while the other's pass runs
+# The kernel's grid grows with the longest sequence that it is told of.
+RECORDED_LONGEST = (128, 512)
+TOKENS_A_SLOT = 4  # recorded shapes hold so many tokens for each sequence at least
+_MIN_SLOTS = 8
+
+
+def device_names() -> list[str]:
+    """The CUDA devices that torch can use, as it names them."""
+    if not torch.cuda.is_available():
+        return []
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+def recorded_sizes(most: int) -> list[int]:
+    """Token counts of recorded shapes, ascending: four an octave, the last one `most`."""
+    sizes = [16, 32, 64, 96, 128, 192]
+    octave = 256
+    while octave < most:
+        sizes += [octave * quarter // 4 for quarter in (4, 5, 6, 7)]
+        octave *= 2
+    return [*(size for size in sizes if size < most), most]
+
+
+def slots_of(tokens: int) -> int:
+    """How many sequences a recorded shape takes."""
+    return max(_MIN_SLOTS, tokens // TOKENS_A_SLOT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """A pass of one shape; its input lies at the front of the recordings' common buffer."""
+
+    graph: torch.cuda.CUDAGraph
+    tokens: int
+    slots: int
+    embeddings: torch.Tensor  # (slots, embedding_dim), overwritten by the next replay of any
+
+
+class _Lane:
+    """What one worker thread needs for itself; grows with its largest micro-batch."""
+
+    def __init__(self, device: torch.device, embedding_dim: int) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self.uploaded = torch.cuda.Event()
+        self.computed = torch.cuda.Event()
+        self.downloaded = torch.cuda.Event()
+        self._device = device
+        self._embedding_dim = embedding_dim
+        self._numbers = self._rows = 0
+
+    def make_room(self, numbers: int, rows: int) -> None:
+        """Have room for so many int32 of input and so many embeddings."""
+        if numbers > self._numbers:
+            self._numbers = 2 * numbers
+            self.host_input = torch.zeros(self._numbers, dtype=torch.int32, pin_memory=True)
+            self.device_input = torch.zeros(self._numbers, dtype=torch.int32, device=self._device)
+        if rows > self._rows:
+            self._rows = 2 * rows
+            shape = (self._rows, self._embedding_dim)
+            self.host_output = torch.zeros(shape, dtype=torch.float32, pin_memory=True)
+            self.device_output = torch.zeros(shape, dtype=torch.float32, device=self._device)
+
+
+class CudaPipeline:
+    """Runs a packed encoder for several threads at once."""
+
+    def __init__(self, encoder: PackedEncoder, device: torch.device, embedding_dim: int) -> None:
+        self._encoder = encoder
+        self._device = device
+        self._embedding_dim = embedding_dim
+        self._compute = torch.cuda.Stream(device)
+        self._turn = threading.Lock()  # whose pass is put on the stream
+        self._lanes = threading.local()
+        self._sizes: list[int] = []
+        self._recordings: dict[tuple[int, int], _Recording] = {}
+
+    def run(self, sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
+        """Embeddings (sequences, embedding_dim), float32; any thread may call."""
+        lengths = np.fromiter(map(len, sequences), np.int32, len(sequences))
+        total, longest = int(lengths.sum()), max(2, int(lengths.max()))
+        recording = self._recording_for(len(sequences), total, longest)
+        slots = recording.slots if recording else len(sequences)
+        numbers = slots + 1 + (recording.tokens if recording else total)
+        with torch.cuda.device(self._device), torch.inference_mode():
+            lane = self._lane()
+            lane.make_room(numbers, len(sequences))
+            written = lane.host_input.numpy()
+            written[0] = 0
+            np.cumsum(lengths, out=written[1 : len(sequences) + 1])
+            written[len(sequences) + 1 : slots + 1] = total
+            np.concatenate(sequences, out=written[slots + 1 : slots + 1 + total])
+            with torch.cuda.stream(lane.stream):
+                lane.device_input[:numbers].copy_(lane.host_input[:numbers], non_blocking=True)
+                lane.uploaded.record()
+            with self._turn, torch.cuda.stream(self._compute):
+                lane.uploaded.wait()
+                if recording is None:
+                    entered = lane.device_input[:numbers]
+                    embeddings = self._encoder(entered[slots + 1 :], entered[: slots + 1], longest)
+                else:
+                    self._static_input[:numbers].copy_(lane.device_input[:numbers])
+                    recording.graph.replay()
+                    embeddings = recording.embeddings
+                lane.device_output[: len(sequences)].copy_(embeddings[: len(sequences)])
+                lane.computed.record()
+            with torch.cuda.stream(lane.stream):
+                lane.computed.wait()
+                fetched = lane.host_output[: len(sequences)]
+                fetched.copy_(lane.device_output[: len(sequences)], non_blocking=True)
+                lane.downloaded.record()
+            lane.downloaded.synchronize()  # others may use the interpreter meanwhile
+            vectors: NDArray[np.float32] = fetched.numpy().copy()
+            return vectors
+
+    def record(self, max_tokens: int, max_input_tokens: int) -> None:
+        """Record passes of up to so many tokens; before any thread calls `run`."""
+        sizes = recorded_sizes(max_tokens)
+        longest = [size for size in RECORDED_LONGEST if size < max_input_tokens]
+        longest += [size for size in RECORDED_LONGEST if size >= max_input_tokens][:1]
+        most = slots_of(sizes[-1]) + 1 + sizes[-1]
+        pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.device(self._device), torch.inference_mode():
+            self._static_input = torch.zeros(most, dtype=torch.int32, device=self._device)
+            for tokens in reversed(sizes):  # the largest first: the others fit into its memory
+                for bound in longest:
+                    recording = self._record_one(tokens, bound, pool)
+                    self._recordings[tokens, bound] = recording
+        self._sizes = sizes
+
+    def _record_one(self, tokens: int, longest: int, pool: tuple[int, int]) -> _Recording:
+        slots = slots_of(tokens)
+        bounds = self._static_input[: slots + 1]
+        ids = self._static_input[slots + 1 : slots + 1 + tokens]
+        graph = torch.cuda.CUDAGraph()
+        self._compute.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._compute):
+            self._encoder(ids, bounds, longest)  # what is made at first use is not recorded
+        self._compute.synchronize()
+        with torch.cuda.graph(
+            graph, pool=pool, stream=self._compute, capture_error_mode="thread_local"
+        ):
+            embeddings = self._encoder(ids, bounds, longest)
+        return _Recording(graph, tokens, slots, embeddings)
+
+    def _recording_for(self, count: int, total: int, longest: int) -> _Recording | None:
+        """The smallest recorded shape that holds this micro-batch, if there is one."""
+        place = bisect_left(self._sizes, max(total, TOKENS_A_SLOT * (count - _MIN_SLOTS)))
+        bound = next((size for size in RECORDED_LONGEST if size >= longest), 0)
+        for tokens in self._sizes[place:]:
+            if slots_of(tokens) >= count:
+                return self._recordings.get((tokens, bound))
+        return None
+
+    def _lane(self) -> _Lane:
+        lane: _Lane | None = getattr(self._lanes, "lane", None)
+        if lane is None:
+            lane = self._lanes.lane = _Lane(self._device, self._embedding_dim)
+        return lane

@@ -1,0 +1,214 @@
+"""A model's transformer, pooling, dense layers and normalisation as torch modules.
+
+Built from a card's own files, without code of the model's and without pickles. Two forms compute
+the same: `PackedEncoder` over one row of tokens, `PaddedEncoder` for the models that cannot be
+packed. Knows nothing of queues or threads.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from server.catalog.card import Card, PoolingMode, TorchDense
+from server.errors import ModelLoadError
+from server.inference.torch_attention import PACKED_ATTENTION
+
+log = logging.getLogger(__name__)
+
+STOCK_ATTENTION = "sdpa"
+
+
+def load_transformer(card: Card, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The card's transformer with its weights, for inference, under its stock attention.
+
+    Raises:
+        ModelLoadError: the card does not say how, or the weights do not belong to the config.
+    """
+    if card.torch is None:
+        raise ModelLoadError(
+            f"model {card.name}: its card has no [torch] table, so it can be computed on the CPU "
+            "only; `embedding-server models import --replace` with the [torch] extra writes one"
+        )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(
+            card.path(card.torch.config), local_files_only=True, trust_remote_code=False
+        )
+        weights: dict[str, torch.Tensor] = {}
+        for name in card.torch.weights:
+            weights |= load_file(card.path(name))
+        model, report = MODEL_MAPPING[type(config)].from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelLoadError(f"model {card.name}: torch cannot load it: {reason}") from error
+    # A pooler is part of many checkpoints' classes and of no sentence embedding.
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ModelLoadError(f"model {card.name}: no weights for {missing[0]}")
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval().to(device)
+
+
+class Head(torch.nn.Module):  # type: ignore[misc]
+    """What turns pooled vectors into embeddings: dense layers and normalisation, in float32."""
+
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        layers = card.torch.dense if card.torch else ()
+        self.dense = torch.nn.Sequential(*(_read_dense(card, layer) for layer in layers))
+        self.normalize = card.normalize
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(sequences, hidden_dim) to (sequences, embedding_dim), both float32."""
+        embeddings = self.dense(pooled)
+        return torch.nn.functional.normalize(embeddings) if self.normalize else embeddings
+
+
+def _read_dense(card: Card, layer: TorchDense) -> torch.nn.Module:
+    stored = load_file(card.path(layer.weights))
+    weight, bias = stored["linear.weight"].float(), stored.get("linear.bias")
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = torch.nn.Parameter(bias.float(), requires_grad=False)
+    return torch.nn.Sequential(linear, getattr(torch.nn, layer.activation)())
+
+
+class PackedEncoder(torch.nn.Module):  # type: ignore[misc]
+    """Embeds sequences that lie one behind the other; nothing is padded.
+
+    `forward` waits for no result of the device, so that it can be recorded as a CUDA graph.
+    """
+
+    def __init__(self, transformer: PreTrainedModel, head: Head, pooling: PoolingMode) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.head = head
+        self.pooling = pooling
+        self.first_position = _first_position(transformer)
+
+    def attend(self) -> None:
+        """Have the transformer use packed attention from now on.
+
+        Raises:
+            ValueError: its class does not take attention functions.
+        """
+        set_attention(self.transformer, PACKED_ATTENTION)
+
+    def forward(self, ids: torch.Tensor, bounds: torch.Tensor, longest: int) -> torch.Tensor:
+        """Embeddings (slots, embedding_dim), float32.
+
+        Args:
+            ids: (tokens,), integers. What lies behind the last sequence is ignored.
+            bounds: (slots + 1,), int32: sequence i is `ids[bounds[i]:bounds[i + 1]]`. Slots that
+                are not used begin and end where the last sequence ends; their rows mean nothing.
+            longest: no sequence has more tokens; at least 2.
+        """
+        places = torch.arange(ids.shape[0], device=ids.device)
+        slots = bounds.shape[0] - 1
+        owner = torch.searchsorted(bounds, places, right=True) - 1  # `slots`: of none
+        positions = torch.where(owner < slots, places - bounds[owner], 0)
+        hidden = self.transformer(
+            input_ids=ids.long()[None],
+            attention_mask=None,
+            position_ids=(positions + self.first_position)[None],
+            cu_seq_lens_q=bounds,
+            cu_seq_lens_k=bounds,
+            max_length_q=longest,
+            max_length_k=longest,
+            use_cache=False,
+        ).last_hidden_state[0]
+        return self.head(self._pool(hidden, bounds))
+
+    def _pool(self, hidden: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+        """(tokens, hidden_dim) to (slots, hidden_dim), float32."""
+        begins, ends = bounds[:-1], bounds[1:]
+        if self.pooling == "cls":
+            return hidden[begins.clamp(max=hidden.shape[0] - 1)].float()
+        if self.pooling == "last_token":
+            return hidden[(ends - 1).clamp(min=0)].float()
+        lengths = (ends - begins).long()
+        # In float32: sums of half-precision numbers would lose the last digits.
+        sums = torch.segment_reduce(hidden.float(), "sum", lengths=lengths, axis=0, unsafe=True)
+        return sums / lengths.clamp(min=1)[:, None]
+
+
+class PaddedEncoder(torch.nn.Module):  # type: ignore[misc]
+    """Embeds sequences padded to the longest, by the transformer's stock attention."""
+
+    def __init__(self, transformer: PreTrainedModel, head: Head, pooling: PoolingMode) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.head = head
+        self.pooling = pooling
+
+    def attend(self) -> None:
+        """Have the transformer use stock attention from now on."""
+        stock = takes_attention_functions(self.transformer)
+        set_attention(self.transformer, STOCK_ATTENTION if stock else "eager")
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Embeddings (sequences, embedding_dim), float32.
+
+        ids and mask: (sequences, longest), integers, padded on the right; mask 1 for a token.
+        """
+        hidden = self.transformer(
+            input_ids=ids, attention_mask=mask, **_without_cache(self.transformer)
+        ).last_hidden_state
+        lengths = mask.sum(dim=1)
+        rows = torch.arange(len(ids), device=ids.device)
+        if self.pooling == "cls":
+            pooled = hidden[:, 0].float()
+        elif self.pooling == "last_token":
+            pooled = hidden[rows, lengths - 1].float()
+        else:
+            weights = mask[:, :, None].float()
+            pooled = (hidden.float() * weights).sum(dim=1) / lengths[:, None]
+        return self.head(pooled)
+
+
+def takes_attention_functions(transformer: PreTrainedModel) -> bool:
+    """Whether its class says that it asks transformers' registry for its attention."""
+    says: bool = transformer._supports_attention_backend  # noqa: SLF001 (no public name for it)
+    return says
+
+
+def set_attention(transformer: PreTrainedModel, name: str) -> None:
+    """Choose the attention of all layers.
+
+    Raises:
+        ValueError: the class does not take it.
+    """
+    transformer.set_attn_implementation(name)
+    if transformer.config._attn_implementation != name:  # noqa: SLF001
+        raise ValueError(f"{type(transformer).__name__} does not take the attention {name}")
+
+
+def _first_position(transformer: PreTrainedModel) -> int:
+    """RoBERTa's descendants count positions from behind the padding's id, all others from 0."""
+    embeddings = getattr(transformer, "embeddings", None)
+    counts = hasattr(embeddings, "create_position_ids_from_input_ids")
+    return int(embeddings.padding_idx) + 1 if embeddings is not None and counts else 0
+
+
+def _without_cache(transformer: PreTrainedModel) -> dict[str, bool]:
+    return {"use_cache": False} if hasattr(transformer.config, "use_cache") else {}
+
+
+def lay_out(sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Sequences of ids as `PackedEncoder.forward` takes them: ids, bounds and longest."""
+    lengths = torch.tensor([0, *map(len, sequences)])
+    return torch.cat(list(sequences)), lengths.cumsum(0).int(), max(2, int(lengths.max()))
