@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import httpx
 import pytest
+import torch
 from fastapi import FastAPI
 from hypothesis import settings
 
@@ -40,11 +41,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, visibly as deselected, what needs a file that was not given."""
-    if config.getoption("--stsb") is None:
-        needing = [item for item in items if "stsb" in getattr(item, "fixturenames", ())]
-        config.hook.pytest_deselected(items=needing)
-        items[:] = [item for item in items if item not in needing]
+    """Leave out, visibly as deselected, what needs a file that was not given, or a GPU."""
+    lacking = {"stsb"} if config.getoption("--stsb") is None else set()
+    lacking |= set() if torch.cuda.is_available() else {"cuda"}
+    needing = [item for item in items if lacking & set(getattr(item, "fixturenames", ()))]
+    config.hook.pytest_deselected(items=needing)
+    items[:] = [item for item in items if item not in needing]
+
+
+@pytest.fixture(scope="session")
+def cuda() -> str:
+    """A GPU, as torch names it; tests that want it run where there is one."""
+    return "cuda:0"
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from server.errors import ModelLoadError
 from server.inference.backend import CPU_PACE, Backend, Pace
 from server.inference.onnx_backend import OnnxBackend
 from server.inference.placement import CPU
-from server.inference.tokenizer import Tokenizer
+from server.inference.tokenizer import Tokenizer, use_all_cores
 
 # float32 rounding of a 384 x 384 product stays well below this.
 _ORTHOGONALITY_TOLERANCE = 1e-5
@@ -87,6 +87,8 @@ def _load_backends(
         pace = replace(CPU_PACE, max_batch_tokens=max_batch_tokens or CPU_PACE.max_batch_tokens)
         return (backend,), pace
     from server.inference.torch_backend import load_backends
+
+    use_all_cores()
 
     return load_backends(card, devices, max_batch_tokens)
 

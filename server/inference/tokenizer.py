@@ -36,6 +36,11 @@ _CUT_WINDOW_CHARS = 4096
 _WHITE_SPACE = re.compile(r"\s")
 
 
+def use_all_cores() -> None:
+    """Encode many texts on all cores from now on; for machines whose cores do not compute."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # the library looks at each call
+
+
 class Tokenizer:
     """One model's tokenizer with its length limit.
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server.catalog import card as catalog
-from server.catalog.card import Card, read_card
+from server.catalog.card import Card, Dtype, read_card
 from server.errors import CardError
 from tests.catalog import FILES, card_table, pins, variant_table, write_card
 
@@ -248,6 +248,14 @@ class TestBase:
                 read(models_dir, variant_table(base=base))
 
 
+TORCH = {
+    "config": "tokenizer.json",
+    "weights": ["model.safetensors"],
+    "packed": True,
+    "dtype": "float16",
+}
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("change", "named"),
@@ -262,6 +270,21 @@ class TestMistakes:
             ({"max_input_tokens": 0}, "max_input_tokens"),
             ({"pooling": "max"}, "pooling"),
             ({"dtype": "int8"}, "dtype"),
+            ({"dtype": "float16"}, "dtype: must be float32; torch.dtype says"),
+            ({"torch": TORCH | {"dtype": "int8"}}, "torch.dtype"),
+            ({"torch": TORCH | {"weights": []}}, "torch.weights"),
+            ({"torch": TORCH | {"config": "absent.json"}}, "torch names 'absent.json'"),
+            (
+                {"torch": TORCH | {"dense": [{"weights": "absent", "activation": "Tanh"}]}},
+                "torch names 'absent'",
+            ),
+            (
+                {
+                    "torch": TORCH
+                    | {"dense": [{"weights": "graph.onnx", "activation": "os.system"}]}
+                },
+                "torch.dense.0.activation",
+            ),
             ({"created": "yesterday"}, "created"),
             ({"prompts": {"question": "q: "}}, "prompts"),
             ({"default_prompt": "question"}, "default_prompt"),
@@ -419,6 +442,15 @@ TELLING: dict[str, dict[str, Any]] = {
         "files": {**pins(FILES), **pins({"reference.safetensors": b"vectors"})},
     },
     "embedding_dim": {"embedding_dim": 7},  # the graph decides it
+    "torch": {
+        "torch": {
+            "config": "config.json",
+            "weights": ["model.safetensors"],
+            "packed": True,
+            "dtype": "float16",
+        },
+        "files": {**pins(FILES), **pins({"config.json": b"{}"})},
+    },
 }
 # One value alone, or seen through the others: `folder` is where, `base` whose files.
 NEITHER = {"dtype", "folder", "base"}
@@ -478,6 +510,17 @@ class TestFingerprint:
         rotated["files"] = pins({"rotation.safetensors": b"another rotation"})
         second = read(tmp_path, variant_table(**rotated))
         assert len({base.fingerprint, first.fingerprint, second.fingerprint}) == 3
+
+    def test_each_dtype_that_is_computed_in_has_one_of_its_own(self, tmp_path: Path) -> None:
+        write_card(tmp_path, card_table())
+        variant = read(tmp_path, variant_table())
+        for card in (variant, variant.encoder):
+            dtypes: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+            served = [card.computed_in(dtype) for dtype in dtypes]
+            assert len({one.fingerprint for one in served}) == 3
+            assert len({one.encoder_key for one in served}) == 3
+            assert served[0] is card
+            assert served[1].computed_in("float32").fingerprint == card.fingerprint
 
     def test_it_is_sixteen_hexadecimal_digits(self, tmp_path: Path) -> None:
         assert re.fullmatch(r"[0-9a-f]{16}", read(tmp_path, card_table()).fingerprint)

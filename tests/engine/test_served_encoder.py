@@ -493,9 +493,9 @@ async def test_what_a_load_adds_is_told_if_it_was_alone(
     ballast: list[object] = []
     load = disk.load
 
-    def load_much(card: Card, **options: object) -> Encoder:
+    def load_much(card: Card, devices: Sequence[str], **options: object) -> Encoder:
         ballast.append(np.ones(4_000_000))
-        return load(card)
+        return load(card, devices)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(served_encoder, "load_encoder", load_much)

@@ -1,0 +1,135 @@
+"""Which devices the settings mean on which machine; a GPU that is not there is one clear line."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import Any
+
+import pytest
+
+from server.catalog.card import Card
+from server.errors import SettingError
+from server.inference import placement, torch_cuda
+from server.inference.placement import Placement, find_placement
+
+
+class Machine:
+    """What the machine seems to have."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+
+    def has(self, *devices: str, driver: bool = True, torch: bool = True) -> None:
+        self._patch.setattr(placement, "_has_driver", lambda: driver)
+        self._patch.setattr(torch_cuda, "device_names", lambda: list(devices))
+        found = object() if torch else None
+        self._patch.setattr(importlib.util, "find_spec", lambda name: found)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+def card_without_torch(card: Card) -> Card:
+    facts = {name: getattr(card, name) for name in Card.model_fields}
+    return Card.model_construct(**facts | {"torch": None})
+
+
+@pytest.mark.parametrize(
+    ("device", "devices"),
+    [
+        ("auto", ("cuda:0", "cuda:1")),
+        ("cuda", ("cuda:0", "cuda:1")),
+        ("cuda:1", ("cuda:1",)),
+        ("cpu", ("cpu",)),
+    ],
+)
+def test_all_gpus_one_of_them_or_none(
+    machine: Machine, device: str, devices: tuple[str, ...]
+) -> None:
+    machine.has("cuda:0", "cuda:1")
+    assert find_placement(device, "auto").devices == devices
+
+
+@pytest.mark.parametrize(
+    "lacks", [{"driver": False}, {"torch": False}, {}], ids=["driver", "torch", "device"]
+)
+def test_without_a_gpu_auto_means_the_cpu(machine: Machine, lacks: dict[str, Any]) -> None:
+    machine.has(*(["cuda:0"] if lacks else []), **lacks)
+    assert find_placement("auto", "auto") == Placement()
+    assert find_placement("auto", "float32").on_cpu
+
+
+def test_torch_is_not_even_looked_for_without_a_driver(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.has(driver=False)
+    monkeypatch.setattr(importlib.util, "find_spec", None)
+    assert find_placement("auto", "auto").on_cpu
+    assert find_placement("cpu", "auto").on_cpu
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "line"),
+    [
+        ("cuda", {"torch": False}, "cuda needs torch: pip install"),
+        ("cuda", {}, "cuda is asked for, but torch finds no CUDA device"),
+        ("cuda:0", {}, "cuda:0 is asked for, but torch finds no CUDA device"),
+    ],
+)
+def test_a_gpu_that_is_asked_for_and_absent_is_an_error(
+    machine: Machine, device: str, there: dict[str, Any], line: str
+) -> None:
+    machine.has(**there)
+    with pytest.raises(SettingError, match=f"setting device: {line}"):
+        find_placement(device, "auto")
+
+
+def test_a_gpu_of_a_number_that_is_not_there_is_named_with_those_that_are(machine: Machine) -> None:
+    machine.has("cuda:0", "cuda:1")
+    with pytest.raises(SettingError, match="no cuda:2 here, but cuda:0, cuda:1"):
+        find_placement("cuda:2", "auto")
+
+
+def test_the_cpu_computes_in_float32_only(machine: Machine) -> None:
+    machine.has(driver=False)
+    for device in ("cpu", "auto"):
+        with pytest.raises(SettingError, match="setting dtype: float16 needs a GPU"):
+            find_placement(device, "float16")
+
+
+class TestCards:
+    def test_on_a_gpu_the_card_says_in_which_numbers_and_the_fingerprint_tells(
+        self, plain_card: Card, matryoshka_card: Card
+    ) -> None:
+        gpu = Placement(("cuda:0",))
+        for card in (plain_card, matryoshka_card):
+            served = gpu.apply(card)
+            assert served.dtype == served.encoder.dtype == "float16"
+            assert served.fingerprint != card.fingerprint
+            assert served.model_dump(exclude={"dtype", "base"}) == card.model_dump(
+                exclude={"dtype", "base"}
+            )
+
+    def test_float32_has_the_same_fingerprint_everywhere(self, matryoshka_card: Card) -> None:
+        served = Placement(("cuda:0",), "float32").apply(matryoshka_card)
+        assert served.fingerprint == matryoshka_card.fingerprint
+        assert Placement().apply(matryoshka_card) is matryoshka_card
+
+    def test_a_setting_is_above_the_card(self, plain_card: Card) -> None:
+        assert Placement(("cuda:0",), "bfloat16").apply(plain_card).dtype == "bfloat16"
+
+    def test_a_card_that_knows_nothing_of_torch_is_computed_on_the_cpu_and_the_log_says_so(
+        self, plain_card: Card, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        card = card_without_torch(plain_card)
+        with caplog.at_level(logging.WARNING):
+            assert Placement(("cuda:0",)).devices_of(card) == ("cpu",)
+        assert "no [torch] table" in caplog.text
+        assert Placement(("cuda:0",)).apply(card).dtype == "float32"
+
+    def test_unless_a_gpu_was_asked_for(self, plain_card: Card) -> None:
+        card = card_without_torch(plain_card)
+        assert Placement(("cuda:0",), chosen=True).devices_of(card) == ("cuda:0",)

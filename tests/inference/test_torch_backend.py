@@ -1,0 +1,277 @@
+"""Packed equals padded equals ONNX Runtime, whatever is computed together, and what cannot is told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.catalog.card import Card, TorchModel
+from server.errors import ModelLoadError
+from server.importing.importer import Wishes, import_model
+from server.inference import torch_backend
+from server.inference.backend import OutOfMemory, TokenIds
+from server.inference.direct import cosines
+from server.inference.loader import Encoder
+from server.inference.torch_backend import TorchBackend, load_backends
+from server.inference.torch_compile import compile_layers, release_layers
+from tests.importing.folders import ARCHITECTURES, make_folder
+
+CPU = "cpu:0"  # as torch names it; plain "cpu" means ONNX Runtime to the loader
+LENGTHS = (1, 2, 3, 9, 12, 40, 128, 256)
+
+
+def sequences(*lengths: int, seed: int = 0, low: int = 1000, high: int = 30_000) -> list[TokenIds]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(low, high, length, dtype=np.int32) for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def exact(plain_card: Card) -> TorchBackend:
+    return TorchBackend(plain_card, CPU)
+
+
+class TestTheRealModel:
+    def test_packed_it_computes_what_onnx_runtime_does(
+        self, exact: TorchBackend, encoder: Encoder
+    ) -> None:
+        assert exact.packs
+        texts = sequences(*LENGTHS)
+        expected = encoder.backends[0].forward(texts)
+        found = exact.forward(texts)
+        assert found.dtype == np.float32
+        assert found.shape == (len(LENGTHS), 384)
+        assert np.abs(found - expected).max() < 2e-6
+
+    @pytest.mark.parametrize(("dtype", "least"), [("float16", 0.99999), ("bfloat16", 0.9995)])
+    def test_in_half_precision_it_is_as_near_as_its_card_says(
+        self, plain_card: Card, encoder: Encoder, dtype: Any, least: float
+    ) -> None:
+        backend = TorchBackend(plain_card.computed_in(dtype), CPU)
+        texts = sequences(*LENGTHS)
+        assert backend.packs
+        assert cosines(backend.forward(texts), encoder.backends[0].forward(texts)).min() > least
+
+    @settings(max_examples=15)
+    @given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.randoms())
+    def test_a_vector_depends_neither_on_order_nor_on_company(
+        self, exact: TorchBackend, lengths: list[int], random: Any
+    ) -> None:
+        texts = sequences(*lengths)
+        together = exact.forward(texts)
+        order = list(range(len(texts)))
+        random.shuffle(order)
+        shuffled = exact.forward([texts[place] for place in order])
+        assert np.abs(shuffled - together[order]).max() < 1e-6
+        one = random.choice(order)
+        assert np.abs(exact.forward([texts[one]])[0] - together[one]).max() < 1e-6
+
+    def test_an_id_outside_the_vocabulary_is_an_error_and_no_more(
+        self, exact: TorchBackend
+    ) -> None:
+        good = sequences(5)
+        before = exact.forward(good)
+        with pytest.raises(ValueError, match="30522"):
+            exact.forward([*good, np.array([30_522], np.int32)])
+        assert exact.forward(good).tobytes() == before.tobytes()
+
+    def test_slots_that_are_not_used_and_what_lies_behind_change_nothing(
+        self, exact: TorchBackend
+    ) -> None:
+        texts = sequences(4, 7)
+        expected = exact.forward(texts)
+        ids = torch.from_numpy(np.concatenate([*texts, np.full(21, 29_999, np.int32)]))
+        bounds = torch.tensor([0, 4, 11, 11, 11, 11], dtype=torch.int32)
+        with torch.inference_mode():
+            found = exact._packed(ids, bounds, 128).numpy()[:2]
+        assert np.abs(found - expected).max() < 1e-6
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Card]:
+    """Imports a tiny model of an architecture, once for all tests."""
+    made: dict[tuple[str, str], Card] = {}
+
+    def card_of(architecture: str, pooling: str = "mean") -> Card:
+        if (architecture, pooling) not in made:
+            place = tmp_path_factory.mktemp(architecture)
+            dense = [(32, torch.nn.Tanh)] if architecture == "gemma3_text" else []
+            folder = make_folder(place / "model", architecture, pooling=pooling, dense=dense)
+            wishes = Wishes(name=architecture)
+            card = import_model(folder, place / "models", wishes, lambda line: None)
+            made[architecture, pooling] = card
+        return made[architecture, pooling]
+
+    return card_of
+
+
+def within_vocabulary(*lengths: int) -> list[TokenIds]:
+    return sequences(*lengths, low=40, high=120)
+
+
+PACKED = [name for name in ARCHITECTURES if name != "mpnet"]
+
+
+class TestEveryArchitecture:
+    @pytest.mark.parametrize("architecture", PACKED)
+    def test_packed_equals_padded(self, tiny: Callable[..., Card], architecture: str) -> None:
+        card = tiny(architecture)
+        assert card.torch is not None
+        assert card.torch.packed
+        backend = TorchBackend(card, CPU)
+        assert backend.packs
+        texts = within_vocabulary(1, 2, 31, 9, 17, 32)
+        packed = backend.forward(texts)
+        backend._padded.attend()
+        with torch.inference_mode():
+            padded = np.stack([backend._run([text], packed=False)[0] for text in texts])
+        assert np.abs(packed - padded).max() < 2e-6
+
+    @pytest.mark.parametrize("pooling", ["cls", "lasttoken"])
+    @pytest.mark.parametrize("architecture", ["bert", "qwen3"])
+    def test_every_pooling_is_that_of_the_graph(
+        self, tiny: Callable[..., Card], architecture: str, pooling: str
+    ) -> None:
+        from server.inference.loader import load_encoder
+
+        card = tiny(architecture, pooling)
+        texts = within_vocabulary(3, 1, 20)
+        graph = load_encoder(card).backends[0].forward(texts)
+        assert np.abs(TorchBackend(card, CPU).forward(texts) - graph).max() < 2e-6
+
+    def test_what_takes_no_attention_function_is_padded_and_the_card_and_the_log_say_so(
+        self, tiny: Callable[..., Card], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        card = tiny("mpnet")
+        assert card.torch is not None
+        assert not card.torch.packed
+        with caplog.at_level(logging.INFO):
+            backend = TorchBackend(card, CPU)
+        assert "model mpnet: padded" in caplog.text
+        assert not backend.packs
+        from server.inference.loader import load_encoder
+
+        texts = within_vocabulary(5, 1, 30)
+        graph = load_encoder(card).backends[0].forward(texts)
+        assert np.abs(backend.forward(texts) - graph).max() < 2e-6
+
+    def test_what_computes_another_vector_when_packed_is_padded(
+        self,
+        tiny: Callable[..., Card],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        card = tiny("xlm-roberta")
+        right = TorchBackend(card, CPU).forward(within_vocabulary(5, 30))
+        # The trap of RoBERTa's positions, which begin behind the padding's id.
+        monkeypatch.setattr("server.inference.torch_encoder._first_position", lambda model: 0)
+        backend = TorchBackend(card, CPU)
+        assert not backend.packs
+        assert "not packed, since its vectors differ" in caplog.text
+        assert np.abs(backend.forward(within_vocabulary(5, 30)) - right).max() < 2e-6
+
+    def test_what_fails_when_packed_is_padded(
+        self,
+        tiny: Callable[..., Card],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise RuntimeError("no kernel for this")
+
+        monkeypatch.setattr("server.inference.torch_encoder.lay_out", refuse)
+        monkeypatch.setattr(torch_backend, "lay_out", refuse)
+        assert not TorchBackend(tiny("bert"), CPU).packs
+        assert "not packed, since that fails: no kernel for this" in caplog.text
+
+    def test_compiled_layers_compute_the_same_and_can_be_released(
+        self, tiny: Callable[..., Card]
+    ) -> None:
+        backend = TorchBackend(tiny("qwen3"), CPU)
+        texts = within_vocabulary(1, 5, 30)
+        expected = backend.forward(texts)
+        transformer = backend._padded.transformer
+        compile_layers(transformer)
+        assert np.abs(backend.forward(texts) - expected).max() < 1e-5
+        assert np.abs(backend.forward(texts[:2]) - expected[:2]).max() < 1e-5
+        release_layers(transformer)
+        assert all(layer._compiled_call_impl is None for layer in transformer.layers)
+
+
+class TestPreparing:
+    def test_the_budget_is_halved_until_the_worst_micro_batch_fits(
+        self, exact: TorchBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = exact._run
+
+        def run_in_little_memory(texts: list[TokenIds], **form: Any) -> Any:
+            if sum(map(len, texts)) > 600:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
+            return run(texts, **form)
+
+        monkeypatch.setattr(exact, "_run", run_in_little_memory)
+        budget, tokens_per_second = exact.prepare(2048)
+        assert budget == 512
+        assert tokens_per_second > 0
+        assert "micro-batches of 512 tokens at most" in caplog.text
+        with pytest.raises(OutOfMemory, match="Tried to allocate"):
+            exact.forward(sequences(256, 256, 256))
+
+    def test_a_model_whose_longest_text_does_not_fit_is_refused(
+        self, exact: TorchBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def run(*_: object, **__: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(exact, "_run", run)
+        with pytest.raises(ModelLoadError, match="256 tokens does not fit"):
+            exact.prepare(None)
+
+    def test_numbers_that_overflow_are_found_before_the_first_request(
+        self, exact: TorchBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(exact, "_run", lambda texts, **_: np.full((len(texts), 384), np.nan))
+        with pytest.raises(ModelLoadError, match=r"too narrow for it.*another --dtype"):
+            exact.prepare(512)
+
+    def test_devices_share_the_smallest_budget(
+        self, plain_card: Card, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = iter([(4096, 2e6), (2048, 1e6)])
+        monkeypatch.setattr(TorchBackend, "prepare", lambda self, wished: next(found))
+        backends, pace = load_backends(plain_card, [CPU, CPU], None)
+        assert len(backends) == 2
+        assert pace.max_batch_tokens == 2048
+        assert pace.tokens_per_second * pace.workers == 1e6  # type: ignore[operator]
+
+
+class TestCardsThatSayTooLittle:
+    def test_a_card_without_a_torch_table_is_refused_with_the_remedy(
+        self, plain_card: Card
+    ) -> None:
+        facts = {name: getattr(plain_card, name) for name in Card.model_fields}
+        card = Card.model_construct(**facts | {"torch": None})
+        with pytest.raises(ModelLoadError, match="models import --replace"):
+            TorchBackend(card, CPU)
+
+    def test_weights_of_another_model_are_refused(
+        self, tiny: Callable[..., Card], plain_card: Card, tmp_path: Path
+    ) -> None:
+        other = tiny("qwen3")
+        for name in ("config.json", "tokenizer.json"):
+            (tmp_path / name).write_bytes(other.path(name).read_bytes())
+        (tmp_path / "model.safetensors").symlink_to(plain_card.path("model.safetensors"))
+        facts = {name: getattr(plain_card, name) for name in Card.model_fields}
+        torch_model = TorchModel(
+            config="config.json", weights=("model.safetensors",), packed=True, dtype="float32"
+        )
+        card = Card.model_construct(**facts | {"folder": tmp_path, "torch": torch_model})
+        with pytest.raises(ModelLoadError, match="no weights for"):
+            TorchBackend(card, CPU)

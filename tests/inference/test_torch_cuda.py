@@ -1,0 +1,85 @@
+"""Recorded shapes (anywhere), and the pipeline on a real GPU (where there is one)."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.catalog.card import Card
+from server.inference.backend import TokenIds
+from server.inference.direct import cosines
+from server.inference.loader import Encoder
+from server.inference.torch_backend import TorchBackend
+from server.inference.torch_cuda import recorded_sizes, slots_of
+
+
+@given(st.integers(1, 200_000))
+def test_recorded_shapes_ascend_to_the_budget_and_waste_at_most_a_fifth(most: int) -> None:
+    sizes = recorded_sizes(most)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == most
+    for smaller, larger in itertools.pairwise(sizes):
+        assert smaller < 256 or larger <= smaller * 1.25
+
+
+@given(st.integers(16, 200_000))
+def test_a_recorded_shape_takes_sequences_of_four_tokens(tokens: int) -> None:
+    assert slots_of(tokens) >= tokens // 4
+    assert slots_of(tokens) >= 8
+
+
+def sequences(*lengths: int, seed: int = 0) -> list[TokenIds]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(1000, 30_000, length, dtype=np.int32) for length in lengths]
+
+
+def backend_on(card: Card, device: str) -> TorchBackend:
+    backend = TorchBackend(card, device)
+    backend.prepare(4096)
+    return backend
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float16", 0.99999), ("bfloat16", 0.9995)])
+def test_replays_with_every_packing_give_the_vectors_of_the_cpu(
+    cuda: str, plain_card: Card, encoder: Encoder, dtype: str, least: float
+) -> None:
+    backend = backend_on(plain_card.computed_in(dtype), cuda)  # type: ignore[arg-type]
+    assert backend.packs
+    draw = np.random.default_rng(1)
+    for round_number in range(60):
+        lengths = draw.integers(1, 257, draw.integers(1, 40))
+        texts = sequences(*lengths, seed=round_number)
+        found = backend.forward(texts)
+        assert np.isfinite(found).all()
+        if round_number % 6 == 0:
+            assert cosines(found, encoder.backends[0].forward(texts)).min() > least
+
+
+def test_more_sequences_than_a_recorded_shape_takes_are_computed_too(
+    cuda: str, plain_card: Card, encoder: Encoder
+) -> None:
+    backend = backend_on(plain_card.computed_in("float16"), cuda)
+    texts = sequences(*[1] * 2000)
+    few = encoder.backends[0].forward(texts[:50])
+    assert cosines(backend.forward(texts)[:50], few).min() > 0.9999
+
+
+def test_threads_do_not_disturb_each_other(cuda: str, plain_card: Card) -> None:
+    backend = backend_on(plain_card.computed_in("float16"), cuda)
+    cases = [sequences(*[1 + seed * 7 % 250] * (1 + seed % 13), seed=seed) for seed in range(80)]
+    expected = [backend.forward(case) for case in cases]
+    with ThreadPoolExecutor(4) as threads:
+        for found, known in zip(threads.map(backend.forward, cases), expected, strict=True):
+            assert np.abs(found - known).max() < 1e-3
+
+
+def test_in_float32_it_is_padded_and_exact(cuda: str, plain_card: Card, encoder: Encoder) -> None:
+    backend = backend_on(plain_card, cuda)
+    assert not backend.packs
+    texts = sequences(1, 5, 100, 256)
+    assert cosines(backend.forward(texts), encoder.backends[0].forward(texts)).min() > 0.99999
