@@ -39,7 +39,7 @@ def facts_of(
         "field": field,
         "truncate": cut_texts,
         "skip_blank": skip_blank,
-        "max_batch_tokens": settings.max_batch_tokens,
+        "max_batch_tokens": settings.max_batch_tokens or "auto",
         "device": settings.device,
         "dtype": settings.dtype,
         "version": __version__,

@@ -35,8 +35,8 @@ class Skewed:
         across = np.roll(vectors, 1, axis=1)
         across -= (across * vectors).sum(axis=1, keepdims=True) * vectors
         across /= np.linalg.norm(across, axis=1, keepdims=True)
-        turned = self._cosine * vectors + np.sqrt(1 - self._cosine**2) * across
-        return turned.astype(np.float32)
+        turned: NDArray[np.float32] = self._cosine * vectors + np.sqrt(1 - self._cosine**2) * across
+        return turned.astype(np.float32, copy=False)
 
 
 def skewed(encoder: Encoder, cosine: float) -> Encoder:
