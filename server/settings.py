@@ -142,6 +142,13 @@ class Settings(BaseSettings):
         le=1024,
         description="Worker threads a model; default: the physical cores this process may use.",
     )
+    frontends: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that speak HTTP; with more than one, another process computes for "
+        "all of them. For a GPU, which is faster than one process can read requests.",
+    )
     max_batch_tokens: int = Field(
         256, ge=1, le=1_048_576, description="Token budget of a micro-batch, padding counted."
     )
