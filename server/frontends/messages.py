@@ -133,11 +133,11 @@ def write_vectors(vectors: NDArray[np.float32], wait_s: float, compute_s: float)
     return (_SECONDS.pack(wait_s, compute_s), plain.data.cast("B"))
 
 
-def read_vectors(content: bytes, embedding_dim: int) -> tuple[NDArray[np.float32], float, float]:
+def read_vectors(content: bytes, sequences: int) -> tuple[NDArray[np.float32], float, float]:
     """As they were written; the array is read-only."""
     wait_s, compute_s = _SECONDS.unpack_from(content)
     numbers = np.frombuffer(content, _FLOAT32, offset=_SECONDS.size)
-    return numbers.reshape(-1, embedding_dim), wait_s, compute_s
+    return numbers.reshape(sequences, -1), wait_s, compute_s
 
 
 def write_model(model: int) -> bytes:

@@ -37,10 +37,9 @@ class RemoteEncoder:
     """Tokenises here and has the engine process compute."""
 
     def __init__(
-        self, number: int, card: Card, channel: Channel, tokenizer: RequestTokenizer
+        self, number: int, channel: Channel, tokenizer: RequestTokenizer
     ) -> None:
         self._number = number
-        self._embedding_dim = card.embedding_dim
         self._channel = channel
         self._tokenizer = tokenizer
 
@@ -62,7 +61,7 @@ class RemoteEncoder:
         """As `Engine.embed`, and raises Overloaded as `Engine.admit`."""
         question = EmbedQuestion(self._number, ticket, token_ids)
         answer = await self._channel.ask(Kind.EMBED, *question.write())
-        return read_vectors(answer, self._embedding_dim)
+        return read_vectors(answer, len(token_ids))
 
 
 class RemoteModel:
@@ -103,7 +102,7 @@ class RemoteModel:
         answer = await self._channel.ask(Kind.LOAD, write_model(self._number))
         rotation = read_rotation(answer, self.card.embedding_dim)
         tokenizer = await self._tokenizer.get()
-        return RemoteEncoder(self._number, self.card, self._channel, tokenizer), rotation
+        return RemoteEncoder(self._number, self._channel, tokenizer), rotation
 
 
 class RemoteModels:

@@ -68,7 +68,7 @@ def test_vectors_arrive_bit_for_bit(
 ) -> None:
     for sent in (vectors, np.asfortranarray(vectors)):
         arrived, waited_s, computed_s = read_vectors(
-            b"".join(write_vectors(sent, wait_s, 0.25)), embedding_dim=5
+            b"".join(write_vectors(sent, wait_s, 0.25)), len(vectors)
         )
         assert arrived.dtype == np.float32
         assert (arrived.shape, arrived.tobytes()) == (vectors.shape, vectors.tobytes())
