@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi import FastAPI
 
@@ -16,7 +17,7 @@ from server.api import metrics as metrics_route
 from server.api import models as models_routes
 from server.api.deps import LARGEST_BODIES, Seats, Services
 from server.api.request_context import RequestContext
-from server.engine.served_models import Phase, ServedModels
+from server.engine.interface import OfferedModels, Phase
 from server.errors import StartupError
 from server.metrics import Metrics
 from server.settings import Settings
@@ -24,13 +25,28 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 
+async def page_of_this_process(metrics: Metrics) -> bytes:
+    """All there is to show if there is one process."""
+    return metrics.page()
+
+
+def seats_of(settings: Settings) -> Seats:
+    """One process's share of the requests and bodies that there may be; room for one at least."""
+    most_bytes = math.ceil(LARGEST_BODIES * settings.max_body_bytes / settings.frontends)
+    return Seats(
+        math.ceil(settings.max_concurrent_requests / settings.frontends),
+        max(most_bytes, settings.max_body_bytes),
+    )
+
+
 def create_app(
     settings: Settings,
-    models: ServedModels | None = None,
+    models: OfferedModels | None = None,
     access: Access | None = None,
     *,
     on_ready: Callable[[], None] = lambda: None,
     on_failure: Callable[[StartupError], None] = lambda error: None,
+    metrics_page: Callable[[Metrics], Awaitable[bytes]] = page_of_this_process,
 ) -> FastAPI:
     """The application for these settings; `app.state.services` holds what its routes work with.
 
@@ -42,29 +58,32 @@ def create_app(
         access: the keys and limits, if they were opened already.
         on_ready: called once all models are loaded.
         on_failure: called if one cannot be; the server stays unready.
+        metrics_page: what /metrics shows.
 
     Raises:
         StartupError: a card, a file or a setting is missing or wrong.
     """
-    models = models or ServedModels.find(settings)
+    if models is None:
+        from server.engine.served_models import ServedModels  # a front end does without
+
+        models = ServedModels.find(settings)
     cards = models.registry.cards
     metrics = Metrics((card.name for card in cards), (card.name for card in models.encoders))
-    most_bytes = LARGEST_BODIES * settings.max_body_bytes
-    seats = Seats(settings.max_concurrent_requests, most_bytes)
+    seats = seats_of(settings)
     access = access or Access(settings)
     access.show_in(metrics)
-    services = Services(settings, access, models, metrics, seats)
+    services = Services(settings, access, models, metrics, seats, metrics_page)
 
     async def load() -> None:
         try:
-            await models.load(metrics)
+            await services.models.load(metrics)
         except StartupError as error:
             on_failure(error)
         except Exception as error:
             log.exception("loading failed")
             on_failure(StartupError(f"loading the models failed: {error}"))
         else:
-            if models.phase is Phase.READY:
+            if services.models.phase is Phase.READY:
                 on_ready()
 
     @contextlib.asynccontextmanager

@@ -20,6 +20,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 
 from server import __version__
 from server.errors import ApiError
@@ -36,6 +37,7 @@ ROUTES = (
 # loaded, `wait` ends when its first sequence is computed.
 STAGES = ("read", "load", "tokenize", "wait", "compute", "serialize")
 
+_ALIKE = ("process_start_time_seconds", "process_max_fds", "python_info")
 _SECONDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120)  # fmt: skip
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -54,13 +56,16 @@ class Metrics:
 
     def __init__(self, models: Iterable[str], encoders: Iterable[str]) -> None:
         registry = self._registry = CollectorRegistry()
+        self.alike = set(_ALIKE)  # families that say the same of each process of a server
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
 
         def counter(name: str, help_text: str, *labels: str) -> Counter:
             return Counter(f"{PREFIX}_{name}", help_text, labels, registry=registry)
 
-        def gauge(name: str, help_text: str, *labels: str) -> Gauge:
+        def gauge(name: str, help_text: str, *labels: str, alike: bool = False) -> Gauge:
+            if alike:
+                self.alike.add(f"{PREFIX}_{name}")
             return Gauge(f"{PREFIX}_{name}", help_text, labels, registry=registry)
 
         def histogram(
@@ -70,8 +75,10 @@ class Metrics:
                 f"{PREFIX}_{name}", help_text, labels, registry=registry, buckets=buckets
             )
 
-        gauge("build_info", "1, with the version as label.", "version").labels(__version__).set(1)
-        self.ready = gauge("ready", "1 if the server takes work, as /readyz says.")
+        gauge("build_info", "1, with the version as label.", "version", alike=True).labels(
+            __version__
+        ).set(1)
+        self.ready = gauge("ready", "1 if the server takes work, as /readyz says.", alike=True)
         self.requests = counter(
             "requests_total",
             "Requests answered, by route, status (499: the client left) and model.",
@@ -131,9 +138,13 @@ class Metrics:
             "unloaded in the same time, or if it was loaded at the start.",
             "model",
         )
-        self.database_up = gauge("database_up", "1 unless the database of keys is away.")
+        self.database_up = gauge(
+            "database_up", "1 unless the database of keys is away.", alike=True
+        )
         self.rate_limit_storage_up = gauge(
-            "rate_limit_storage_up", "1 unless the storage that counts rate limits is away."
+            "rate_limit_storage_up",
+            "1 unless the storage that counts rate limits is away.",
+            alike=True,
         )
         self.unwritten_usage_tokens = gauge(
             "unwritten_usage_tokens", "Tokens counted, not in the database yet."
@@ -165,6 +176,21 @@ class Metrics:
             self.input_tokens.labels(model)
         for encoder in encoders:
             EngineMetrics(self, encoder)
+
+
+def page_of(families: Iterable[Metric]) -> bytes:
+    """These families in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(_Collected(families))
+    return generate_latest(registry)
+
+
+class _Collected(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 class EngineMetrics:

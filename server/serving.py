@@ -7,33 +7,31 @@ flight is finished or, after `drain_timeout_s`, answered with 503 -> exit 0
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import signal
-import socket
-import sys
 import time
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from server.access.access import Access
 from server.app import create_app
-from server.engine.served_models import ServedModels
-from server.errors import AddressError, StartupError
+from server.engine.interface import OfferedModels
+from server.errors import StartupError
 from server.http_protocol import BoundedProtocol
+from server.listening import BACKLOG, allow_many_connections, announce, bind
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 2048
 # After the drain only answers are left to send; a client that stalls its upload is cut then.
 _CLOSE_TIMEOUT_S = 2
 _LAST_WORDS_S = 0.2
 
 
-def serve(settings: Settings, models: ServedModels, access: Access) -> None:
+def serve(settings: Settings, models: OfferedModels, access: Access) -> None:
     """Serve until a signal; returns after a clean drain.
 
     Raises:
@@ -45,13 +43,22 @@ def serve(settings: Settings, models: ServedModels, access: Access) -> None:
         failure.append(error)
         server.should_exit = True
 
-    def announce() -> None:
-        _announce(settings, port, asks_for_keys=access.asks_for_keys)
+    def tell_ready() -> None:
+        announce(settings, port, asks_for_keys=access.asks_for_keys)
 
-    app = create_app(settings, models, access, on_ready=announce, on_failure=stop)
+    app = create_app(settings, models, access, on_ready=tell_ready, on_failure=stop)
     allow_many_connections()
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
+    server = http_server(app, models, settings)
+    server.run(sockets=[listener])
+    models.join()
+    if failure:
+        raise failure[0]
+
+
+def http_server(app: FastAPI, models: OfferedModels, settings: Settings) -> DrainingServer:
+    """The application behind uvicorn, as this server wants it."""
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
@@ -64,47 +71,14 @@ def serve(settings: Settings, models: ServedModels, access: Access) -> None:
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
         backlog=BACKLOG,
     )
-    server = DrainingServer(config, models, settings.drain_timeout_s)
-    server.run(sockets=[listener])
-    models.join()
-    if failure:
-        raise failure[0]
-
-
-def allow_many_connections() -> None:
-    """Raise the soft limit of open files, often 1,024, to the hard one: each client takes one.
-
-    Beyond the limit accepting would fail instead of waiting in the backlog.
-    """
-    if sys.platform == "win32":
-        return
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS says "unlimited" and means less
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens on this address.
-
-    Raises:
-        AddressError: the address is in use, unknown or not allowed.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
-        return socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no host name at all
-        reason = getattr(error, "strerror", None) or str(error)
-        raise AddressError(f"cannot listen on {host} port {port}: {reason}") from error
+    return DrainingServer(config, models, settings.drain_timeout_s)
 
 
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, which drains on the first signal and cuts the drain short on the second."""
 
     def __init__(
-        self, config: uvicorn.Config, models: ServedModels, drain_timeout_s: float
+        self, config: uvicorn.Config, models: OfferedModels, drain_timeout_s: float
     ) -> None:
         super().__init__(config)
         self._models = models
@@ -114,12 +88,17 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Signal handler; what uvicorn does is not wanted: it would exit by the signal."""
+        if self._drain_deadline is None:
+            log.info("%s: finishing work in flight", signal.Signals(sig).name)
+        self.drain()
+
+    def drain(self) -> None:
+        """Take no new work and stop when all is done; the second call cuts that short."""
         if self._drain_deadline is not None:
             self._drain_deadline = time.monotonic()
             if self.should_exit and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._leave_slow_clients)
             return
-        log.info("%s: finishing work in flight", signal.Signals(sig).name)
         self._models.drain()
         self._drain_deadline = time.monotonic() + self._drain_timeout_s
 
@@ -144,14 +123,3 @@ class DrainingServer(uvicorn.Server):
             task.cancel()
         for connection in self.server_state.connections:
             asyncio.get_running_loop().call_later(_LAST_WORDS_S, connection.transport.abort)
-
-
-def _announce(settings: Settings, port: int, *, asks_for_keys: bool) -> None:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    host = f"[{host}]" if ":" in host else host
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if asks_for_keys else ""
-    print(
-        f"Ready. Try: curl http://{host}:{port}/v1/embeddings -H 'Content-Type: application/json'"
-        f"""{key} -d '{{"model": "{settings.model[0]}", "input": "Hello, world"}}'""",
-        flush=True,
-    )

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from server.access.keyring import Keyring
 from server.access.keys import Key
-from server.errors import AuthenticationFailed
+from server.errors import AuthenticationFailed, Overloaded
 from server.settings import Settings
 
 if TYPE_CHECKING:
+    from server.access.counters import Counters
     from server.access.rate_limits import KeyLimits
     from server.access.shared import Shared
     from server.metrics import Metrics
@@ -25,17 +26,20 @@ if TYPE_CHECKING:
 class Access:
     """The keys of this server and what they may do.
 
+    Args:
+        counters: where limits a minute are counted, unless in Redis; default: in this process.
+
     Raises:
         StartupError: the database cannot be used, or a setting is wrong.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, counters: Counters | None = None) -> None:
         self._keyring = Keyring(settings.secrets())
         self._shared: Shared | None = None
         if settings.has_database():
             from server.access.shared import Shared
 
-            self._shared = Shared(settings, self._keyring)
+            self._shared = Shared(settings, self._keyring, counters)
         self._running: asyncio.Task[None] | None = None
 
     @property
@@ -66,7 +70,8 @@ class Access:
     ) -> AsyncIterator[None]:
         """Charge tokens for the work inside, and enter it into the ledger when it is done.
 
-        Work that fails or is given up costs nothing of the budget.
+        Work that fails or is given up costs nothing of the budget; work that is not begun because
+        of too much other work costs no tokens of the minute either.
 
         Raises:
             RequestAboveTokenLimit, RateLimitExceeded: the key's tokens a minute are too few.
@@ -86,8 +91,10 @@ class Access:
             raise
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self._shared.budgets.give_back(key, tokens)
+            if limits is not None and isinstance(error, Overloaded):
+                await limits.give_back_tokens(tokens)
             raise
         self._shared.ledger.count(key, model, user, tokens)
 

@@ -6,20 +6,19 @@ away, each server counts for itself until it is back. Lives in the event loop's 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import enum
 import logging
 import math
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.storage import RedisStorage
 from limits.errors import ConfigurationError
 from limits.storage import storage_from_string
 
+from server.access.counters import MINUTE_S, Counters, StorageCounters
 from server.access.keys import Key
 from server.errors import (
     RateLimitExceeded,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MINUTE_S = 60
 MEMORY = "memory://"
 # Longer than any Redis that is well takes; requests wait for it once, then it counts as away.
 _PATIENCE_S = 0.5
@@ -75,17 +73,19 @@ class RateLimits:
     Args:
         url: `memory://`, or where a Redis is that several servers share.
         refuse_when_away: answer 503 while the Redis is away, instead of counting here.
+        here: where this server counts by itself; default: in this process.
 
     Raises:
         SettingError: the address is of no kind that is known.
     """
 
-    def __init__(self, url: str, *, refuse_when_away: bool) -> None:
-        self._here: Storage = MemoryStorage()
+    def __init__(self, url: str, *, refuse_when_away: bool, here: Counters | None = None) -> None:
+        self._here = here or StorageCounters()
         self._shared: RedisStorage | None = None
         self._pool: BlockingConnectionPool | None = None
         if url != MEMORY:
             self._shared, self._pool = _redis(url)
+            self._shared_counters = StorageCounters(self._shared)
         self._refuse_when_away = refuse_when_away
         self.away = False
         self.instead = "refusing" if refuse_when_away else "each server counts for itself"
@@ -93,7 +93,7 @@ class RateLimits:
     @property
     def is_shared(self) -> bool:
         """Whether the counters are elsewhere, and so another's answer can come in between."""
-        return self._shared is not None
+        return self._shared is not None or self._here.are_shared
 
     def of(self, key: Key) -> KeyLimits:
         """The limits of one request's key."""
@@ -105,12 +105,7 @@ class RateLimits:
         Raises:
             StorageUnavailable: the shared storage is away and must not be.
         """
-
-        async def add(storage: Storage) -> tuple[int, float]:
-            counted = await storage.incr(name, MINUTE_S, amount=amount)
-            return counted, await storage.get_expiry(name) - time.time()
-
-        return await self._ask(add)
+        return await self._ask(lambda counters: counters.count(name, amount))
 
     async def look(self, name: str) -> tuple[int, float]:
         """What a counter holds, and in how many seconds it ends.
@@ -118,14 +113,7 @@ class RateLimits:
         Raises:
             StorageUnavailable: the shared storage is away and must not be.
         """
-
-        async def read(storage: Storage) -> tuple[int, float]:
-            if storage is self._here:  # where there is nothing to wait for
-                return await storage.get(name), await storage.get_expiry(name) - time.time()
-            counted, expiry = await asyncio.gather(storage.get(name), storage.get_expiry(name))
-            return counted, expiry - time.time()
-
-        return await self._ask(read)
+        return await self._ask(lambda counters: counters.look(name))
 
     async def check(self) -> None:
         """Find out whether the shared storage is there and writes; called every now and then."""
@@ -150,12 +138,12 @@ class RateLimits:
         if self._pool is not None:
             await self._pool.disconnect()
 
-    async def _ask(self, question: Callable[[Storage], Awaitable[T]]) -> T:
+    async def _ask(self, question: Callable[[Counters], Awaitable[T]]) -> T:
         if self._shared is None:
             return await question(self._here)
         if not self.away:
             try:
-                return await question(self._shared)
+                return await question(self._shared_counters)
             except self._shared.base_exceptions as error:
                 self._leave(error)
         if self._refuse_when_away:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 
+from server.access.counters import Counters
 from server.access.database import Database, in_thread
 from server.access.key_store import KeyStore
 from server.access.keyring import Keyring
@@ -31,11 +32,16 @@ _BETWEEN_TRIES_S = 0.5
 class Shared:
     """Database, key store, ledger, budgets and rate limits of one server.
 
+    Args:
+        counters: see RateLimits.
+
     Raises:
         StartupError: the database cannot be used, or a setting is wrong.
     """
 
-    def __init__(self, settings: Settings, keyring: Keyring) -> None:
+    def __init__(
+        self, settings: Settings, keyring: Keyring, counters: Counters | None = None
+    ) -> None:
         refuse = settings.if_storage_fails == "refuse"
         self._database = Database(settings.database())
         self._store = KeyStore(self._database)
@@ -45,7 +51,7 @@ class Shared:
         self.ledger = Ledger(self._database, hash_users=settings.hash_users)
         self.budgets = Budgets(self._database, refuse_when_away=refuse)
         self.rate_limits = RateLimits(
-            settings.rate_limit_storage.get_secret_value(), refuse_when_away=refuse
+            settings.rate_limit_storage.get_secret_value(), refuse_when_away=refuse, here=counters
         )
         self._exchanging = False
         self._ending = asyncio.Event()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from server.access.access import Access
 from server.access.keys import Key, Scope
-from server.engine.served_models import ServedModels
+from server.engine.interface import OfferedModels
 from server.errors import BodyTooLarge, Overloaded, RequestTimedOut
 from server.metrics import Metrics
 from server.settings import Settings
@@ -90,9 +90,10 @@ class Services:
 
     settings: Settings
     access: Access
-    models: ServedModels
+    models: OfferedModels
     metrics: Metrics
     seats: Seats
+    metrics_page: Callable[[Metrics], Awaitable[bytes]]
 
 
 def services_of(request: Request) -> Services:

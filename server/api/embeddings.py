@@ -22,7 +22,7 @@ from server.api.deps import (
 from server.api.request_record import RequestRecord
 from server.api.schemas import EmbeddingRequest, embeddings_json
 from server.catalog.card import Card
-from server.engine.served_encoder import LoadedModel, ServedModel
+from server.engine.interface import Loaded, OfferedModel
 from server.errors import FingerprintMismatch, InvalidRequest
 from server.inference.inputs import TokenIdInputs
 from server.inference.matryoshka import check_dimensions, truncate
@@ -93,7 +93,7 @@ async def read_and_answer(request: Request, services: Services, key: Key) -> Res
 
 
 async def answer(
-    request: Request, asked: EmbeddingRequest, key: Key, model: ServedModel, services: Services
+    request: Request, asked: EmbeddingRequest, key: Key, model: OfferedModel, services: Services
 ) -> Response:
     """Check what depends on the model, compute, write.
 
@@ -143,7 +143,7 @@ async def answer(
     return Response(body, media_type="application/json", headers=headers)
 
 
-async def load(model: ServedModel, record: RequestRecord) -> LoadedModel:
+async def load(model: OfferedModel, record: RequestRecord) -> Loaded:
     """Wait until the model is in memory; others wait for the same load.
 
     Raises:
@@ -151,7 +151,7 @@ async def load(model: ServedModel, record: RequestRecord) -> LoadedModel:
         Draining: the server was stopped meanwhile.
     """
     with record.stage("load"):
-        return await model.on_demand.get()
+        return await model.load()
 
 
 def check_fingerprint(request: Request, card: Card) -> None:

@@ -21,7 +21,8 @@ async def metrics(request: Request) -> Response:
     if not (services.settings.public_metrics or _is_local(request)):
         require_key(request, Scope.ADMIN)
     services.metrics.ready.set(_ready(services))
-    return Response(services.metrics.page(), media_type=CONTENT_TYPE)
+    page = await services.metrics_page(services.metrics)
+    return Response(page, media_type=CONTENT_TYPE)
 
 
 def _is_local(request: Request) -> bool:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -20,22 +17,16 @@ from numpy.typing import NDArray
 
 from server.engine.admission import MIN_COST_TOKENS, Admission, Ratio, Ticket
 from server.engine.replica import Replica, probe
+from server.engine.request_tokenizer import RequestTokenizer
 from server.engine.sequence import MicroBatch, SequenceGroup
 from server.engine.waiting_queue import WaitingQueue
-from server.errors import Draining, InferenceFailed, TooManyTokens
-from server.inference import cl100k
+from server.errors import Draining, InferenceFailed
 from server.inference.backend import TokenIds
-from server.inference.inputs import Inputs, TokenIdInputs
+from server.inference.inputs import Inputs
 from server.inference.loader import Encoder
 from server.metrics import EngineMetrics
 
-# Below this many characters, tokenising takes less time than the way to a thread and back.
-INLINE_CHARS = 2_000
-TOKENIZING_THREADS = 2  # so that one huge request does not keep the others waiting
-# How many times `max_request_tokens` of OpenAI's ids are decoded when each input is then cut.
-DECODED_BEFORE_CUT = 4
 RESTART_DELAY_S = 0.1  # a thread that dies at once must not be replaced without a pause
-GUESSED_TOKENS_PER_CHAR = 0.25  # OpenAI's rule of thumb, until there are measurements
 
 
 class Embedded(NamedTuple):
@@ -71,7 +62,6 @@ class Engine:
     ) -> None:
         self._encoder = encoder
         self._metrics = metrics
-        self._max_request_tokens = max_request_tokens
         self._loop = asyncio.get_running_loop()
         self._threads = threads
         workers = threads * len(encoder.backends)
@@ -83,13 +73,12 @@ class Engine:
             share_among_idle=share_among_idle and pace.share_among_idle,
         )
         self._tokens_per_second = Ratio(workers * pace.tokens_per_second, weight=0.1)
-        self._tokens_per_char = Ratio(GUESSED_TOKENS_PER_CHAR, weight=1_000)
         self._admission = Admission(
             max_queue_tokens=max_queue_tokens,
             max_wait_s=max_wait_s,
             tokens_per_second=self._tokens_per_second,
         )
-        self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenize")
+        self._tokenizer = RequestTokenizer(encoder.tokenizer, max_request_tokens=max_request_tokens)
         try:
             self._replicas = [self._start_replica(number) for number in range(workers)]
         except RuntimeError:  # the system gives no more threads: those that there are must end
@@ -117,13 +106,11 @@ class Engine:
         Raises:
             Overloaded: it would wait too long.
         """
-        if isinstance(inputs, TokenIdInputs):
-            count, estimate = len(inputs.token_ids), float(sum(map(len, inputs.token_ids)))
-        else:
-            count = len(inputs.texts)
-            estimate = sum(map(len, inputs.texts)) * self._tokens_per_char.value
-        most = min(count * self._encoder.tokenizer.max_input_tokens, self._max_request_tokens)
-        return self._admission.admit(key, min(max(round(estimate), count), most))
+        return self._admission.admit(key, self._tokenizer.estimate(inputs))
+
+    def admit_tokens(self, tokens: int, key: str) -> Ticket:
+        """As `admit`, for a request whose tokens are counted already."""
+        return self._admission.admit(key, tokens)
 
     async def tokenize(
         self, inputs: Inputs, *, prompt: str, truncate: bool, own_token_ids: bool
@@ -137,24 +124,9 @@ class Engine:
         Raises:
             InvalidRequest: an id is unknown, an input or all of them are too long.
         """
-        stop = threading.Event()
-        encode = functools.partial(
-            self._tokenize,
-            inputs,
-            prompt=prompt,
-            truncate=truncate,
-            own_token_ids=own_token_ids,
-            stop=stop,
+        return await self._tokenizer.tokenize(
+            inputs, prompt=prompt, truncate=truncate, own_token_ids=own_token_ids
         )
-        if isinstance(inputs, TokenIdInputs):
-            chars = 0
-        elif (chars := sum(map(len, inputs.texts))) <= INLINE_CHARS:
-            return self._learn(0 if truncate else chars, encode())
-        try:
-            token_ids = await self._loop.run_in_executor(self._tokenizing, encode)
-            return self._learn(0 if truncate else chars, token_ids)
-        finally:
-            stop.set()  # cancelled: the thread goes to those who still wait
 
     async def embed(self, token_ids: Sequence[TokenIds], ticket: Ticket) -> Embedded:
         """One vector a sequence, in the order given.
@@ -186,7 +158,7 @@ class Engine:
         for group in self._queue.close():
             if not group.future.done():
                 group.future.set_exception(Draining())
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        self._tokenizer.close()
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait until the worker threads have ended, each after at most one micro-batch.
@@ -201,52 +173,11 @@ class Engine:
         """
         for replica in self._replicas:
             replica.join(timeout_s)
-        self._tokenizing.shutdown()
+        self._tokenizer.join()
         ended = not any(replica.is_alive() for replica in self._replicas)
         if ended:
             self._replicas.clear()  # they point back here
         return ended
-
-    def _tokenize(
-        self,
-        inputs: Inputs,
-        *,
-        prompt: str,
-        truncate: bool,
-        own_token_ids: bool,
-        stop: threading.Event,
-    ) -> list[TokenIds]:
-        tokenizer = self._encoder.tokenizer
-        if isinstance(inputs, TokenIdInputs):
-            if own_token_ids:
-                return tokenizer.read_token_ids(
-                    inputs, truncate=truncate, max_request_tokens=self._max_request_tokens
-                )
-            self._check_total(inputs, truncate=truncate)
-            inputs = cl100k.decode(inputs)
-        return tokenizer.encode_texts(
-            inputs,
-            prompt=prompt,
-            truncate=truncate,
-            max_request_tokens=self._max_request_tokens,
-            stop=stop,
-        )
-
-    def _learn(self, chars: int, token_ids: list[TokenIds]) -> list[TokenIds]:
-        """Note how many tokens this many characters made; 0: they tell nothing."""
-        if chars:
-            self._tokens_per_char.observe(sum(map(len, token_ids)), chars)
-        return token_ids
-
-    def _check_total(self, inputs: TokenIdInputs, *, truncate: bool) -> None:
-        """Refuse too many of OpenAI's ids before they are decoded."""
-        # What is cut away later does not count, but must not take memory without bound either.
-        most = self._max_request_tokens * (DECODED_BEFORE_CUT if truncate else 1)
-        total = 0
-        for index, ids in enumerate(inputs.token_ids):
-            total += len(ids)
-            if total > most:
-                raise TooManyTokens(max_request_tokens=most, position=inputs.position(index))
 
     def _deliver(self, micro_batch: MicroBatch) -> None:
         """Called by a replica: hand a computed micro-batch over to the event loop."""

@@ -59,6 +59,15 @@ class ServedModel:
         """What computes, if it is in memory; it stays there while `use` of the encoder lasts."""
         return self.on_demand.value
 
+    async def load(self) -> LoadedModel:
+        """What computes, as soon as it is in memory; others wait for the same load.
+
+        Raises:
+            ModelLoadFailed: it cannot be loaded; the log says why.
+            Draining: the server was stopped meanwhile.
+        """
+        return await self.on_demand.get()
+
     async def _load(self) -> LoadedModel:
         engine = await self.encoder.on_demand.get()
         rotation = await asyncio.to_thread(load_rotation, self.card, hash_files=self._hash_files)

@@ -6,14 +6,13 @@ Lives in the event loop's thread. Knows nothing of HTTP or keys.
 from __future__ import annotations
 
 import contextlib
-import enum
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 from server.catalog.card import Card
 from server.catalog.registry import Registry, read_registry
 from server.catalog.verify import check_present
+from server.engine.interface import ModelState, Phase
 from server.engine.resident_memory import ResidentMemory, give_back_freed_memory
 from server.engine.served_encoder import ServedEncoder, ServedModel, read_encoder
 from server.errors import Draining, ModelFailing, ModelLoading, SettingError
@@ -21,24 +20,6 @@ from server.inference.loader import Encoder
 from server.inference.placement import ON_CPU, Placement, find_placement
 from server.metrics import EngineMetrics, Metrics
 from server.settings import Settings
-
-
-class Phase(enum.Enum):
-    """Where a server is in its life."""
-
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelState:
-    """What of a model is in memory."""
-
-    card: Card
-    encoder: Card  # whose files are read for it
-    loaded: bool
-    resident_bytes: int | None  # what loading the encoder added; None: not known
 
 
 class ServedModels:
@@ -170,6 +151,7 @@ class ServedModels:
             encoder=self._sharing[card.encoder_key][0].encoder,
             loaded=loaded,
             resident_bytes=model.encoder.resident_bytes if model and loaded else None,
+            sound=model is None or model.encoder.sound,
         )
 
     def check_ready(self) -> None:

@@ -16,8 +16,9 @@ import pytest
 
 from server.catalog.card import Card
 from server.engine import on_demand, served_encoder
+from server.engine.interface import ModelState
 from server.engine.replica import Replica
-from server.engine.served_models import ModelState, ServedModels
+from server.engine.served_models import ServedModels
 from server.errors import Draining, ModelFailing, ModelFileError, ModelLoadFailed
 from server.inference.loader import Encoder
 from server.metrics import Metrics

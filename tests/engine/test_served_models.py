@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from server.engine import replica
-from server.engine.served_models import Phase, ServedModels
+from server.engine.interface import Phase
+from server.engine.served_models import ServedModels
 from server.errors import (
     Draining,
     InferenceFailed,

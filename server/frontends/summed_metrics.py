@@ -1,0 +1,86 @@
+"""The metrics of several processes as one page: sums, but of what says the same of each of them.
+
+Pure; knows nothing of frames.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from prometheus_client import Metric
+from prometheus_client.samples import Sample
+
+from server.metrics import Metrics, page_of
+
+Labels = tuple[tuple[str, str], ...]
+# Plain enough for JSON: family, whether it counts, and for each of its samples name, labels, value.
+Samples = list[tuple[str, bool, list[tuple[str, Labels, float]]]]
+# By family, then by name and labels of the sample.
+Sums = defaultdict[str, defaultdict[tuple[str, Labels], float]]
+
+
+def samples_of(metrics: Metrics) -> Samples:
+    """What this process adds to the page."""
+    return [
+        (
+            family.name,
+            family.type != "gauge",
+            [(sample.name, _labels(sample), sample.value) for sample in family.samples],
+        )
+        for family in metrics.families()
+        if family.name not in metrics.alike
+    ]
+
+
+class Counted:
+    """What was counted by processes that are gone, so that no sum ever shrinks."""
+
+    def __init__(self) -> None:
+        self._sums = _no_sums()
+
+    def add(self, samples: Samples) -> None:
+        """Keep the counts; what gauges showed is gone with the process."""
+        _add([family for family in samples if family[1]], self._sums)
+
+    def samples(self) -> Samples:
+        """What is kept."""
+        return [
+            (family, True, [(name, labels, value) for (name, labels), value in sums.items()])
+            for family, sums in self._sums.items()
+        ]
+
+
+def summed_page(metrics: Metrics, others: Iterable[Samples]) -> bytes:
+    """The page of this process with what the others add to it."""
+    sums = _no_sums()
+    for samples in others:
+        _add(samples, sums)
+    families = metrics.families()
+    for family in families:
+        _add_to(family, sums[family.name])
+    return page_of(families)
+
+
+def _no_sums() -> Sums:
+    return defaultdict(lambda: defaultdict(float))
+
+
+def _add(samples: Samples, sums: Sums) -> None:
+    for family, _, series in samples:
+        for name, labels, value in series:
+            # From JSON they come as lists.
+            sums[family][name, tuple((label, text) for label, text in labels)] += value
+
+
+def _add_to(family: Metric, sums: dict[tuple[str, Labels], float]) -> None:
+    """Add to the family's samples, and append those that this process does not have."""
+    family.samples = [
+        sample._replace(value=sample.value + sums.pop((sample.name, _labels(sample)), 0.0))
+        for sample in family.samples
+    ]
+    family.samples += [Sample(name, dict(labels), value) for (name, labels), value in sums.items()]
+
+
+def _labels(sample: Sample) -> Labels:
+    return tuple(sample.labels.items())

@@ -1,0 +1,195 @@
+"""Several processes on one port: this one computes, and keeps front ends that speak HTTP.
+
+start front ends -> load -> ready line -> SIGTERM or SIGINT -> front ends finish what is in flight
+and end -> the models are closed -> exit 0. A front end that ends by itself is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import NamedTuple
+
+from server.access.access import Access
+from server.engine.served_models import ServedModels
+from server.errors import SettingError, StartupError
+from server.frontends.channel import Kind
+from server.frontends.engine_service import EngineService, FrontEndLink
+from server.listening import SharedAddress, allow_many_connections, announce
+from server.metrics import Metrics
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RESTART_DELAY_S = 0.5  # a front end that ends at once must not be replaced without a pause
+# Longer than a front end takes once its drain is over; then it is killed.
+_END_TIMEOUT_S = 10.0
+_REAP_INTERVAL_S = 0.02
+
+
+def serve(settings: Settings, models: ServedModels, access: Access) -> None:
+    """Serve until a signal; returns after a clean drain.
+
+    Raises:
+        StartupError: the server could not start, or its models could not be loaded.
+    """
+    if sys.platform == "win32":
+        raise SettingError("setting frontends: more than 1 needs Linux, macOS or the like")
+    allow_many_connections()
+    try:
+        with contextlib.closing(SharedAddress(settings.host, settings.port)) as address:
+            supervisor = Supervisor(settings, models, address)
+            with asyncio.Runner(loop_factory=_new_loop) as runner:
+                runner.run(supervisor.run(access))
+    finally:
+        models.join()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+class FrontEndProcess(NamedTuple):
+    """A running front end."""
+
+    process: subprocess.Popen[bytes]
+    link: FrontEndLink
+
+
+class Supervisor:
+    """The engine process's life, and that of its front ends; belongs to the event loop's thread."""
+
+    def __init__(self, settings: Settings, models: ServedModels, address: SharedAddress) -> None:
+        self._settings = settings
+        self._models = models
+        self._address = address
+        self._metrics = Metrics(
+            (card.name for card in models.registry.cards), (card.name for card in models.encoders)
+        )
+        self._service = EngineService(models, self._metrics, settings)
+        self._running: dict[int, FrontEndProcess] = {}  # by number
+        self._is_ready = False
+        self._stopping = asyncio.Event()
+
+    async def run(self, access: Access) -> None:
+        """Serve until a signal.
+
+        Args:
+            access: was needed to see whether keys are asked for; the front ends open their own.
+
+        Raises:
+            StartupError: the models cannot be loaded, or a front end cannot start.
+        """
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self._stop, number)
+        asks_for_keys = access.asks_for_keys
+        await access.close()
+        telling = asyncio.create_task(self._service.keep_telling())
+        keepers = [
+            asyncio.create_task(self._keep(number, await self._start_front_end(number)))
+            for number in range(self._settings.frontends)
+        ]
+        starting = asyncio.create_task(self._become_ready())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                self._is_ready = True
+                announce(self._settings, self._address.port, asks_for_keys=asks_for_keys)
+                await stopping
+            await asyncio.wait(keepers, timeout=self._settings.drain_timeout_s + _END_TIMEOUT_S)
+        finally:
+            self._stopping.set()
+            for front_end in self._running.values():
+                front_end.process.kill()
+            await asyncio.wait(keepers, timeout=_END_TIMEOUT_S)
+            for task in (starting, telling):
+                task.cancel()
+            self._models.close()
+
+    async def _become_ready(self) -> None:
+        links = [front_end.link for front_end in self._running.values()]
+        try:
+            await self._models.load(self._metrics)
+            for link in links:
+                await link.ready
+        except StartupError:
+            raise
+        except Exception as error:
+            log.exception("loading failed")
+            raise StartupError(f"loading the models failed: {error}") from error
+
+    def _stop(self, number: int) -> None:
+        """Signal handler; the second signal cuts the drain short."""
+        if not self._stopping.is_set():
+            log.info("%s: finishing work in flight", signal.Signals(number).name)
+        self._stopping.set()
+        for front_end in self._running.values():
+            front_end.link.channel.tell(Kind.DRAIN)
+
+    async def _keep(self, number: int, front_end: FrontEndProcess) -> None:
+        """Replace this front end whenever it ends, until the server stops."""
+        while True:
+            await front_end.link.lost.wait()
+            code = await _reap(front_end.process)
+            del self._running[number]
+            if not self._is_ready:  # the start fails
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), RESTART_DELAY_S)
+            if self._stopping.is_set():
+                return
+            why = front_end.link.ready.exception() or f"exit code {code}"
+            log.error("front end %d ended (%s): starting another one", number, why)
+            front_end = await self._start_front_end(number)
+
+    async def _start_front_end(self, number: int) -> FrontEndProcess:
+        ours, theirs = socket.socketpair()
+        with theirs, self._address.listener() as listener:
+            process = _spawn(theirs, listener)
+        front_end = FrontEndProcess(process, await self._service.connect(ours))
+        self._running[number] = front_end
+        if self._stopping.is_set():  # it was not there when the others were told
+            front_end.link.channel.tell(Kind.DRAIN)
+        return front_end
+
+
+def _spawn(channel: socket.socket, listener: socket.socket) -> subprocess.Popen[bytes]:
+    """A process that has these two sockets, finds the same modules, and gets no signals to stop.
+
+    Settings come by the channel: a command line is for everybody to see.
+    """
+    files = (channel.fileno(), listener.fileno())
+    # Control-C and supervisors tell every process at once; the drain must be this one's.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "server.frontends", *map(str, files)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=files,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def _reap(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code; it has let go of the channel, so that it ends soon or is killed."""
+    deadline_s = asyncio.get_running_loop().time() + _END_TIMEOUT_S
+    while (code := process.poll()) is None:
+        if asyncio.get_running_loop().time() > deadline_s:
+            process.kill()
+        await asyncio.sleep(_REAP_INTERVAL_S)
+    return code

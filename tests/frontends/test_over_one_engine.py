@@ -1,0 +1,267 @@
+"""A front end's application over the engine process's side, both in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.catalog.card import Card
+from server.engine import replica, served_encoder
+from server.engine.interface import Phase
+from server.errors import CardError, ModelLoadError
+from server.frontends.channel import Kind
+from server.frontends.front_end import registry_of
+from server.frontends.messages import Welcome
+from server.frontends.remote_counters import RemoteCounters
+from server.settings import Settings
+from tests.conftest import PLAIN, AppOver, client_of
+from tests.fakes import GIVES_NAN, RAISES, FakeBackend
+from tests.frontends.conftest import Split, SplitOver
+
+OWN_IDS = {"model_token_ids": [PLAIN]}
+
+
+def asked(*token_ids: int, **more: Any) -> dict[str, Any]:
+    return {"model": PLAIN, "input": list(token_ids), **more}
+
+
+async def post(client: httpx.AsyncClient, body: dict[str, Any], key: str = "") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return await client.post("/v1/embeddings", json=body, headers=headers)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def told(answer: httpx.Response) -> tuple[int, Any, str | None]:
+    """What an answer says that does not depend on the request's number."""
+    return answer.status_code, answer.json(), answer.headers.get("retry-after")
+
+
+QUESTIONS: list[dict[str, Any]] = [
+    asked(1, 2, 3),
+    {"model": PLAIN, "input": [[5], [7, 8], [9] * 200]},
+    {"model": PLAIN, "input": ["a text", "another one"], "encoding_format": "base64"},
+    {"model": PLAIN, "input": "long " * 5000, "truncate": True},
+    {"model": PLAIN, "input": "long " * 5000},
+    {"model": PLAIN, "input": ["x " * 200] * 50, "truncate": True},
+    asked(1, 999_999),
+    asked(1, dimensions=2),
+    asked(RAISES),
+    {"model": PLAIN, "input": [[1], [GIVES_NAN], [2]]},
+    {"model": "unknown", "input": "x"},
+    {"model": PLAIN, "input": []},
+]
+
+
+@pytest.mark.parametrize("body", QUESTIONS, ids=range(len(QUESTIONS)))
+async def test_the_answer_is_that_of_one_process(
+    split_over: SplitOver, app_over: AppOver, body: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {**OWN_IDS, "max_request_tokens": 5_000}
+    split = await split_over(FakeBackend(), **settings)
+    one = await app_over(FakeBackend(), **settings)
+    async with split.client as client, client_of(one) as other:
+        answer, expected = await post(client, body), await post(other, body)
+    assert told(answer) == told(expected)
+
+
+async def test_too_much_work_is_refused_by_its_exact_tokens(split_over: SplitOver) -> None:
+    backend = FakeBackend()
+    split = await split_over(backend, **OWN_IDS, max_queue_tokens=10)
+    backend.gate.clear()
+    async with split.client as client:
+        waiting = asyncio.create_task(post(client, asked(*range(1, 7))))
+        await until(lambda: len(backend.shapes) == 2)  # one was made at the start
+        fitting = asyncio.create_task(post(client, asked(1, 2, 3, 4)))
+        await until(lambda: admitted(split) == 10)
+        refused = await post(client, asked(1))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_overloaded")
+        assert "10 tokens are waiting and at most 10 may" in refused.json()["error"]["message"]
+        assert refused.headers["retry-after"] == "1"
+        backend.gate.set()
+        assert (await waiting).status_code == (await fitting).status_code == 200
+    assert admitted(split) == 0
+
+
+def admitted(split: Split) -> float:
+    found = [f for f in split.metrics.families() if f.name == "embedding_server_admitted_tokens"]
+    return sum(sample.value for family in found for sample in family.samples)
+
+
+async def test_each_key_has_a_share_of_its_own(split_over: SplitOver) -> None:
+    backend = FakeBackend()
+    split = await split_over(backend, api_key=["sk-one", "sk-other"])
+    backend.gate.clear()
+    loaded = split.models._models[PLAIN].loaded
+    assert loaded is not None
+    loads = loaded.engine._admission._loads
+    async with split.client as client:
+        answers = [
+            asyncio.create_task(post(client, asked(1), key))
+            for key in ("sk-one", "sk-other", "sk-one", "sk-one")
+        ]
+        await until(lambda: sum(load.requests for load in loads.values()) == 4)
+        assert sorted(load.requests for load in loads.values()) == [1, 3]
+        backend.gate.set()
+        assert [(await answer).status_code for answer in answers] == [200] * 4
+    assert loads == {}
+
+
+async def test_who_leaves_takes_the_waiting_work_along(split_over: SplitOver) -> None:
+    backend = FakeBackend()
+    split = await split_over(backend, **OWN_IDS)
+    backend.gate.clear()
+    async with split.client as client:
+        first = asyncio.create_task(post(client, asked(1)))
+        await until(lambda: len(backend.shapes) == 2)  # one was made at the start
+        leaving = asyncio.create_task(post(client, {"model": PLAIN, "input": [[2] * 100] * 100}))
+        await until(lambda: admitted(split) == 10_001)
+        leaving.cancel()
+        await until(lambda: admitted(split) == 1)
+        backend.gate.set()
+        assert (await first).status_code == 200
+    assert (len(backend.shapes), split.models.in_flight) == (2, 0)
+
+
+async def test_a_lost_front_end_takes_its_waiting_work_along(split_over: SplitOver) -> None:
+    backend = FakeBackend()
+    split = await split_over(backend, **OWN_IDS)
+    backend.gate.clear()
+    async with split.client as client:
+        answers = [asyncio.create_task(post(client, asked(1, 2, 3))) for _ in range(5)]
+        await until(lambda: admitted(split) == 15)
+        split.link.channel.abort()
+        await until(lambda: split.models.in_flight == 0)
+        codes = [(await answer).json()["error"]["code"] for answer in answers]
+        assert codes == ["server_draining"] * 5
+    assert split.front_end._models.phase is Phase.DRAINING  # it ends itself
+    backend.gate.set()
+
+
+async def test_a_model_that_fails_turns_the_front_end_unready_until_it_works_again(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "PROBE_INTERVAL_S", 0.05)
+    backend = FakeBackend()
+    split = await split_over(backend, **OWN_IDS)
+    async with split.client as client:
+        assert (await client.get("/readyz")).status_code == 200
+        backend.broken.set()
+        for _ in range(3):
+            await post(client, asked(1))
+        await until(lambda: not split.front_end._models._models[PLAIN].state.sound)
+        for refused in (await client.get("/readyz"), await post(client, asked(1))):
+            assert refused.json()["error"]["code"] == "model_failing"
+        assert (await client.get("/health")).json()["status"] == "failing"
+        backend.broken.clear()
+        await until(lambda: split.front_end._models._models[PLAIN].state.sound)
+        assert (await post(client, asked(1))).status_code == 200
+
+
+async def test_a_model_is_loaded_when_asked_for_and_told_when_unloaded(
+    split_over: SplitOver,
+) -> None:
+    split = await split_over(FakeBackend(), **OWN_IDS, lazy=True, unload_after_s=0.2)
+    front_end = split.front_end._models
+    async with split.client as client:
+        for _ in range(2):
+            assert not front_end.states()[0].loaded
+            assert (await post(client, asked(1, 2))).status_code == 200
+            assert front_end.states()[0].loaded
+            assert front_end._models[PLAIN].loaded is not None
+            await until(lambda: not front_end.states()[0].loaded)
+            assert front_end._models[PLAIN].loaded is None
+    assert "load" in split.app.state.services.metrics.page().decode()
+
+
+async def test_a_model_that_cannot_be_loaded_is_told_as_by_one_process(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = await split_over(FakeBackend(), **OWN_IDS, lazy=True)
+
+    def fail(card: object, **options: object) -> None:
+        raise ModelLoadError("the disk is gone")
+
+    monkeypatch.setattr(served_encoder, "load_encoder", fail)
+    async with split.client as client:
+        for _ in range(2):
+            refused = await post(client, asked(1))
+            assert refused.json()["error"]["code"] == "model_load_failed"
+            assert 1 <= int(refused.headers["retry-after"]) <= 5
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_the_end_of_a_drain_answers_what_is_in_flight(split_over: SplitOver) -> None:
+    backend = FakeBackend()
+    split = await split_over(backend, **OWN_IDS)
+    backend.gate.clear()
+    async with split.client as client:
+        answer = asyncio.create_task(post(client, asked(1)))
+        await until(lambda: admitted(split) == 1)
+        split.link.channel.tell(Kind.DRAIN)
+        await until(lambda: split.front_end._models.phase is Phase.DRAINING)
+        assert (await post(client, asked(1))).json()["error"]["code"] == "server_draining"
+        assert not answer.done()
+        split.front_end._models.close()
+        assert (await answer).json()["error"]["code"] == "server_draining"
+        await until(lambda: split.models.in_flight == 0)
+    backend.gate.set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (Kind.EMBED, b""),
+        (Kind.EMBED, b"\7\0\0\0\1\0\0\0\1\0\0\0\1\0\0\0"),  # no such model
+        (Kind.LOAD, b"\7\0"),
+        (Kind.COUNT, b"x"),
+        (Kind.SAMPLES, b""),  # a question of the other side
+    ],
+)
+async def test_a_question_that_makes_no_sense_ends_the_channel_but_not_the_engine(
+    split_over: SplitOver, kind: Kind, content: bytes
+) -> None:
+    split = await split_over(FakeBackend(), **OWN_IDS)
+    split.front_end._channel.tell(kind, content)
+    async with asyncio.timeout(10):
+        await split.link.lost.wait()
+    with split.models.work(PLAIN) as model:
+        assert model.encoder.sound
+
+
+async def test_limits_a_minute_are_counted_by_the_engine_process(
+    split_over: SplitOver,
+) -> None:
+    split = await split_over(FakeBackend())
+    ask = split.front_end._channel.ask
+    await asyncio.gather(*(ask(Kind.COUNT, b'["a",1]') for _ in range(20)))
+    counters = RemoteCounters(split.front_end._channel)
+    counted, ends_in_s = await counters.count("a", 3)
+    assert counted == 23
+    assert 0 < ends_in_s <= 60
+    assert (await counters.look("a"))[0] == 23
+    assert (await counters.look("b"))[0] == 0
+
+
+def test_a_front_end_shows_the_fingerprint_of_what_the_engine_computes_in(
+    plain_card: Card,
+) -> None:
+    half = plain_card.computed_in("float16")
+    welcome = Welcome(Settings(model=[PLAIN]), [(PLAIN, "float16", half.fingerprint)])
+    (card,) = registry_of(welcome).cards
+    assert card.fingerprint == half.fingerprint != plain_card.fingerprint
+
+
+def test_a_card_that_changed_since_the_start_is_not_served(tmp_path: Path) -> None:
+    welcome = Welcome(Settings(model=[PLAIN]), [(PLAIN, "float32", "0" * 16)])
+    with pytest.raises(CardError, match="changed on disk"):
+        registry_of(welcome)
