@@ -20,11 +20,14 @@ class EnginePeer:
     """An engine with the settings that `embedding-server serve` has by default.
 
     Only this class of the benchmark knows how an engine is made and asked.
+
+    Args:
+        device: as the setting of this name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self._engine = self._loop.run_until_complete(_start())
+        self._engine = self._loop.run_until_complete(_start(device))
 
     def embed(self, requests: list[list[str]], clients: int) -> NDArray[np.float32]:
         """Vectors of all texts in order; each client asks for one request after the other."""
@@ -49,7 +52,7 @@ class EnginePeer:
             return (await self._engine.embed(token_ids, ticket)).vectors
 
 
-async def _start() -> Engine:
-    models = ServedModels.find(load_settings({"model": [MODEL]}))
+async def _start(device: str) -> Engine:
+    models = ServedModels.find(load_settings({"model": [MODEL], "device": device}))
     await models.load(Metrics([MODEL], [MODEL]))
     return (await models.resolve(MODEL).on_demand.get()).engine

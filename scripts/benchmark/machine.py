@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-
-import psutil
 
 from scripts.benchmark.processes import REPOSITORY
 from server.inference.cpu_cores import usable_cores
@@ -36,7 +35,7 @@ def machine_facts() -> dict[str, str | int | float]:
         "processor": model.group(1) if model else platform.processor() or platform.machine(),
         "vector_instructions": " ".join(flag for flag in _VECTOR_FLAGS if flag in flags),
         "cores_used": usable_cores(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
@@ -61,7 +60,12 @@ def _versions(installed: Iterable[metadata.Distribution], wanted: Sequence[str])
 def commit() -> str:
     """The checkout's commit, with a mark if files differ from it."""
     described = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    done = subprocess.run(described, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            described, cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git here
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 

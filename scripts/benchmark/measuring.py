@@ -14,7 +14,6 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import uvloop
 from numpy.typing import NDArray
 
@@ -141,6 +140,8 @@ class Meter:
         self._before = self._now()
 
     def _now(self) -> tuple[float, float, float, float]:
+        import psutil  # not wanted for the scenarios on GPUs
+
         times = psutil.cpu_times()
         busy_s = sum(times) - times.idle - getattr(times, "iowait", 0.0)
         return time.perf_counter(), self._process.usage().cpu_s, time.process_time(), busy_s
@@ -162,7 +163,7 @@ def drive(server: Server, load: Coroutine[Any, Any, list[Sample]]) -> dict[str, 
     try:
         samples = uvloop.run(load)
     except ExceptionGroup as group:
-        raise client.BadAnswer(f"{server.name}: {_first(group)}") from group
+        raise client.BadAnswer(f"{server.name}: {first_error(group)}") from group
     for sample in samples:
         if sample.status != HTTPStatus.OK:
             raise client.BadAnswer(f"{server.name} answered {sample.status or 'nothing'}")
@@ -175,8 +176,9 @@ def drive(server: Server, load: Coroutine[Any, Any, list[Sample]]) -> dict[str, 
     return figures
 
 
-def _first(error: Exception) -> Exception:
-    return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
+def first_error(error: Exception) -> Exception:
+    """What is at the bottom of a group of errors."""
+    return first_error(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
 
 
 def sample_figures(samples: Sequence[Sample]) -> dict[str, float]:

@@ -8,6 +8,7 @@ wants) and answers each with one. Ends when its standard input does.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -25,6 +26,7 @@ os.environ |= {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.benchmark.texts import make_requests, num_tokens
 from server.inference.cpu_cores import usable_cores
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,6 +34,7 @@ MODEL_FOLDER = REPOSITORY / "models" / "all-MiniLM-L6-v2"
 BATCH_TOKENS = 512
 MAX_TOKENS = 256
 BATCH_SIZES = (8, 32, 64)
+GPU_BATCH_SIZES = (32, 64, 128, 256, 512)
 # (rows, inner, columns): the model's own with 512 tokens in a micro-batch, and a large square one.
 SHAPES = ((512, 384, 1536), (512, 1536, 384), (1024, 1024, 1024))
 RATE_REPEATS = 7
@@ -112,23 +115,27 @@ class SentenceTransformers:
 
     Args:
         folder: the model's official folder.
+        device: as torch names it.
+        dtype: of the weights; default: as they are.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, device: str = "cpu", dtype: str | None = None) -> None:
         import torch
         from sentence_transformers import SentenceTransformer
 
         torch.set_num_threads(usable_cores())
-        self._model = SentenceTransformer(folder, device="cpu")
-        self._batch_size = BATCH_SIZES[0]
+        self._model = SentenceTransformer(
+            folder, device=device, model_kwargs={"dtype": getattr(torch, dtype)} if dtype else None
+        )
+        self._batch_sizes = BATCH_SIZES if device == "cpu" else GPU_BATCH_SIZES
+        self._batch_size = self._batch_sizes[0]
 
     def tune(self, requests: list[list[str]]) -> int:
         """Keep the batch size that takes the least time for these texts, and tell it."""
         seconds = {}
-        for self._batch_size in BATCH_SIZES:
-            started = time.perf_counter()
-            self.embed(requests, 1)
-            seconds[self._batch_size] = time.perf_counter() - started
+        for size in self._batch_sizes:
+            self._batch_size = size
+            seconds[size] = _seconds_to_embed(self, requests, 1)
         self._batch_size = min(seconds, key=lambda size: seconds[size])
         return self._batch_size
 
@@ -192,6 +199,8 @@ class Worker:
                 started = time.perf_counter()
                 peer.embed(asked["requests"], asked["clients"])
                 return {"seconds": time.perf_counter() - started}
+            case "index" if peer is not None:
+                return _index(peer, asked)
             case "each" if peer is not None:
                 seconds = []
                 for text in asked["texts"]:
@@ -202,22 +211,42 @@ class Worker:
         raise ValueError(f"cannot do {asked['do']}")
 
 
-def _engine() -> Peer:
+def _index(peer: Peer, asked: dict[str, Any]) -> dict[str, Any]:
+    """Texts that are made here, embedded as often as it takes to be at it for `at_least_s`."""
+    requests = make_requests(asked["kind"], asked["seed"], asked["requests"], texts=asked["texts"])
+    seconds = _seconds_to_embed(peer, requests, asked["clients"])  # a warm-up as well
+    times = math.ceil(asked["at_least_s"] / seconds)
+    seconds = _seconds_to_embed(peer, requests * times, asked["clients"])
+    lengths = [num_tokens(text) for request in requests for text in request]
+    return {"seconds": seconds, "times": times, "lengths": lengths}
+
+
+def _seconds_to_embed(peer: Peer, requests: list[list[str]], clients: int) -> float:
+    started = time.perf_counter()
+    peer.embed(requests, clients)
+    return time.perf_counter() - started
+
+
+def _engine(device: str = "cpu") -> Peer:
     from scripts.benchmark.engine_peer import EnginePeer
 
-    return EnginePeer()
+    return EnginePeer(device)
 
 
-def main() -> None:
-    """Answer lines until there are no more."""
+def answer_lines(start: Callable[[], Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
+    """Answer lines until there are no more.
+
+    Args:
+        start: makes what answers; prints where it does no harm.
+    """
     # Libraries print; the answers get a pipe of their own.
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
-        worker = Worker(sys.argv[1], sys.argv[2:])
+        answer = start()
         for line in sys.stdin:
-            answers.write(json.dumps(worker.answer(json.loads(line))) + "\n")
+            answers.write(json.dumps(answer(json.loads(line))) + "\n")
             answers.flush()
 
 
 if __name__ == "__main__":
-    main()
+    answer_lines(lambda: Worker(sys.argv[1], sys.argv[2:]).answer)

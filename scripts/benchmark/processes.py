@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import psutil
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 _STOP_TIMEOUT_S = 10
 _SHOWN_CHARS = 500  # of what a process that failed said last
@@ -59,12 +57,14 @@ class Process:
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
-        self._process = psutil.Process(self.popen.pid)
 
     def usage(self) -> Usage:
         """CPU seconds and resident memory now, of the process and its living children."""
+        import psutil  # not wanted for the scenarios on GPUs
+
         cpu_s, resident_bytes = 0.0, 0
-        for process in (self._process, *self._process.children(recursive=True)):
+        parent = psutil.Process(self.popen.pid)
+        for process in (parent, *parent.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 cpu_s += times.user + times.system

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 
 from scripts.benchmark.goals import GOALS
 from scripts.benchmark.measuring import MATRIX_PRODUCT, OURS
-from scripts.benchmark.results import Results, Spread
+from scripts.benchmark.results import Record, Results, Spread
 
 # Shown with its spread over the rounds, and as a ratio of ours to the others'.
 MAIN_FIGURE = {
@@ -33,9 +33,11 @@ CASE_FIGURES = {
     "load": ("arrivals_per_s", "p50_ms", "p95_ms", "p99_ms"),
 }
 UNSHOWN = ("seconds", "requests", "texts", "tokens")
+ORIGIN_PACKAGES = ("torch", "transformers", "sentence-transformers", "onnxruntime")
 NAMES = {
     "cpu_s": "CPU s",
     "gflops": "GFLOP",
+    "tflops": "TFLOP",
     "_per_s": "/s",
     "_percent": " %",
     "_ms": " ms",
@@ -172,6 +174,35 @@ def write_json(file: Path, facts: dict[str, Any], results: Results) -> None:
     ]
     lines = json.dumps({**facts, "goals": goals, "records": records}, indent=1, ensure_ascii=False)
     file.write_text(lines + "\n", encoding="utf-8")
+
+
+def read_json(file: Path) -> tuple[dict[str, Any], Results]:
+    """What `write_json` wrote: the facts, and the records.
+
+    Raises:
+        ValueError, KeyError: it wrote something else.
+    """
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    records = []
+    for figures in facts.pop("records"):
+        names = {name: figures.pop(name) for name in ("scenario", "case", "target", "round")}
+        measured = {name: math.inf if value is None else value for name, value in figures.items()}
+        records.append(Record(**names, figures=measured))
+    return facts, Results(records)
+
+
+def origin(facts: dict[str, Any]) -> str:
+    """Where figures come from, as a line for a document."""
+    packages, machine = facts["packages"], facts["machine"]
+    told = [
+        facts["date"],
+        facts.get("gpu", ""),
+        f"{machine['cores_used']} cores of {machine['processor']}",
+        f"Python {machine['python']}",
+        *(f"{name} {packages[name]}" for name in ORIGIN_PACKAGES if name in packages),
+        f"commit {facts['commit']}",
+    ]
+    return f"`{facts['command']}`: {', '.join(filter(None, told))}.\n"
 
 
 def _short(value: Any) -> Any:
