@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -256,14 +257,16 @@ def run_on_gpus(
         stack.enter_context(_alone_on_this_machine())
         with console.status("starting the servers and peers"):
             bench = gpu.start(asked, stack, lambda: _start_own(asked, stack), results)
-            facts |= bench.card.ask("about")
+            facts |= bench.card.ask("about") | {"steps_s": {}}
         stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
         def guarded(step: Step) -> None:
+            began_s = time.perf_counter()
             try:
                 step.run()
             except (BadAnswer, BenchError, OSError) as error:
                 failures.append(f"{step.label}: {error}")
+            facts["steps_s"][step.label] = round(time.perf_counter() - began_s, 1)
             report.write_json(asked.out / RESULTS, facts, results)
 
         steps = gpu.plan(bench, asked.only)

@@ -36,8 +36,8 @@ from server.inference.direct import cosines
 CPU = "cpu"
 TORCH_CPU = "torch-cpu"  # a smoke run: torch, but on the CPU
 SAME_COSINE = 0.999  # of half precision beside ONNX Runtime in float32
-SENTENCE_TRANSFORMERS = "sentence-transformers"
-TUNED_ON = 32  # requests of 64 texts
+ENGINE, SENTENCE_TRANSFORMERS = "engine", "sentence-transformers"
+TUNED_ON = 2_048  # texts
 # Of Qwen3-Embedding-0.6B.
 DECODER = {
     "vocab_size": 151_669,
@@ -57,9 +57,8 @@ SMALL_DECODER = {
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
-INDEXING_64 = Work("mixed", 64, 32)
-INDEXING_256 = Work("mixed", 256, 12)
-QUERIES = Work("query", 1, 2_000)
+INDEXING_CLIENTS = 16
+LOAD_TEXTS = 2_048  # that each process makes and sends again and again
 STAGES = ("read", "tokenize", "wait", "compute", "serialize")
 
 
@@ -76,6 +75,7 @@ class GpuScale:
     decoder_tokens: tuple[int, ...]
     decoder_sequence_tokens: int
     decoder_passes: int
+    texts_each: tuple[int, ...]  # a request, when indexing
     indexing_texts: int  # embedded again and again
     indexing_s: float
     load_processes: int
@@ -94,6 +94,7 @@ FULL = GpuScale(
     decoder_tokens=(16_384, 32_768),
     decoder_sequence_tokens=512,
     decoder_passes=10,
+    texts_each=(64, 256),
     indexing_texts=16_384,
     indexing_s=4,
     load_processes=6,
@@ -111,10 +112,11 @@ QUICK = GpuScale(
     decoder_tokens=(128,),
     decoder_sequence_tokens=64,
     decoder_passes=3,
-    indexing_texts=256,
-    indexing_s=0.1,
+    texts_each=(2, 4),
+    indexing_texts=8,
+    indexing_s=0.01,
     load_processes=2,
-    load_s=1,
+    load_s=0.5,
     connections_each=(2,),
     query_connections=(1, 4),
 )
@@ -168,7 +170,7 @@ def start(
     card = child("card", torch_device, *asked.only, module="gpu_peer")
     engines: list[InProcess] = []
     if "indexing" in needed:
-        engines.append(child("engine", CPU if on_cpu else asked.device))
+        engines.append(child(ENGINE, CPU if on_cpu else asked.device))
         folder = asked.st_folder or fetch_model(asked.cache)
         dtype = served_card(torch_device).dtype
         engines.append(child(SENTENCE_TRANSFORMERS, str(folder), torch_device, dtype))
@@ -255,39 +257,50 @@ def decoder(bench: GpuBench) -> Iterator[Step]:
 
 
 def indexing(bench: GpuBench) -> Iterator[Step]:
-    """The engine in process, then sentence-transformers with the same texts."""
+    """The engine in process, by texts a request; sentence-transformers with all of them at once."""
     name, scale = "indexing", bench.scale
-    ours: dict[int, float] = {}
 
     def warm_up(peer: InProcess) -> None:
-        requests = make_requests("mixed", f"{name} warm up", TUNED_ON, texts=64)
-        requests = requests[: scale.indexing_texts // 64]
+        texts = min(TUNED_ON, scale.indexing_texts)
+        requests = make_requests("mixed", f"{name} warm up", 1, texts=texts)
         for _ in range(2):  # sentence-transformers chooses its batch size; first it must be warm
             peer.ask("warm up", requests=requests)
 
-    def run(peer: InProcess, texts: int, clients: int) -> None:
+    def run(peer: InProcess, texts: int) -> dict[str, float]:
         answer = peer.ask(
             "index",
             kind="mixed",
-            seed=f"{name} {texts}",
-            requests=max(1, scale.indexing_texts // texts),
+            seed=name,  # the same texts, however many make a request
+            requests=scale.indexing_texts // texts,
             texts=texts,
-            clients=clients,
+            clients=INDEXING_CLIENTS,
             at_least_s=scale.indexing_s,
         )
         lengths = answer["lengths"] * answer["times"]
-        figures = work_figures(lengths, len(lengths) // texts, answer["seconds"])
-        ours.setdefault(texts, figures["tokens_per_s"])
-        if peer.name == SENTENCE_TRANSFORMERS:
-            figures["engine_through_this"] = ours[texts] / figures["tokens_per_s"]
-        bench.record(name, peer.name, figures, f"{texts} texts a request")
+        return work_figures(lengths, len(lengths) // texts, answer["seconds"])
+
+    def run_engine(peer: InProcess, texts: int) -> None:
+        bench.record(name, peer.name, run(peer, texts), _case(texts))
+
+    def run_other(peer: InProcess) -> None:
+        figures = run(peer, scale.texts_each[-1])
+        for texts in scale.texts_each:
+            figures = dict(figures)
+            for ours in bench.results.by_round(name, ENGINE, "tokens_per_s", _case(texts)).values():
+                figures["engine_through_this"] = ours / figures["tokens_per_s"]
+            bench.record(name, peer.name, figures, _case(texts))
 
     for peer in bench.engines:
         yield Step(f"{name}, warm up: {peer.name}", functools.partial(warm_up, peer))
-    for texts, clients in ((64, 32), (256, 16)):
-        for peer in bench.engines:
-            label = f"{name}, {texts} texts a request: {peer.name}"
-            yield Step(label, functools.partial(run, peer, texts, clients))
+    engine, other = bench.engines
+    for texts in scale.texts_each:
+        run_texts = functools.partial(run_engine, engine, texts)
+        yield Step(f"{name}, {_case(texts)}: {engine.name}", run_texts)
+    yield Step(f"{name}: {other.name}", functools.partial(run_other, other))
+
+
+def _case(texts: int) -> str:
+    return f"{texts} texts a request"
 
 
 def http(bench: GpuBench) -> Iterator[Step]:
@@ -302,7 +315,7 @@ def http(bench: GpuBench) -> Iterator[Step]:
         bench.record(name, server.name, figures | watch.figures, case)
 
     yield from _warm_up(bench, name)
-    for work in (INDEXING_64, INDEXING_256):
+    for work in map(_indexing_work, scale.texts_each):
         for each in scale.connections_each:
             for server in bench.servers:
                 connections = each * scale.load_processes
@@ -314,13 +327,20 @@ def http(bench: GpuBench) -> Iterator[Step]:
             yield Step(label, functools.partial(run, server, QUERIES, connections))
 
 
+QUERIES = Work("query", 1, LOAD_TEXTS)
+
+
+def _indexing_work(texts: int) -> Work:
+    return Work("mixed", texts, LOAD_TEXTS // texts)
+
+
 def _called(work: Work) -> str:
     return "short queries" if work.texts == 1 else f"{work.texts} texts"
 
 
 def _warm_up(bench: GpuBench, name: str) -> Iterator[Step]:
     def run(server: Server) -> None:
-        for work in (QUERIES, INDEXING_64):
+        for work in (QUERIES, _indexing_work(bench.scale.texts_each[0])):
             bench.load.make(work, f"{name} {work.kind} {work.texts}")
             bench.load.run(server, 2 * bench.scale.load_processes, 0.5)
 
@@ -338,12 +358,14 @@ def profile(bench: GpuBench) -> Iterator[Step]:
         before = read_totals(server.page("/metrics") or "")
         seen = bench.load.run(server, connections, scale.load_s)
         after = read_totals(server.page("/metrics") or "")
-        figures = {"seen by the client, p50_ms": seen["p50_ms"], **stage_figures(before, after)}
+        figures = stage_figures(before, after)
+        if "p50_ms" in seen:
+            figures = {"seen by the client, p50_ms": seen["p50_ms"], **figures}
         case = f"{_called(work)}, {connections} connections"
         bench.record(name, server.name, figures, case)
 
     yield from _warm_up(bench, name)
-    for work in (INDEXING_64, QUERIES):
+    for work in (_indexing_work(scale.texts_each[0]), QUERIES):
         for server in bench.servers:
             label = f"{name}, {_called(work)}: {server.name}"
             yield Step(label, functools.partial(run, server, work))
@@ -364,9 +386,9 @@ def read_totals(page: str) -> dict[str, tuple[float, float]]:
     return {
         "total": total("request_seconds", 'route="/v1/embeddings"'),
         **stages,
-        "micro_batch": total("batch_seconds", f'model="{MODEL}"'),
-        "micro_batch_tokens": total("batch_tokens", f'model="{MODEL}"'),
-        "micro_batch_sequences": total("batch_sequences", f'model="{MODEL}"'),
+        "micro_batch": total("micro_batch_seconds", f'model="{MODEL}"'),
+        "micro_batch_tokens": total("micro_batch_tokens", f'model="{MODEL}"'),
+        "micro_batch_sequences": total("micro_batch_sequences", f'model="{MODEL}"'),
     }
 
 

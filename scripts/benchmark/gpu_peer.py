@@ -91,7 +91,7 @@ class GpuPeer:
         for dtype in RATE_DTYPES:
             rate = self._matrix_rates[dtype] = self._measure_rate(dtype, size, samples)
             figures = {"tflops_per_s": rate / 1e12}
-            records.append(("matrix product", f"{dtype}, {size} x {size} x {size}", figures))
+            records.append(("card", f"{dtype}, {size} x {size} x {size}", figures))
         return {"records": records}
 
     def _measure_rate(self, dtype: str, size: int, samples: int) -> float:
@@ -186,7 +186,8 @@ class GpuPeer:
         with torch.device(self._device):
             transformer = transformers.AutoModel.from_config(
                 transformers.Qwen3Config(**shape), dtype=torch.bfloat16
-            ).eval()
+            )
+        transformer.eval().requires_grad_(False)
         if asked["compiled"]:
             compile_layers(transformer)
         # MiniLM's head: it only normalises.

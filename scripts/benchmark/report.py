@@ -31,6 +31,11 @@ CASE_FIGURES = {
     ),
     "concurrency": ("tokens_per_s", "requests_per_s", "p50_ms"),
     "load": ("arrivals_per_s", "p50_ms", "p95_ms", "p99_ms"),
+    "forward": ("tokens_per_s", "of_matrix_rate_percent", "p50_ms", "p99_ms"),
+    "http": (
+        *("tokens_per_s", "requests_per_s", "p50_ms", "p99_ms", "server_cpu_ms_per_request"),
+        *("gpu_busy_percent", "gpu_memory_mb", "busiest_client_cpu_percent"),
+    ),
 }
 UNSHOWN = ("seconds", "requests", "texts", "tokens")
 ORIGIN_PACKAGES = ("torch", "transformers", "sentence-transformers", "onnxruntime")
