@@ -47,9 +47,7 @@ class SplitOver(Protocol):
 
 
 @pytest.fixture
-async def split_over(
-    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[SplitOver]:
+async def split_over(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SplitOver]:
     """Makes the two sides over a forward pass that can be made to fail."""
     made: list[tuple[Split, FakeBackend]] = []
     tasks: list[asyncio.Task[None]] = []

@@ -250,8 +250,10 @@ def test_a_front_end_that_is_killed_is_replaced_and_the_others_go_on(
         assert other.post(QUERY).status_code == 200
         wait_for(lambda: page(server).value("admitted_tokens", model=PLAIN) == 0, "dropped work")
         wait_for(
-            lambda: {one.pid for one in front_ends(server)} - {killed.front_end.pid}
-            > {other.front_end.pid},
+            lambda: (
+                {one.pid for one in front_ends(server)} - {killed.front_end.pid}
+                > {other.front_end.pid}
+            ),
             "another front end",
         )
         with one_connection_each(server) as connections:
@@ -272,8 +274,9 @@ def test_front_ends_end_when_the_engine_process_is_killed(pool: ThreadPoolExecut
             assert answer.result(timeout=30).json()["error"]["code"] == "server_draining"
 
 
-@pytest.mark.parametrize("to_all", [False, True])
-@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("stop_signal", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)]
+)
 def test_a_drain_finishes_what_each_front_end_has(
     pool: ThreadPoolExecutor, stop_signal: signal.Signals, to_all: bool
 ) -> None:
@@ -300,6 +303,25 @@ def test_a_drain_finishes_what_each_front_end_has(
         assert "Traceback" not in server.log()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((host, int(port)))
+
+
+def test_a_front_end_without_work_drains_as_long_as_another_one_has_some(
+    pool: ThreadPoolExecutor,
+) -> None:
+    with (
+        serve("--drain-timeout-s", "120") as server,
+        one_connection_each(server) as (busy, idle),
+    ):
+        answer = computing(pool, busy, server)
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: idle.client.get("/readyz").status_code == 503, "a drain")
+        while not answer.done():
+            before_its_end = idle.front_end.is_running()
+            if not answer.done():
+                assert before_its_end
+                assert idle.client.get("/livez").status_code == 200 or answer.done()
+        assert len(answer.result().json()["data"]) == len(LONG_TEXTS)
+        assert server.process.wait(timeout=30) == 0
 
 
 def test_a_second_signal_cuts_the_drain_short(pool: ThreadPoolExecutor) -> None:
@@ -339,6 +361,14 @@ def test_a_lazy_server_loads_for_whoever_is_asked_and_all_tell_it() -> None:
                 wait_for(lambda: loaded(asked) == loaded(other) == [False, False], "idleness")  # noqa: B023
             assert page(server).value("model_loads_total", model=PLAIN) == 2
         assert server.stop() == 0
+
+
+def test_a_front_end_loads_no_runtime_for_models() -> None:
+    code = "import sys, server.frontends.front_end; print('onnxruntime' in sys.modules)"
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert outcome.stdout == "False\n"
 
 
 def test_no_front_end_shows_a_secret_to_other_users() -> None:

@@ -44,7 +44,9 @@ def test_a_series_that_only_another_process_has_is_shown() -> None:
 
 def test_without_others_the_page_is_that_of_one_process() -> None:
     metrics = process(3)
-    alone = {family.name: family for family in text_string_to_metric_families(metrics.page().decode())}
+    alone = {
+        family.name: family for family in text_string_to_metric_families(metrics.page().decode())
+    }
     summed = text_string_to_metric_families(summed_page(metrics, []).decode())
     for family in summed:
         if not family.name.startswith("process_"):
