@@ -178,6 +178,8 @@ class Ticket:
 
     def correct(self, tokens: int) -> None:
         """Replace the estimate, now that the tokens are counted."""
+        if tokens == self.tokens:
+            return
         self._leave()
         self.tokens = tokens
         self._flow = self._admission.enter(self.key, tokens)

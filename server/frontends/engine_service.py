@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import socket
 from typing import TYPE_CHECKING
 
 import orjson
 
 from server.engine.served_models import ServedModels
-from server.errors import StartupError
+from server.errors import ApiError, StartupError
 from server.frontends.channel import BadFrame, Channel, Kind, Parts
 from server.frontends.messages import (
     EmbedQuestion,
+    EngineState,
     Welcome,
     read_amount,
     read_model,
     served_by,
     write_counter,
     write_rotation,
-    write_state,
     write_vectors,
 )
 from server.frontends.summed_metrics import Counted, Samples, samples_of
@@ -33,6 +34,8 @@ from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.access.counters import Counters
+
+log = logging.getLogger(__name__)
 
 # How often it is looked whether there is a new state to tell: soundness also changes with time.
 STATE_INTERVAL_S = 0.1
@@ -57,8 +60,8 @@ class FrontEndLink:
         try:
             async with asyncio.timeout(SAMPLES_TIMEOUT_S):
                 self.samples = orjson.loads(await self.channel.ask(Kind.SAMPLES))
-        except Exception:  # it is busy or about to end
-            return self.samples
+        except (ApiError, TimeoutError):  # it is about to end, or busy
+            log.warning("a front end does not tell its metrics")
         return self.samples
 
     async def _answer(self, kind: Kind, content: bytes) -> Parts:
@@ -101,6 +104,7 @@ class EngineService:
         self._names = [card.name for card in models.registry.cards]
         self._welcome = Welcome(settings, served_by(models.registry)).write()
         self._links: list[FrontEndLink] = []
+        self._draining = False
         self._state = self._read_state()
         self._counted_by_gone = Counted()
 
@@ -118,6 +122,8 @@ class EngineService:
         self._links.append(link)
         link.channel.tell(Kind.WELCOME, self._welcome)
         link.channel.tell(Kind.STATE, self._state)
+        if self._draining:  # it was not there when the others were told
+            link.channel.tell(Kind.DRAIN)
         return link
 
     def forget(self, link: FrontEndLink) -> None:
@@ -125,6 +131,13 @@ class EngineService:
         if link in self._links:
             self._links.remove(link)
             self._counted_by_gone.add(link.samples)
+
+    def drain(self) -> None:
+        """Have all front ends finish what they have, and end; the second call cuts that short."""
+        self._draining = True
+        self._tell_state()
+        for link in self._links:
+            link.channel.tell(Kind.DRAIN)
 
     async def keep_telling(self) -> None:
         """Tell every front end the state whenever it changes."""
@@ -137,8 +150,7 @@ class EngineService:
         asked = EmbedQuestion.read(content)
         with self._models.work(self._name(asked.model)) as model:
             engine, _ = model.loaded or await model.load()
-            num_tokens = sum(map(len, asked.token_ids))
-            with engine.admit_tokens(num_tokens, asked.key) as ticket:
+            with engine.admit_tokens(sum(map(len, asked.token_ids)), asked.key) as ticket:
                 return write_vectors(*await engine.embed(asked.token_ids, ticket))
 
     async def load(self, content: bytes) -> Parts:
@@ -167,7 +179,9 @@ class EngineService:
                 link.channel.tell(Kind.STATE, state)
 
     def _read_state(self) -> bytes:
-        return write_state(self._models.phase, self._models.states())
+        busy = self._draining and self._models.in_flight > 0
+        state = EngineState.of(self._models.phase, self._models.states(), drains_others=busy)
+        return state.write()
 
 
 def _take_notice(ready: asyncio.Future[None]) -> None:

@@ -6,9 +6,9 @@ Numbers are little-endian; token ids are int32, vectors float32, as they lie in 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -72,20 +72,34 @@ class RemoteState:
     resident_bytes: int | None = None
 
 
-def write_state(phase: Phase, states: Sequence[ModelState]) -> bytes:
-    """The engine process's phase, and its models in their order."""
-    models = [[state.loaded, state.sound, state.resident_bytes] for state in states]
-    return orjson.dumps([phase.value, models])
-
-
-def read_state(content: bytes) -> tuple[Phase, list[RemoteState]]:
-    """As it was written."""
-    phase, models = orjson.loads(content)
-    return Phase(phase), [RemoteState(*model) for model in models]
-
-
 @dataclass(frozen=True, slots=True)
-class EmbedQuestion:
+class EngineState:
+    """What a front end knows of the engine process."""
+
+    phase: Phase = Phase.LOADING
+    models: Sequence[RemoteState] = ()  # in the order in which frames number them
+    drains_others: bool = False  # some front end still has work in flight, while all drain
+
+    @classmethod
+    def of(
+        cls, phase: Phase, states: Iterable[ModelState], *, drains_others: bool = False
+    ) -> EngineState:
+        """What is to be known of these models."""
+        models = [RemoteState(one.loaded, one.sound, one.resident_bytes) for one in states]
+        return cls(phase, models, drains_others)
+
+    def write(self) -> bytes:
+        models = [[model.loaded, model.sound, model.resident_bytes] for model in self.models]
+        return orjson.dumps([self.phase.value, models, self.drains_others])
+
+    @classmethod
+    def read(cls, content: bytes) -> EngineState:
+        """As it was written."""
+        phase, models, drains_others = orjson.loads(content)
+        return cls(Phase(phase), [RemoteState(*model) for model in models], drains_others)
+
+
+class EmbedQuestion(NamedTuple):
     """The tokens of one request."""
 
     model: int
@@ -111,7 +125,7 @@ class EmbedQuestion:
             start = _EMBED.size + key_bytes
             key = content[_EMBED.size : start].decode()
             numbers = np.frombuffer(content, _INT32, offset=start)
-            lengths = numbers[:count].tolist()
+            lengths: list[int] = numbers[:count].tolist()
         except (struct.error, ValueError) as error:
             raise BadFrame(f"a question that cannot be read: {error}") from None
         if (

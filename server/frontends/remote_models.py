@@ -21,9 +21,9 @@ from server.errors import Draining, ModelFailing, ModelLoading
 from server.frontends.channel import Channel, Kind
 from server.frontends.messages import (
     EmbedQuestion,
+    EngineState,
     RemoteState,
     read_rotation,
-    read_state,
     read_vectors,
     write_model,
 )
@@ -109,11 +109,11 @@ class RemoteModels:
 
     def __init__(self, registry: Registry, settings: Settings, channel: Channel) -> None:
         self.registry = registry
-        self.in_flight = 0  # requests that a drain waits for
+        self._in_flight = 0
         self._settings = settings
         self._channel = channel
         self._draining = False
-        self._engine_phase = Phase.LOADING
+        self._engine = EngineState()
         self._engine_ready = asyncio.Event()
         self._encoders: dict[str, Card] = {}  # by what they compute
         self._tokenizers: dict[str, OnDemand[RequestTokenizer]] = {}
@@ -135,7 +135,15 @@ class RemoteModels:
     @property
     def phase(self) -> Phase:
         """The engine process's, unless this front end drains."""
-        return Phase.DRAINING if self._draining else self._engine_phase
+        return Phase.DRAINING if self._draining else self._engine.phase
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that a drain waits for, one more while other front ends have some.
+
+        All end together: until the last one has answered, each tells who comes that it drains.
+        """
+        return self._in_flight + self._engine.drains_others
 
     async def load(self, metrics: Metrics) -> None:
         """Open the channel, and turn ready once the engine process is.
@@ -154,10 +162,10 @@ class RemoteModels:
 
     def take_over(self, state: bytes) -> None:
         """The engine process has told its state."""
-        self._engine_phase, states = read_state(state)
-        for model, told in zip(self._models.values(), states, strict=True):
+        self._engine = EngineState.read(state)
+        for model, told in zip(self._models.values(), self._engine.models, strict=True):
             model.take_over(told)
-        if self._engine_phase is Phase.READY:
+        if self._engine.phase is Phase.READY:
             self._engine_ready.set()
 
     @contextlib.contextmanager
@@ -168,11 +176,11 @@ class RemoteModels:
         model = self._models[card.name]
         if not model.state.sound:
             raise ModelFailing
-        self.in_flight += 1
+        self._in_flight += 1
         try:
             yield model
         finally:
-            self.in_flight -= 1
+            self._in_flight -= 1
 
     def states(self) -> list[ModelState]:
         """See `ServedModels.states`."""

@@ -19,7 +19,6 @@ from typing import NamedTuple
 from server.access.access import Access
 from server.engine.served_models import ServedModels
 from server.errors import SettingError, StartupError
-from server.frontends.channel import Kind
 from server.frontends.engine_service import EngineService, FrontEndLink
 from server.listening import SharedAddress, allow_many_connections, announce
 from server.metrics import Metrics
@@ -135,8 +134,7 @@ class Supervisor:
         if not self._stopping.is_set():
             log.info("%s: finishing work in flight", signal.Signals(number).name)
         self._stopping.set()
-        for front_end in self._running.values():
-            front_end.link.channel.tell(Kind.DRAIN)
+        self._service.drain()
 
     async def _keep(self, number: int, front_end: FrontEndProcess) -> None:
         """Replace this front end whenever it ends, until the server stops."""
@@ -160,8 +158,6 @@ class Supervisor:
             process = _spawn(theirs, listener)
         front_end = FrontEndProcess(process, await self._service.connect(ours))
         self._running[number] = front_end
-        if self._stopping.is_set():  # it was not there when the others were told
-            front_end.link.channel.tell(Kind.DRAIN)
         return front_end
 
 

@@ -18,7 +18,7 @@ import httpx2
 import openai
 import pytest
 
-from server.access import rate_limits
+from server.access import counters
 from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import Limits, Scope
@@ -472,7 +472,7 @@ def test_openais_client_raises_its_errors(http: httpx.Client, server: ServerProc
 async def test_openais_client_waits_as_told_and_gets_through(
     app_over: AppOver, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate_limits, "MINUTE_S", 3)
+    monkeypatch.setattr(counters, "MINUTE_S", 3)
     secret = site.secret("team", requests_per_minute=2)
     app = await app_over(FakeBackend(), database_url=site.url)
     transport = httpx2.ASGITransport(app)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from server.access import counters
 from server.access import rate_limits as rate_limits_module
 from server.access.keys import Key, Limits, new_id
 from server.access.rate_limits import MEMORY, RateLimits, Unit
@@ -94,7 +95,7 @@ async def test_large_requests_that_are_refused_keep_no_small_one_out(limits: Rat
 async def test_what_is_given_back_after_the_minute_adds_nothing_to_the_next(
     limits: RateLimits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate_limits_module, "MINUTE_S", 1)
+    monkeypatch.setattr(counters, "MINUTE_S", 1)
     limited = key(tpm=100)
     one = limits.of(limited)
     await one.take_tokens(90)
@@ -150,7 +151,7 @@ async def test_the_headers_show_every_limit_also_before_anything_is_counted(
 async def test_who_waits_as_long_as_told_is_let_in(
     limits: RateLimits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate_limits_module, "MINUTE_S", 2)
+    monkeypatch.setattr(counters, "MINUTE_S", 2)
     limited = key(rpm=2, tpm=10)
     await limits.of(limited).take_request()
     await asyncio.sleep(0.7)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,20 +14,19 @@ from server.engine.interface import ModelState, Phase
 from server.frontends.channel import BadFrame
 from server.frontends.messages import (
     EmbedQuestion,
+    EngineState,
     RemoteState,
     Welcome,
     read_amount,
     read_counter,
     read_model,
     read_rotation,
-    read_state,
     read_vectors,
     served_by,
     write_amount,
     write_counter,
     write_model,
     write_rotation,
-    write_state,
     write_vectors,
 )
 from server.settings import Settings
@@ -98,24 +98,25 @@ def test_models_and_counters_arrive_as_they_were() -> None:
 def test_the_state_arrives_as_it_was(registry: Registry) -> None:
     card = registry.cards[0]
     states = [ModelState(card, card, True, 7, sound=False), ModelState(card, card, False, None)]
-    phase, arrived = read_state(write_state(Phase.READY, states))
-    assert phase is Phase.READY
-    assert arrived == [RemoteState(True, False, 7), RemoteState(False, True, None)]
+    sent = EngineState.of(Phase.READY, states, drains_others=True)
+    assert EngineState.read(sent.write()) == sent
+    assert sent.models == [RemoteState(True, False, 7), RemoteState(False, True, None)]
 
 
 def test_every_setting_arrives_with_its_secrets(registry: Registry, tmp_path: Path) -> None:
-    settings = Settings(
-        host="::1",
-        model=["one", "two"],
-        lazy=True,
-        unload_after_s=2.5,
-        data_dir=tmp_path,
-        api_key=["sk-1", "sk-2"],
-        api_key_file=tmp_path / "keys",
-        database_url="postgresql://me:secret@host/name",
-        threads=3,
-        frontends=4,
-    )
+    given: dict[str, Any] = {
+        "host": "::1",
+        "model": ["one", "two"],
+        "lazy": True,
+        "unload_after_s": 2.5,
+        "data_dir": tmp_path,
+        "api_key": ["sk-1", "sk-2"],
+        "api_key_file": tmp_path / "keys",
+        "database_url": "postgresql://me:secret@host/name",
+        "threads": 3,
+        "frontends": 4,
+    }
+    settings = Settings(**given)
     welcome = Welcome(settings, served_by(registry))
     assert Welcome.read(welcome.write()) == welcome
     assert "sk-1" not in repr(welcome)

@@ -10,6 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from server.access.database import Database
+from server.access.key_store import KeyStore
+from server.access.keys import Limits
 from server.catalog.card import Card
 from server.engine import replica, served_encoder
 from server.engine.interface import Phase
@@ -37,7 +40,7 @@ async def post(client: httpx.AsyncClient, body: dict[str, Any], key: str = "") -
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
@@ -259,6 +262,28 @@ def test_a_front_end_shows_the_fingerprint_of_what_the_engine_computes_in(
     welcome = Welcome(Settings(model=[PLAIN]), [(PLAIN, "float16", half.fingerprint)])
     (card,) = registry_of(welcome).cards
     assert card.fingerprint == half.fingerprint != plain_card.fingerprint
+
+
+async def test_what_is_refused_for_too_much_work_costs_no_tokens_of_the_minute(
+    split_over: SplitOver, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'keys.db'}"
+    database = Database(url)
+    _, secret = KeyStore(database).create("key", limits=Limits(tokens_per_minute=100))
+    database.close()
+    backend = FakeBackend()
+    split = await split_over(backend, **OWN_IDS, max_queue_tokens=10, database_url=url)
+    backend.gate.clear()
+    async with split.client as client:
+        waiting = asyncio.create_task(post(client, asked(*range(1, 11)), secret))
+        await until(lambda: admitted(split) == 10)
+        refused = await post(client, asked(*range(1, 41)), secret)
+        assert refused.json()["error"]["code"] == "server_overloaded"
+        backend.gate.set()
+        assert (await waiting).headers["x-ratelimit-remaining-tokens"] == "90"
+        last = await post(client, asked(*range(1, 11)), secret)
+        assert last.headers["x-ratelimit-remaining-tokens"] == "80"
+    await split.app.state.services.access.close()
 
 
 def test_a_card_that_changed_since_the_start_is_not_served(tmp_path: Path) -> None:

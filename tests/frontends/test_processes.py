@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -242,7 +243,8 @@ def test_a_front_end_that_is_killed_is_replaced_and_the_others_go_on(
     with serve() as server, one_connection_each(server) as (killed, other):
         for connection in (killed, other):
             assert connection.post(QUERY).status_code == 200
-        before = page(server).total("requests_total")
+        labels = {"route": "/v1/embeddings", "status": "200", "model": PLAIN}
+        assert page(server).value("requests_total", **labels) == 2
         lost = computing(pool, killed, server)
         killed.front_end.kill()
         with pytest.raises(httpx.TransportError):
@@ -258,7 +260,7 @@ def test_a_front_end_that_is_killed_is_replaced_and_the_others_go_on(
         )
         with one_connection_each(server) as connections:
             assert [each.post(QUERY).status_code for each in connections] == [200, 200]
-        assert page(server).total("requests_total") > before
+        assert page(server).value("requests_total", **labels) == 5  # the killed one's, too
         assert "starting another one" in server.log()
         assert server.stop() == 0
 
@@ -274,8 +276,9 @@ def test_front_ends_end_when_the_engine_process_is_killed(pool: ThreadPoolExecut
             assert answer.result(timeout=30).json()["error"]["code"] == "server_draining"
 
 
-@pytest.mark.parametrize("to_all", [False, True])
-@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("stop_signal", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)]
+)
 def test_a_drain_finishes_what_each_front_end_has(
     pool: ThreadPoolExecutor, stop_signal: signal.Signals, to_all: bool
 ) -> None:
@@ -302,6 +305,27 @@ def test_a_drain_finishes_what_each_front_end_has(
         assert "Traceback" not in server.log()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((host, int(port)))
+
+
+def test_a_front_end_without_work_drains_as_long_as_another_one_has_some(
+    pool: ThreadPoolExecutor,
+) -> None:
+    with (
+        serve("--drain-timeout-s", "120") as server,
+        one_connection_each(server) as (busy, idle),
+    ):
+        answer = computing(pool, busy, server)
+        server.process.send_signal(signal.SIGTERM)
+        began_s, watched_s = time.monotonic(), 0.0
+        while not answer.done():
+            alive = idle.front_end.is_running()
+            with contextlib.suppress(httpx.TransportError):
+                if page(server).value("admitted_tokens", model=PLAIN) > 0:
+                    assert alive
+                    watched_s = time.monotonic() - began_s
+        assert watched_s > 0.5
+        assert len(answer.result().json()["data"]) == len(LONG_TEXTS)
+        assert server.process.wait(timeout=30) == 0
 
 
 def test_a_second_signal_cuts_the_drain_short(pool: ThreadPoolExecutor) -> None:
@@ -341,6 +365,14 @@ def test_a_lazy_server_loads_for_whoever_is_asked_and_all_tell_it() -> None:
                 wait_for(lambda: loaded(asked) == loaded(other) == [False, False], "idleness")  # noqa: B023
             assert page(server).value("model_loads_total", model=PLAIN) == 2
         assert server.stop() == 0
+
+
+def test_a_front_end_loads_no_runtime_for_models() -> None:
+    code = "import sys, server.frontends.front_end; print('onnxruntime' in sys.modules)"
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert outcome.stdout == "False\n"
 
 
 def test_no_front_end_shows_a_secret_to_other_users() -> None:
