@@ -32,9 +32,10 @@ async def page_of_this_process(metrics: Metrics) -> bytes:
 
 def seats_of(settings: Settings) -> Seats:
     """One process's share of the requests and bodies that there may be; room for one at least."""
-    most_bytes = math.ceil(LARGEST_BODIES * settings.max_body_bytes / settings.frontends)
+    frontends = settings.frontends or 1
+    most_bytes = math.ceil(LARGEST_BODIES * settings.max_body_bytes / frontends)
     return Seats(
-        math.ceil(settings.max_concurrent_requests / settings.frontends),
+        math.ceil(settings.max_concurrent_requests / frontends),
         max(most_bytes, settings.max_body_bytes),
     )
 

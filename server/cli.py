@@ -80,10 +80,11 @@ def serve(settings: Settings) -> None:
     settings.check_exposure(asks_for_keys=access.asks_for_keys)
     models = ServedModels.find(settings)
     models.start_reading()
-    if settings.frontends > 1:
+    frontends = settings.frontends or models.suited_frontends
+    if frontends > 1:
         from server.frontends.supervisor import serve as run_processes
 
-        run_processes(settings, models, access)
+        run_processes(settings.model_copy(update={"frontends": frontends}), models, access)
         return
     # Importing the HTTP framework takes about as long as reading a small model.
     from server.serving import serve as run_server

@@ -160,12 +160,13 @@ class Settings(BaseSettings):
         description="Least cosine between a card's reference vectors and this machine's; below it "
         "the server does not start.",
     )
-    frontends: int = Field(
-        1,
+    frontends: int | None = Field(
+        None,
         ge=1,
         le=64,
         description="Processes that speak HTTP; with more than one, another process computes for "
-        "all of them. For a GPU, which is faster than one process can read requests.",
+        "all of them. Default: 1 on the CPU; on a GPU, which is faster than one process can read "
+        "requests, half as many as there are cores, at most 8.",
     )
     max_batch_tokens: int | None = Field(
         None,

@@ -70,6 +70,8 @@ class Engine:
             max_batch_tokens,
             light_batch_tokens=pace.light_batch_tokens,
             packed=encoder.backends[0].packs,
+            ahead_tokens=pace.ahead_tokens,
+            devices=len(encoder.backends),
             share_among_idle=share_among_idle and pace.share_among_idle,
         )
         self._tokens_per_second = Ratio(workers * pace.tokens_per_second, weight=0.1)

@@ -162,6 +162,10 @@ class WaitingQueue:
         light_batch_tokens: most tokens of a micro-batch that a light request heads, and least
             that a worker gets as its share.
         packed: what is computed together is not padded.
+        ahead_tokens: while as many workers compute as there are devices, another one takes its
+            micro-batch only if so many tokens wait; fewer are better computed with what comes
+            meanwhile. None: every idle worker takes what there is.
+        devices: see `ahead_tokens`.
         share_among_idle: idle workers share what waits. Without it, and with one request at a time,
             the micro-batches depend on the request alone, not on which worker is quicker.
     """
@@ -172,11 +176,15 @@ class WaitingQueue:
         *,
         light_batch_tokens: int = CPU_PACE.light_batch_tokens,
         packed: bool = False,
+        ahead_tokens: int | None = None,
+        devices: int = 1,
         share_among_idle: bool = True,
     ) -> None:
         self._max_batch_tokens = max_batch_tokens
         self._light_batch_tokens = light_batch_tokens
         self._packed = packed
+        self._ahead_tokens = ahead_tokens
+        self._devices = devices
         self._share_among_idle = share_among_idle
         self._workers = 0  # threads between `join` and `leave`
         self._idle_workers = 0  # those of them that are in `take`
@@ -215,7 +223,7 @@ class WaitingQueue:
             if group in key.light.groups:
                 self._show(group.show(group.num_tokens))
             self._advance(key)
-            self._changed.notify(len(group.sequences))
+            self._changed.notify(min(len(group.sequences), self._wanted_workers()))
 
     def join(self) -> None:
         """A worker thread is there from now on."""
@@ -235,7 +243,7 @@ class WaitingQueue:
         with self._changed:
             self._idle_workers += 1
             try:
-                while not self._has_work() and not self.closed:
+                while not (self._has_work() and self._wanted_workers()) and not self.closed:
                     if not self._changed.wait(timeout_s):
                         return None
                 return None if self.closed else self._pop()
@@ -370,6 +378,13 @@ class WaitingQueue:
         elif sequences:
             self._by_length.extend(sequences)
             self._by_length.sort(key=_BY_LENGTH)
+
+    def _wanted_workers(self) -> int:
+        """How many of the idle workers are to take something now, if there is something."""
+        if self._ahead_tokens is None or self.tokens >= self._ahead_tokens:
+            return self._idle_workers
+        computing = self._workers - self._idle_workers
+        return max(0, self._devices - computing)
 
     def _has_work(self) -> bool:
         if self._dropped:

@@ -96,7 +96,7 @@ class Supervisor:
         telling = asyncio.create_task(self._service.keep_telling())
         keepers = [
             asyncio.create_task(self._keep(number, await self._start_front_end(number)))
-            for number in range(self._settings.frontends)
+            for number in range(self._settings.frontends or 1)
         ]
         starting = asyncio.create_task(self._become_ready())
         stopping = asyncio.create_task(self._stopping.wait())

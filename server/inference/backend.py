@@ -24,6 +24,7 @@ class Pace:
     max_batch_tokens: int  # of a micro-batch
     light_batch_tokens: int  # from about here on a micro-batch is as efficient as it gets
     tokens_per_second: float  # of one worker, until there are measurements
+    ahead_tokens: int | None  # see WaitingQueue
     share_among_idle: bool  # see WaitingQueue
 
 
@@ -34,6 +35,7 @@ CPU_PACE = Pace(
     max_batch_tokens=256,
     light_batch_tokens=96,
     tokens_per_second=1_000.0,
+    ahead_tokens=None,
     share_among_idle=True,
 )
 

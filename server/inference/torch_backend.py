@@ -55,6 +55,7 @@ def load_backends(
         max_batch_tokens=budget,
         light_batch_tokens=budget,
         tokens_per_second=min(rate for _, rate in prepared) / LANES,
+        ahead_tokens=budget // 4,
         share_among_idle=False,
     )
     return backends, pace

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 LANES = 2  # one prepares or fetches while the other's pass runs
 # The kernel's grid grows with the longest sequence that it is told of.
 RECORDED_LONGEST = (128, 512)
+# Up to so many tokens copying beside another pass gains less than it costs in Python.
+DIRECT_TOKENS = 4096
 TOKENS_A_SLOT = 4  # recorded shapes hold so many tokens for each sequence at least
 _MIN_SLOTS = 8
 
@@ -79,6 +81,7 @@ class _Lane:
         if numbers > self._numbers:
             self._numbers = 2 * numbers
             self.host_input = torch.zeros(self._numbers, dtype=torch.int32, pin_memory=True)
+            self.written = self.host_input.numpy()
             self.device_input = torch.zeros(self._numbers, dtype=torch.int32, device=self._device)
         if rows > self._rows:
             self._rows = 2 * rows
@@ -102,41 +105,71 @@ class CudaPipeline:
 
     def run(self, sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
         """Embeddings (sequences, embedding_dim), float32; any thread may call."""
-        lengths = np.fromiter(map(len, sequences), np.int32, len(sequences))
+        count = len(sequences)
+        lengths = np.fromiter(map(len, sequences), np.int32, count)
         total, longest = int(lengths.sum()), max(2, int(lengths.max()))
-        recording = self._recording_for(len(sequences), total, longest)
-        slots = recording.slots if recording else len(sequences)
+        recording = self._recording_for(count, total, longest)
+        slots = recording.slots if recording else count
         numbers = slots + 1 + (recording.tokens if recording else total)
         with torch.cuda.device(self._device), torch.inference_mode():
             lane = self._lane()
-            lane.make_room(numbers, len(sequences))
-            written = lane.host_input.numpy()
+            lane.make_room(numbers, count)
+            written = lane.written
             written[0] = 0
-            np.cumsum(lengths, out=written[1 : len(sequences) + 1])
-            written[len(sequences) + 1 : slots + 1] = total
+            np.cumsum(lengths, out=written[1 : count + 1])
+            written[count + 1 : slots + 1] = total
             np.concatenate(sequences, out=written[slots + 1 : slots + 1 + total])
-            with torch.cuda.stream(lane.stream):
-                lane.device_input[:numbers].copy_(lane.host_input[:numbers], non_blocking=True)
-                lane.uploaded.record()
-            with self._turn, torch.cuda.stream(self._compute):
-                lane.uploaded.wait()
-                if recording is None:
-                    entered = lane.device_input[:numbers]
-                    embeddings = self._encoder(entered[slots + 1 :], entered[: slots + 1], longest)
-                else:
-                    self._static_input[:numbers].copy_(lane.device_input[:numbers])
-                    recording.graph.replay()
-                    embeddings = recording.embeddings
-                lane.device_output[: len(sequences)].copy_(embeddings[: len(sequences)])
-                lane.computed.record()
-            with torch.cuda.stream(lane.stream):
-                lane.computed.wait()
-                fetched = lane.host_output[: len(sequences)]
-                fetched.copy_(lane.device_output[: len(sequences)], non_blocking=True)
-                lane.downloaded.record()
+            if recording is not None and total <= DIRECT_TOKENS:
+                self._replay_directly(lane, recording, numbers, count)
+            else:
+                self._run_beside_copies(lane, recording, slots, numbers, count, longest)
             lane.downloaded.synchronize()  # others may use the interpreter meanwhile
-            vectors: NDArray[np.float32] = fetched.numpy().copy()
+            vectors: NDArray[np.float32] = lane.host_output[:count].numpy().copy()
             return vectors
+
+    def _replay_directly(
+        self, lane: _Lane, recording: _Recording, numbers: int, count: int
+    ) -> None:
+        """Copies and pass one after the other, in as few calls as can be.
+
+        Each call of torch gives the interpreter away and has to wait until it comes back, and the
+        event loop's thread wants it for HTTP.
+        """
+        with self._turn, torch.cuda.stream(self._compute):
+            self._static_input[:numbers].copy_(lane.host_input[:numbers], non_blocking=True)
+            recording.graph.replay()
+            lane.host_output[:count].copy_(recording.embeddings[:count], non_blocking=True)
+            lane.downloaded.record()
+
+    def _run_beside_copies(
+        self,
+        lane: _Lane,
+        recording: _Recording | None,
+        slots: int,
+        numbers: int,
+        count: int,
+        longest: int,
+    ) -> None:
+        """Copies on the lane's own stream, so that they run beside another lane's pass."""
+        with torch.cuda.stream(lane.stream):
+            lane.device_input[:numbers].copy_(lane.host_input[:numbers], non_blocking=True)
+            lane.uploaded.record()
+        with self._turn, torch.cuda.stream(self._compute):
+            lane.uploaded.wait()
+            if recording is None:
+                entered = lane.device_input[:numbers]
+                embeddings = self._encoder(entered[slots + 1 :], entered[: slots + 1], longest)
+            else:
+                self._static_input[:numbers].copy_(lane.device_input[:numbers])
+                recording.graph.replay()
+                embeddings = recording.embeddings
+            lane.device_output[:count].copy_(embeddings[:count])
+            lane.computed.record()
+        with torch.cuda.stream(lane.stream):
+            lane.computed.wait()
+            fetched = lane.host_output[:count]
+            fetched.copy_(lane.device_output[:count], non_blocking=True)
+            lane.downloaded.record()
 
     def record(self, max_tokens: int, max_input_tokens: int) -> None:
         """Record passes of up to so many tokens; before any thread calls `run`."""
