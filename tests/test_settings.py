@@ -148,6 +148,8 @@ BAD_VALUES = [
     ("threads", "0"),
     ("threads", "1025"),
     ("threads", "two"),
+    ("frontends", "0"),
+    ("frontends", "65"),
     ("max_batch_tokens", "0"),
     ("max_request_tokens", "0"),
     ("max_body_bytes", "1023"),

@@ -23,7 +23,6 @@ from server.inference.placement import ON_CPU, Placement, find_placement
 from server.metrics import EngineMetrics, Metrics
 from server.settings import Settings
 
-
 # On 16 cores with an H100 eight took twice the tokens and twelve times the queries of one.
 MOST_FRONTENDS = 8
 

@@ -93,12 +93,11 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop, number)
         asks_for_keys = access.asks_for_keys
         await access.close()
+        numbers = range(self._settings.frontends or 1)
+        first = [await self._start_front_end(number) for number in numbers]
+        keepers = [asyncio.create_task(self._keep(*numbered)) for numbered in enumerate(first)]
         telling = asyncio.create_task(self._service.keep_telling())
-        keepers = [
-            asyncio.create_task(self._keep(number, await self._start_front_end(number)))
-            for number in range(self._settings.frontends or 1)
-        ]
-        starting = asyncio.create_task(self._become_ready())
+        starting = asyncio.create_task(self._become_ready([one.link for one in first]))
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -117,8 +116,7 @@ class Supervisor:
                 task.cancel()
             self._models.close()
 
-    async def _become_ready(self) -> None:
-        links = [front_end.link for front_end in self._running.values()]
+    async def _become_ready(self, links: list[FrontEndLink]) -> None:
         try:
             await self._models.load(self._metrics)
             for link in links:
@@ -144,18 +142,33 @@ class Supervisor:
             del self._running[number]
             if not self._is_ready:  # the start fails
                 return
+            why = front_end.link.ready.exception() or f"exit code {code}"
+            another = await self._start_another(number, why)
+            if another is None:
+                return
+            front_end = another
+
+    async def _start_another(self, number: int, why: object) -> FrontEndProcess | None:
+        """Try until there is another front end, or until the server stops."""
+        while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), RESTART_DELAY_S)
             if self._stopping.is_set():
-                return
-            why = front_end.link.ready.exception() or f"exit code {code}"
+                return None
             log.error("front end %d ended (%s): starting another one", number, why)
-            front_end = await self._start_front_end(number)
+            try:
+                return await self._start_front_end(number)
+            except OSError as error:  # the system gives no more processes or files
+                why = error
 
     async def _start_front_end(self, number: int) -> FrontEndProcess:
         ours, theirs = socket.socketpair()
-        with theirs, self._address.listener() as listener:
-            process = _spawn(theirs, listener)
+        try:
+            with theirs, self._address.listener() as listener:
+                process = _spawn(theirs, listener)
+        except BaseException:
+            ours.close()
+            raise
         front_end = FrontEndProcess(process, await self._service.connect(ours))
         self._running[number] = front_end
         return front_end
