@@ -251,12 +251,20 @@ def run_on_gpus(
     after each step.
     """
     failures: list[str] = []
+
+    def start_own() -> list[Server]:
+        try:
+            return _start_own(asked, stack)
+        except BenchError as error:
+            failures.append(str(error))
+            return []
+
     started = datetime.datetime.now(datetime.UTC).date().isoformat()
     facts = _facts(started, machine.package_versions())
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone_on_this_machine())
         with console.status("starting the servers and peers"):
-            bench = gpu.start(asked, stack, lambda: _start_own(asked, stack), results)
+            bench = gpu.start(asked, stack, start_own, results)
             facts |= bench.card.ask("about") | {"steps_s": {}}
         stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
 

@@ -105,9 +105,9 @@ FULL = GpuScale(
 QUICK = GpuScale(
     matrix_size=128,
     matrix_samples=3,
-    forward_tokens=(16, 128),
+    forward_tokens=(16, 64),
     forward_s=0.01,
-    single_queries=20,
+    single_queries=10,
     decoder=SMALL_DECODER,
     decoder_tokens=(128,),
     decoder_sequence_tokens=64,
@@ -134,11 +134,9 @@ class GpuBench:
     results: Results
     scale: GpuScale
 
-    def record(
-        self, scenario: str, target: str, figures: dict[str, float], case: str = "", number: int = 0
-    ) -> None:
+    def record(self, scenario: str, target: str, figures: dict[str, float], case: str) -> None:
         """Keep one target's figures."""
-        self.results.records.append(Record(scenario, case, target, number, figures))
+        self.results.records.append(Record(scenario, case, target, 0, figures))
 
     def measure(self, scenario: str, **asked: Any) -> None:
         """Have the card measure something and keep what it tells."""
@@ -311,19 +309,18 @@ def http(bench: GpuBench) -> Iterator[Step]:
         bench.load.make(work, f"{name} {work.kind} {work.texts}")
         with GpuWatch() as watch:
             figures = bench.load.run(server, connections, scale.load_s)
-        case = f"{_called(work)}, {connections} connections"
-        bench.record(name, server.name, figures | watch.figures, case)
+        bench.record(name, server.name, figures | watch.figures, _called(work, connections))
 
     yield from _warm_up(bench, name)
     for work in map(_indexing_work, scale.texts_each):
         for each in scale.connections_each:
             for server in bench.servers:
                 connections = each * scale.load_processes
-                label = f"{name}, {_called(work)}, {connections} connections: {server.name}"
+                label = f"{name}, {_called(work, connections)}: {server.name}"
                 yield Step(label, functools.partial(run, server, work, connections))
     for connections in scale.query_connections:
         for server in bench.servers:
-            label = f"{name}, {_called(QUERIES)}, {connections} connections: {server.name}"
+            label = f"{name}, {_called(QUERIES, connections)}: {server.name}"
             yield Step(label, functools.partial(run, server, QUERIES, connections))
 
 
@@ -334,8 +331,9 @@ def _indexing_work(texts: int) -> Work:
     return Work("mixed", texts, LOAD_TEXTS // texts)
 
 
-def _called(work: Work) -> str:
-    return "short queries" if work.texts == 1 else f"{work.texts} texts"
+def _called(work: Work, connections: int) -> str:
+    what = "short queries" if work.texts == 1 else f"{work.texts} texts a request"
+    return f"{what}, {connections} connection{'s' if connections > 1 else ''}"
 
 
 def _warm_up(bench: GpuBench, name: str) -> Iterator[Step]:
@@ -351,23 +349,22 @@ def _warm_up(bench: GpuBench, name: str) -> Iterator[Step]:
 def profile(bench: GpuBench) -> Iterator[Step]:
     """Where a request's time goes under load, from the sums on /metrics."""
     name, scale = "profile", bench.scale
+    connections = scale.connections_each[0] * scale.load_processes
 
     def run(server: Server, work: Work) -> None:
         bench.load.make(work, f"{name} {work.kind} {work.texts}")
-        connections = scale.connections_each[0] * scale.load_processes
         before = read_totals(server.page("/metrics") or "")
         seen = bench.load.run(server, connections, scale.load_s)
         after = read_totals(server.page("/metrics") or "")
         figures = stage_figures(before, after)
         if "p50_ms" in seen:
             figures = {"seen by the client, p50_ms": seen["p50_ms"], **figures}
-        case = f"{_called(work)}, {connections} connections"
-        bench.record(name, server.name, figures, case)
+        bench.record(name, server.name, figures, _called(work, connections))
 
     yield from _warm_up(bench, name)
     for work in (_indexing_work(scale.texts_each[0]), QUERIES):
         for server in bench.servers:
-            label = f"{name}, {_called(work)}: {server.name}"
+            label = f"{name}, {_called(work, connections)}: {server.name}"
             yield Step(label, functools.partial(run, server, work))
 
 

@@ -39,6 +39,7 @@ RATE_DTYPES = ("bfloat16", "float16")
 PRODUCTS = 10  # between two looks at the clock
 SEQUENCE_TOKENS, QUERY_TOKENS = 128, 12
 ORDINARY_IDS = (2_000, 30_000)  # BERT's words
+CPU_TOKENS = 256  # of a micro-batch, where there is no card
 MIN_PASSES = 3
 WARM_UP_PASSES = 3
 
@@ -58,7 +59,7 @@ class GpuPeer:
         self._backends: dict[str, TorchBackend] = {}
         if "forward" in scenarios:
             self._backends = {name: TorchBackend(self._card, device) for name in (RECORDED, EAGER)}
-            self._backends[RECORDED].prepare(None)
+            self._backends[RECORDED].prepare(CPU_TOKENS if self._device.type == "cpu" else None)
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The answer to one line; what goes wrong is told, and the next line answered."""
