@@ -98,8 +98,8 @@ FULL = GpuScale(
     indexing_texts=16_384,
     indexing_s=4,
     load_processes=6,
-    load_s=3,
-    connections_each=(4, 8),
+    load_s=2.5,
+    connections_each=(4,),
     query_connections=(1, 16, 64, 256),
 )
 QUICK = GpuScale(

@@ -93,3 +93,16 @@ def test_a_long_text_does_not_make_a_short_one_pay_for_its_padding() -> None:
 def test_of_equal_lengths_those_behind_the_head_come_first() -> None:
     # The queue orders equal lengths by urgency, so the next urgent ones stand to the right.
     assert select([10] * 6, head=2, max_batch_tokens=30) == (2, 5)
+
+
+@given(lengths_and_head, budgets)
+def test_packed_the_budget_counts_tokens_and_no_neighbour_that_fits_is_left_out(
+    case: tuple[list[int], int], budget: int
+) -> None:
+    lengths, head = case
+    start, stop = select(lengths, head, budget, packed=True)
+    assert start <= head < stop
+    total = sum(lengths[start:stop])
+    assert total <= budget or stop - start == 1
+    assert start == 0 or total + lengths[start - 1] > budget
+    assert stop == len(lengths) or total + lengths[stop] > budget

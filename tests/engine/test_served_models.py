@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.engine import replica
+from server.engine import replica, served_models
 from server.engine.interface import Phase
-from server.engine.served_models import ServedModels
+from server.engine.served_models import MOST_FRONTENDS, ServedModels
 from server.errors import (
     Draining,
     InferenceFailed,
@@ -17,6 +17,7 @@ from server.errors import (
     ModelNotFound,
     SettingError,
 )
+from server.inference.placement import Placement
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, engine_of
@@ -141,3 +142,20 @@ async def test_a_model_whose_only_worker_has_died_takes_no_work_until_it_is_repl
 def test_own_token_ids_are_asked_for_served_models_only() -> None:
     with pytest.raises(SettingError, match=f"model_token_ids: {MATRYOSHKA} is not a served model"):
         ServedModels.find(Settings(model=[PLAIN], model_token_ids=[MATRYOSHKA]))
+
+
+@pytest.mark.parametrize(
+    ("devices", "cores", "suited"),
+    [
+        (("cpu",), 64, 1),
+        (("cuda:0",), 1, 1),
+        (("cuda:0",), 7, 3),
+        (("cuda:0", "cuda:1"), 64, MOST_FRONTENDS),
+    ],
+)
+def test_a_gpu_is_fed_by_half_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], cores: int, suited: int
+) -> None:
+    monkeypatch.setattr(served_models, "usable_cores", lambda: cores)
+    monkeypatch.setattr(served_models, "find_placement", lambda *asked: Placement(devices))
+    assert ServedModels.find(Settings()).suited_frontends == suited

@@ -702,3 +702,80 @@ def test_without_sharing_micro_batches_do_not_depend_on_who_is_idle(
     alone = shapes(WaitingQueue(BUDGET), 1)
     assert shapes(WaitingQueue(BUDGET, share_among_idle=False), idle_workers) == alone
     assert (shapes(WaitingQueue(BUDGET), idle_workers) == alone) is (idle_workers == 1)
+
+
+class TestWorkersAhead:
+    """While as many workers compute as there are devices, others take only what is worth it."""
+
+    def queue(self, devices: int = 1) -> WaitingQueue:
+        return WaitingQueue(
+            BUDGET, light_batch_tokens=BUDGET, packed=True, ahead_tokens=200, devices=devices
+        )
+
+    def test_a_second_worker_leaves_little_for_the_first_one(self) -> None:
+        queue = self.queue()
+        workers = [Worker(queue) for _ in "ab"]
+        wait_until(lambda: queue._idle_workers == 2)
+        queue.put(group_of(10))
+        wait_until(lambda: sum(len(worker.taken) for worker in workers) == 1)
+        busy, idle = sorted(workers, key=lambda worker: len(worker.taken), reverse=True)
+        queue.put(group_of(20))
+        queue.put(group_of(30))
+        busy.finish()
+        wait_until(lambda: sum(len(worker.taken) for worker in workers) == 2)
+        second = [worker.taken[-1] for worker in workers if worker.taken][-1]
+        assert [s.num_tokens for s in (busy.taken + idle.taken)[-1].sequences] == [20, 30]
+        assert second.tokens == 50
+        for worker in workers:
+            worker.end()
+
+    def test_a_second_worker_takes_what_is_enough_for_a_micro_batch_of_its_own(self) -> None:
+        queue = self.queue()
+        workers = [Worker(queue) for _ in "ab"]
+        wait_until(lambda: queue._idle_workers == 2)
+        queue.put(group_of(10))
+        wait_until(lambda: sum(len(worker.taken) for worker in workers) == 1)
+        queue.put(group_of(199))
+        queue.put(group_of(1))
+        wait_until(lambda: all(worker.taken for worker in workers))
+        assert sorted(worker.taken[0].tokens for worker in workers) == [10, 200]
+        for worker in workers:
+            worker.end()
+
+    def test_each_device_has_a_worker_of_its_own(self) -> None:
+        queue = self.queue(devices=2)
+        workers = [Worker(queue) for _ in "abc"]
+        wait_until(lambda: queue._idle_workers == 3)
+        queue.put(group_of(10))
+        queue.put(group_of(20))
+        wait_until(lambda: sum(len(worker.taken) for worker in workers) == 2)
+        queue.put(group_of(30))
+        assert len(queue) == 1
+        next(worker for worker in workers if worker.taken).finish()
+        wait_until(lambda: not len(queue))
+        for worker in workers:
+            worker.end()
+
+
+@given(some_requests, st.integers(1, 700))
+def test_packed_micro_batches_are_filled_by_tokens(requests: Requests, budget: int) -> None:
+    queue = WaitingQueue(budget, packed=True, light_batch_tokens=budget)
+    queue.join()
+    for group in groups_of(requests):
+        queue.put(group)
+    served = 0
+    while len(queue):
+        batch = take(queue)
+        assert batch.packed
+        assert batch.tokens == batch.padded_tokens
+        assert batch.tokens <= budget or len(batch) == 1
+        served += len(batch)
+    assert served == sum(len(lengths) for _, lengths in requests)
+
+
+def test_packed_a_short_sequence_goes_with_long_ones() -> None:
+    queue = WaitingQueue(BUDGET, packed=True, light_batch_tokens=BUDGET)
+    queue.join()
+    for length in (3, 300, 150):
+        queue.put(group_of(length))
+    assert sorted(s.num_tokens for s in take(queue).sequences) == [3, 150, 300]
