@@ -201,6 +201,10 @@ class ServedEncoder:
         began_s = time.perf_counter()
         with self._memory.change() as growth:
             await asyncio.wrap_future(self._threads.submit(free_engine, box))
+            if not self._placement.on_cpu:
+                from server.inference.torch_cuda import give_back_memory
+
+                await asyncio.wrap_future(self._threads.submit(give_back_memory))
             log.info(
                 "model %s unloaded in %.2f s: resident memory %s",
                 self.card.name,

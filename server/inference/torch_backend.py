@@ -7,6 +7,7 @@ it is loaded; else they are padded. Several threads may call `forward`.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 
@@ -37,6 +38,8 @@ PROBE_LENGTHS = (1, 2, 5, 17, 40, 100)
 # Tokens of a micro-batch on a GPU, unless a setting or the memory says otherwise.
 GPU_BATCH_TOKENS = 16_384
 _TIMED_PASSES = 3
+# Nothing else may wait for a device while a graph is recorded on it, and memory is measured.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def load_backends(
@@ -47,8 +50,9 @@ def load_backends(
     Raises:
         ModelLoadError: as TorchBackend and `TorchBackend.prepare`.
     """
-    backends = tuple(TorchBackend(card, device) for device in devices)
-    prepared = [backend.prepare(max_batch_tokens) for backend in backends]
+    with _ONE_AT_A_TIME:
+        backends = tuple(TorchBackend(card, device) for device in devices)
+        prepared = [backend.prepare(max_batch_tokens) for backend in backends]
     budget = min(tokens for tokens, _ in prepared)
     pace = Pace(
         workers=LANES,
@@ -121,11 +125,8 @@ class TorchBackend:
         while True:
             try:
                 rate = self._time_worst(budget)
-                if self._pipeline is not None:
-                    self._pipeline.record(budget, self._max_input_tokens)
-                return budget, rate
-            except (OutOfMemory, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
+                break
+            except OutOfMemory:
                 if budget <= self._max_input_tokens:
                     raise ModelLoadError(
                         f"model {self._name}: a text of {self._max_input_tokens} tokens does not "
@@ -133,6 +134,10 @@ class TorchBackend:
                     ) from None
                 budget = max(budget // 2, 1)
                 log.warning("model %s: micro-batches of %d tokens at most", self._name, budget)
+        torch.cuda.empty_cache()
+        if self._pipeline is not None:
+            self._pipeline.record(budget, self._max_input_tokens)
+        return budget, rate
 
     def _time_worst(self, budget: int) -> float:
         """Tokens a second of the micro-batch that takes the most memory.

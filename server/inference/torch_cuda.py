@@ -8,6 +8,7 @@ one by one costs more than computing them.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from bisect import bisect_left
@@ -37,6 +38,12 @@ def device_names() -> list[str]:
     if not torch.cuda.is_available():
         return []
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+def give_back_memory() -> None:
+    """Let other programs have what models took that are not needed any more."""
+    gc.collect()  # modules point at each other
+    torch.cuda.empty_cache()
 
 
 def recorded_sizes(most: int) -> list[int]:
@@ -172,7 +179,18 @@ class CudaPipeline:
             lane.downloaded.record()
 
     def record(self, max_tokens: int, max_input_tokens: int) -> None:
-        """Record passes of up to so many tokens; before any thread calls `run`."""
+        """Record passes of up to so many tokens; before any thread calls `run`.
+
+        Where that fails the kernels are launched one by one, as for all that is not recorded.
+        """
+        try:
+            self._record(max_tokens, max_input_tokens)
+        except Exception as error:  # a model may do what a graph cannot hold
+            self._recordings.clear()
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            log.warning("passes cannot be recorded as CUDA graphs: %s", reason)
+
+    def _record(self, max_tokens: int, max_input_tokens: int) -> None:
         sizes = recorded_sizes(max_tokens)
         longest = [size for size in RECORDED_LONGEST if size < max_input_tokens]
         longest += [size for size in RECORDED_LONGEST if size >= max_input_tokens][:1]

@@ -13,13 +13,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.catalog.card import Card, TorchModel
+from server.catalog.card import TOKENIZER_FILE, Card, TorchModel
 from server.errors import ModelLoadError
-from server.importing.importer import Wishes, import_model
+from server.importing.folder import read_folder
+from server.importing.importer import HALF_PRECISION_TEXTS, Wishes, import_model
+from server.importing.torch_reference import TorchReference
 from server.inference import torch_backend
 from server.inference.backend import OutOfMemory, TokenIds
 from server.inference.direct import cosines
+from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
+from server.inference.tokenizer import Tokenizer
 from server.inference.torch_backend import TorchBackend, load_backends
 from server.inference.torch_compile import compile_layers, release_layers
 from tests.importing.folders import ARCHITECTURES, make_folder
@@ -121,18 +125,35 @@ PACKED = [name for name in ARCHITECTURES if name != "mpnet"]
 
 class TestEveryArchitecture:
     @pytest.mark.parametrize("architecture", PACKED)
-    def test_packed_equals_padded(self, tiny: Callable[..., Card], architecture: str) -> None:
+    def test_packed_equals_padded_equals_sentence_transformers(
+        self, tiny: Callable[..., Card], architecture: str
+    ) -> None:
         card = tiny(architecture)
         assert card.torch is not None
         assert card.torch.packed
         backend = TorchBackend(card, CPU)
         assert backend.packs
-        texts = within_vocabulary(1, 2, 31, 9, 17, 32)
+        tokenizer = Tokenizer(card.path(TOKENIZER_FILE), card.max_input_tokens)
+        texts = tokenizer.encode_texts(
+            TextInputs(is_list=True, texts=list(HALF_PRECISION_TEXTS)),
+            prompt="", truncate=True, max_request_tokens=10_000,
+        )  # fmt: skip
         packed = backend.forward(texts)
+        order = np.random.default_rng(0).permutation(len(texts))
+        shuffled = [*backend.forward([texts[i] for i in order[:6]])]
+        shuffled += [*backend.forward([texts[i] for i in order[6:]])]
+        folder = read_folder(card.folder.parent.parent / "model")
+        theirs = TorchReference(folder, card.max_input_tokens).embed(HALF_PRECISION_TEXTS, "")
         backend._padded.attend()
         with torch.inference_mode():
-            padded = np.stack([backend._run([text], packed=False)[0] for text in texts])
-        assert np.abs(packed - padded).max() < 2e-6
+            padded = backend._run(texts, packed=False)
+        differences = {
+            "padded": np.abs(packed - padded).max(),
+            "sentence-transformers": np.abs(packed - theirs).max(),
+            "in another company and order": np.abs(packed[order] - np.stack(shuffled)).max(),
+        }
+        print(architecture, *(f"| {name} {value:.1e}" for name, value in differences.items()))
+        assert max(differences.values()) < 2e-6
 
     @pytest.mark.parametrize("pooling", ["cls", "lasttoken"])
     @pytest.mark.parametrize("architecture", ["bert", "qwen3"])
