@@ -171,6 +171,7 @@ def _stays_inside(settings: Settings, card: Card) -> Finding:
         (Path(scratch) / "models").symlink_to(settings.installed_models_dir().resolve())
         flags = ["--host", "127.0.0.1", "--port", "0", "--model", card.name]
         # A data folder of its own: neither keys nor the ledger are those of the running server.
+        flags += ["--device", settings.device, "--dtype", settings.dtype]
         flags += ["--models-dir", str(settings.models_dir.resolve()), "--data-dir", scratch]
         with (Path(scratch) / "log").open("w+") as log:
             process = subprocess.Popen(

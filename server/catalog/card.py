@@ -34,9 +34,11 @@ _ENCODER_KEYS = {
     "max_input_tokens",
     "normalize",
     "pooling",
+    "torch",
 }
 
 PoolingMode = Literal["mean", "cls", "last_token"]
+Activation = Literal["Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid"]  # of torch.nn
 Dtype = Literal["float32", "float16", "bfloat16"]
 _NAME = r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?"  # `model` or `organisation/model`
 
@@ -119,7 +121,7 @@ class TorchDense(_Strict):
     """A dense layer behind the pooling."""
 
     weights: str  # safetensors with `linear.weight` (out, in) and, optionally, `linear.bias`
-    activation: str = Field(pattern="^[A-Z][A-Za-z]+$")  # a class of torch.nn
+    activation: Activation
 
 
 class Precision(_Strict):

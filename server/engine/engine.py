@@ -71,7 +71,6 @@ class Engine:
             light_batch_tokens=pace.light_batch_tokens,
             packed=encoder.backends[0].packs,
             ahead_tokens=pace.ahead_tokens,
-            devices=len(encoder.backends),
             share_among_idle=share_among_idle and pace.share_among_idle,
         )
         self._tokens_per_second = Ratio(workers * pace.tokens_per_second, weight=0.1)
@@ -81,8 +80,10 @@ class Engine:
             tokens_per_second=self._tokens_per_second,
         )
         self._tokenizer = RequestTokenizer(encoder.tokenizer, max_request_tokens=max_request_tokens)
+        self._replicas: list[Replica] = []
         try:
-            self._replicas = [self._start_replica(number) for number in range(workers)]
+            for number in range(workers):
+                self._replicas.append(self._start_replica(number))
         except RuntimeError:  # the system gives no more threads: those that there are must end
             self._queue.close()
             raise
@@ -229,10 +230,22 @@ class Engine:
 
     def _start_replica(self, number: int) -> Replica:
         name = f"replica-{number}"
-        backend = self._encoder.backends[number // self._threads]
-        replica = Replica(name, self._queue, backend, self._deliver, self._bury)
+        device = number // self._threads
+        replica = Replica(
+            name,
+            self._queue,
+            self._encoder.backends[device],
+            self._deliver,
+            self._bury,
+            device=device,
+            others_sound=self._others_sound,
+        )
         replica.start()
         return replica
+
+    def _others_sound(self, replica: Replica) -> bool:
+        """Called by a replica."""
+        return any(other.sound for other in self._replicas if other is not replica)
 
     def _bury(self, replica: Replica) -> None:
         """Called by a replica that dies: have another one take its place."""

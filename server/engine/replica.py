@@ -40,6 +40,9 @@ class Replica(threading.Thread):
     Args:
         deliver: gets each micro-batch whose sequences have their vectors or errors.
         died: called when the thread ends without being told to.
+        device: which one's worker it is, for the queue.
+        others_sound: whether another replica computes as it should; then this one, if it does not,
+            leaves the work to it.
     """
 
     def __init__(
@@ -49,12 +52,17 @@ class Replica(threading.Thread):
         backend: Backend,
         deliver: Callable[[MicroBatch], None],
         died: Callable[[Replica], None],
+        *,
+        device: int = 0,
+        others_sound: Callable[[Replica], bool] = lambda replica: False,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self._queue = queue
         self._backend = backend
         self._deliver = deliver
         self._died = died
+        self._device = device
+        self._others_sound = others_sound
         self._failures = 0  # micro-batches in a row
         self._failing = False  # also on an input that is known to be good
         self._stuck_at_s = math.inf  # time.perf_counter()
@@ -66,18 +74,23 @@ class Replica(threading.Thread):
         return self.is_alive() and not self._failing and not stuck
 
     def run(self) -> None:
-        self._queue.join()
+        self._queue.join(self._device)
         try:
             self._work()
         except BaseException:  # a thread that ends unseen would leave its requests hanging
             log.critical("%s died", self.name, exc_info=True)
             self._died(self)
         finally:
-            self._queue.leave()
+            self._queue.leave(self._device)
 
     def _work(self) -> None:
         while not self._queue.closed:
-            micro_batch = self._queue.take(PROBE_INTERVAL_S if self._failing else None)
+            if self._failing and self._others_sound(self):
+                self._queue.rest(PROBE_INTERVAL_S)
+                self._probe()
+                continue
+            timeout_s = PROBE_INTERVAL_S if self._failing else None
+            micro_batch = self._queue.take(timeout_s, device=self._device)
             if micro_batch is None:
                 if self._failing and not self._queue.closed:
                     self._probe()
@@ -109,8 +122,12 @@ class Replica(threading.Thread):
             if self._failures >= FAILURES_BEFORE_PROBE:
                 self._probe()
 
-    def _compute(self, micro_batch: MicroBatch, *, alone: bool) -> None:
-        """Fill in each sequence's vector; bisect a failure until only the guilty one has it."""
+    def _compute(self, micro_batch: MicroBatch, *, alone: bool, whole: bool = True) -> None:
+        """Fill in each sequence's vector; bisect a failure until only the guilty one has it.
+
+        Args:
+            whole: it is as the queue gave it, not a part of that.
+        """
         try:
             token_ids = [sequence.token_ids for sequence in micro_batch.sequences]
             vectors = self._backend.forward(token_ids, alone=alone)
@@ -118,15 +135,17 @@ class Replica(threading.Thread):
                 raise NotFinite("the model gave a vector that is not finite")
             for sequence, vector in zip(micro_batch.sequences, vectors, strict=True):
                 sequence.group.vectors[sequence.row] = vector
+            return
         except Exception as error:
-            if isinstance(error, OutOfMemory):
+            if isinstance(error, OutOfMemory) and whole:
                 log.warning("out of memory; micro-batches lowered: %d", self._queue.lower_budget())
             if len(micro_batch) == 1:
                 log.error("a sequence failed: %s", error, exc_info=error)
                 micro_batch.sequences[0].error = error
                 return
-            for half in micro_batch.halves():
-                self._compute(half, alone=False)
+        # Behind the handler, which keeps what the failed pass had in memory.
+        for half in micro_batch.halves():
+            self._compute(half, alone=False, whole=False)
 
     def _probe(self) -> None:
         """Find out whether the model still computes an input that it computed at the start."""

@@ -24,6 +24,7 @@ import itertools
 import math
 import threading
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
@@ -162,10 +163,9 @@ class WaitingQueue:
         light_batch_tokens: most tokens of a micro-batch that a light request heads, and least
             that a worker gets as its share.
         packed: what is computed together is not padded.
-        ahead_tokens: while as many workers compute as there are devices, another one takes its
-            micro-batch only if so many tokens wait; fewer are better computed with what comes
-            meanwhile. None: every idle worker takes what there is.
-        devices: see `ahead_tokens`.
+        ahead_tokens: while a device computes, another of its workers takes a micro-batch only if
+            so many tokens wait; fewer are better computed with what comes meanwhile. None: every
+            idle worker takes what there is.
         share_among_idle: idle workers share what waits. Without it, and with one request at a time,
             the micro-batches depend on the request alone, not on which worker is quicker.
     """
@@ -177,14 +177,14 @@ class WaitingQueue:
         light_batch_tokens: int = CPU_PACE.light_batch_tokens,
         packed: bool = False,
         ahead_tokens: int | None = None,
-        devices: int = 1,
         share_among_idle: bool = True,
     ) -> None:
         self._max_batch_tokens = max_batch_tokens
         self._light_batch_tokens = light_batch_tokens
         self._packed = packed
         self._ahead_tokens = ahead_tokens
-        self._devices = devices
+        self._computing: Counter[int] = Counter()  # workers that are not in `take`, by device
+        self._ended = threading.Event()
         self._share_among_idle = share_among_idle
         self._workers = 0  # threads between `join` and `leave`
         self._idle_workers = 0  # those of them that are in `take`
@@ -223,32 +223,43 @@ class WaitingQueue:
             if group in key.light.groups:
                 self._show(group.show(group.num_tokens))
             self._advance(key)
-            self._changed.notify(min(len(group.sequences), self._wanted_workers()))
+            if self._ahead_tokens is None:
+                self._changed.notify(len(group.sequences))
+            elif self._idle_workers:  # only those of some devices may be wanted
+                self._changed.notify_all()
 
-    def join(self) -> None:
-        """A worker thread is there from now on."""
+    def join(self, device: int = 0) -> None:
+        """A worker thread of this device is there from now on."""
         with self._changed:
             self._workers += 1
+            self._computing[device] += 1
 
-    def leave(self) -> None:
+    def leave(self, device: int = 0) -> None:
         """A worker thread takes no more."""
         with self._changed:
             self._workers -= 1
+            self._computing[device] -= 1
 
-    def take(self, timeout_s: float | None = None) -> MicroBatch | None:
+    def take(self, timeout_s: float | None = None, *, device: int = 0) -> MicroBatch | None:
         """The next micro-batch; blocks while nothing waits.
 
         Returns None once the queue is closed, or when nothing came for `timeout_s`.
         """
         with self._changed:
             self._idle_workers += 1
+            self._computing[device] -= 1
             try:
-                while not (self._has_work() and self._wanted_workers()) and not self.closed:
+                while not (self._has_work() and self._is_wanted(device)) and not self.closed:
                     if not self._changed.wait(timeout_s):
                         return None
                 return None if self.closed else self._pop()
             finally:
                 self._idle_workers -= 1
+                self._computing[device] += 1
+
+    def rest(self, seconds: float) -> None:
+        """Wait so long without being woken by work; not longer than until the queue is closed."""
+        self._ended.wait(seconds)
 
     def drop(self, group: SequenceGroup) -> None:
         """Forget what still waits of a group: its client went away or it has failed.
@@ -280,6 +291,7 @@ class WaitingQueue:
         """Send the workers home; returns the groups that still waited."""
         with self._changed:
             self.closed = True
+            self._ended.set()
             self._changed.notify_all()
             return [
                 group
@@ -308,10 +320,11 @@ class WaitingQueue:
         """Take the head and what goes with it out of the list."""
         index = bisect_left(self._by_length, head.order, key=_BY_LENGTH)
         first = bisect_left(self._by_length, head.num_tokens, key=_NUM_TOKENS, hi=index)
-        fitting = budget // head.num_tokens
-        shorter = self._candidates(self._shorter_than(first), fitting)
+        # Packed, the tokens bound the run, and the shorter ones may be many more.
+        fitting = budget if self._packed else budget // head.num_tokens
+        shorter = self._candidates(self._shorter_than(first), fitting, budget)
         rest = itertools.chain(range(first, index), range(index + 1, len(self._by_length)))
-        longer = self._candidates(rest, fitting)
+        longer = self._candidates(rest, fitting, budget)
         places = [*reversed(shorter), index, *longer]
         lengths = [self._by_length[place].num_tokens for place in places]
         start, stop = select(lengths, len(shorter), budget, packed=self._packed)
@@ -330,15 +343,22 @@ class WaitingQueue:
             yield from range(first, place)
             place = first
 
-    def _candidates(self, places: Iterable[int], wanted: int) -> list[int]:
-        """Up to `wanted` of these places, in their order, whose sequences may be taken along."""
+    def _candidates(self, places: Iterable[int], wanted: int, tokens: int) -> list[int]:
+        """Those of these places, in their order, whose sequences may be taken along.
+
+        Args:
+            wanted: no more of them fit.
+            tokens: nor more than these hold.
+        """
         found: list[int] = []
         for place in itertools.islice(places, _SEARCH * wanted):
-            if len(found) == wanted:
+            if len(found) == wanted or tokens <= 0:
                 break
-            key = self._keys[self._by_length[place].group.key]
+            sequence = self._by_length[place]
+            key = self._keys[sequence.group.key]
             if key.start_tokens - self._virtual_tokens <= MAX_LEAD_TOKENS:
                 found.append(place)
+                tokens -= sequence.num_tokens
         return found
 
     def _charge(self, head_key: _Key, head_flow: _Flow, chosen: list[TokenSequence]) -> None:
@@ -379,12 +399,11 @@ class WaitingQueue:
             self._by_length.extend(sequences)
             self._by_length.sort(key=_BY_LENGTH)
 
-    def _wanted_workers(self) -> int:
-        """How many of the idle workers are to take something now, if there is something."""
+    def _is_wanted(self, device: int) -> bool:
+        """Whether an idle worker of this device is to take something now, if there is something."""
         if self._ahead_tokens is None or self.tokens >= self._ahead_tokens:
-            return self._idle_workers
-        computing = self._workers - self._idle_workers
-        return max(0, self._devices - computing)
+            return True
+        return not self._computing[device]
 
     def _has_work(self) -> bool:
         if self._dropped:

@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from server.catalog.card import TOKENIZER_FILE, PoolingMode
+from server.catalog.card import TOKENIZER_FILE, Activation, PoolingMode
 from server.errors import ImportRefused
 
 CONFIG_FILE = "config.json"
@@ -32,7 +32,7 @@ POOLING_SWITCHES = {  # the older spelling of 1_Pooling/config.json: one boolean
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
-ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")  # of torch.nn
+ACTIVATIONS = get_args(Activation)
 # The names under which models keep what `input_type` means.
 PROMPT_NAMES: dict[str, Literal["query", "document"]] = {
     "query": "query",

@@ -37,7 +37,7 @@ from server.catalog.card import (
 from server.catalog.exchange import exchange
 from server.catalog.registry import read_registry
 from server.catalog.verify import sha256_of
-from server.errors import EmbeddingServerError, ImportRefused, ModelLoadError
+from server.errors import EmbeddingServerError, ImportRefused
 from server.importing.families import Family, find_family
 from server.importing.folder import CONFIG_FILE, REFERENCE_FILE, ModelFolder, read_folder
 from server.inference import direct
@@ -466,8 +466,9 @@ def _describe_for_torch(
             trained_in=str(folder.config.get("dtype") or folder.config.get("torch_dtype")),
             report=report,
         )
-    except ModelLoadError as error:
-        report(f"on the CPU only: {error.message}")
+    except Exception as error:  # the model is whole without it
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        report(f"on the CPU only: {reason}")
         del table["torch"]
     write_card(card.folder, table)
 

@@ -226,6 +226,7 @@ def trace(folder: Path, head: Head) -> ir.Model:
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
+        attn_implementation="eager",  # the config could name a kernel to be fetched from a hub
     )
     # Never sdpa: exported, it guards each softmax against NaN, 10 to 13 % of the time.
     fusable = transformer._supports_attention_backend  # noqa: SLF001 (no public name for it)

@@ -20,6 +20,7 @@ from server.inference.tokenizer import Tokenizer
 from server.inference.torch_backend import TorchBackend
 
 GOAL_COSINE = 0.9999  # of the default dtype with float32
+MIN_COSINE = 0.999  # of bfloat16 where the model was trained in it; servers refuse less by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def try_dtypes(
     usable: list[Dtype] = [
         d for d in tried if d != "float32" and tried[d].min_cosine >= GOAL_COSINE
     ]
-    if trained_in == "bfloat16" and tried["bfloat16"].min_cosine >= 0:
+    if trained_in == "bfloat16" and tried["bfloat16"].min_cosine >= MIN_COSINE:
         usable = ["bfloat16"]
     precision = [
         {"dtype": dtype, "min_cosine": round(one.min_cosine, 7)}

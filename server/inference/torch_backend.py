@@ -7,7 +7,6 @@ it is loaded; else they are padded. Several threads may call `forward`.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Sequence
 
@@ -19,12 +18,12 @@ from server.catalog.card import Card
 from server.errors import ModelLoadError
 from server.inference.backend import OutOfMemory, Pace, TokenIds, pad
 from server.inference.torch_compile import compile_layers, release_layers, worth_compiling
-from server.inference.torch_cuda import LANES, CudaPipeline
+from server.inference.torch_cuda import LANES, LOADING, CudaPipeline, empty_cache
 from server.inference.torch_encoder import (
-    Head,
     PackedEncoder,
     PaddedEncoder,
     lay_out,
+    load_head,
     load_transformer,
     takes_attention_functions,
 )
@@ -34,12 +33,10 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Packed against padded, smallest cosine: two kernels, each rounding in its own order.
 MIN_COSINE = {"float32": 0.99999, "float16": 0.999, "bfloat16": 0.999}
-PROBE_LENGTHS = (1, 2, 5, 17, 40, 100)
+PROBE_LENGTHS = (1, 2, 5, 17, 40, 100, 600)  # the last is beyond the usual sliding windows
 # Tokens of a micro-batch on a GPU, unless a setting or the memory says otherwise.
 GPU_BATCH_TOKENS = 16_384
 _TIMED_PASSES = 3
-# Nothing else may wait for a device while a graph is recorded on it, and memory is measured.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 def load_backends(
@@ -50,7 +47,7 @@ def load_backends(
     Raises:
         ModelLoadError: as TorchBackend and `TorchBackend.prepare`.
     """
-    with _ONE_AT_A_TIME:
+    with LOADING:
         backends = tuple(TorchBackend(card, device) for device in devices)
         prepared = [backend.prepare(max_batch_tokens) for backend in backends]
     budget = min(tokens for tokens, _ in prepared)
@@ -81,7 +78,7 @@ class TorchBackend:
         self._device = torch.device(device)
         self._max_input_tokens = card.max_input_tokens
         transformer = load_transformer(card, DTYPES[card.dtype], self._device)
-        head = Head(card).to(self._device)
+        head = load_head(card).to(self._device)
         self._vocabulary_size = int(transformer.get_input_embeddings().weight.shape[0])
         self._padded = PaddedEncoder(transformer, head, card.pooling)
         self._packed = PackedEncoder(transformer, head, card.pooling)
@@ -106,8 +103,10 @@ class TorchBackend:
             with torch.inference_mode():
                 return self._run(sequences, packed=self.packs)
         except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfMemory(str(error).splitlines()[0]) from error
+            reason = str(error).splitlines()[0]
+        # Behind the handler: the failed pass's memory is free only once its traceback is gone.
+        empty_cache()
+        raise OutOfMemory(reason)
 
     def prepare(self, max_batch_tokens: int | None) -> tuple[int, float]:
         """Find out what fits into memory and record the usual shapes; before `forward`.

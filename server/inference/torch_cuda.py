@@ -24,6 +24,9 @@ from server.inference.torch_encoder import PackedEncoder
 
 log = logging.getLogger(__name__)
 
+# Held while a model is loaded: memory is measured, and while a graph is recorded nothing may wait
+# for the device or give its memory back.
+LOADING = threading.Lock()
 LANES = 2  # one prepares or fetches while the other's pass runs
 # The kernel's grid grows with the longest sequence that it is told of.
 RECORDED_LONGEST = (128, 512)
@@ -43,7 +46,17 @@ def device_names() -> list[str]:
 def give_back_memory() -> None:
     """Let other programs have what models took that are not needed any more."""
     gc.collect()  # modules point at each other
-    torch.cuda.empty_cache()
+    with LOADING:
+        torch.cuda.empty_cache()
+
+
+def empty_cache() -> None:
+    """Give back what the allocator keeps, unless a model is being loaded: torch forbids it then."""
+    if LOADING.acquire(blocking=False):
+        try:
+            torch.cuda.empty_cache()
+        finally:
+            LOADING.release()
 
 
 def recorded_sizes(most: int) -> list[int]:
@@ -84,17 +97,21 @@ class _Lane:
         self._numbers = self._rows = 0
 
     def make_room(self, numbers: int, rows: int) -> None:
-        """Have room for so many int32 of input and so many embeddings."""
+        """Have room for so many int32 of input and so many embeddings.
+
+        The device's memory is not filled: that would be done on a stream that nothing waits for.
+        """
         if numbers > self._numbers:
+            host = torch.zeros(2 * numbers, dtype=torch.int32, pin_memory=True)
+            self.device_input = torch.empty(2 * numbers, dtype=torch.int32, device=self._device)
+            self.host_input, self.written = host, host.numpy()
             self._numbers = 2 * numbers
-            self.host_input = torch.zeros(self._numbers, dtype=torch.int32, pin_memory=True)
-            self.written = self.host_input.numpy()
-            self.device_input = torch.zeros(self._numbers, dtype=torch.int32, device=self._device)
         if rows > self._rows:
+            shape = (2 * rows, self._embedding_dim)
+            host = torch.zeros(shape, dtype=torch.float32, pin_memory=True)
+            self.device_output = torch.empty(shape, dtype=torch.float32, device=self._device)
+            self.host_output = host
             self._rows = 2 * rows
-            shape = (self._rows, self._embedding_dim)
-            self.host_output = torch.zeros(shape, dtype=torch.float32, pin_memory=True)
-            self.device_output = torch.zeros(shape, dtype=torch.float32, device=self._device)
 
 
 class CudaPipeline:
@@ -126,11 +143,17 @@ class CudaPipeline:
             np.cumsum(lengths, out=written[1 : count + 1])
             written[count + 1 : slots + 1] = total
             np.concatenate(sequences, out=written[slots + 1 : slots + 1 + total])
-            if recording is not None and total <= DIRECT_TOKENS:
-                self._replay_directly(lane, recording, numbers, count)
-            else:
-                self._run_beside_copies(lane, recording, slots, numbers, count, longest)
-            lane.downloaded.synchronize()  # others may use the interpreter meanwhile
+            written[slots + 1 + total : numbers] = 0  # what an earlier batch left may be no id
+            try:
+                if recording is not None and total <= DIRECT_TOKENS:
+                    self._replay_directly(lane, recording, numbers, count)
+                else:
+                    self._run_beside_copies(lane, recording, slots, numbers, count, longest)
+                lane.downloaded.synchronize()  # others may use the interpreter meanwhile
+            except BaseException:  # the next pass must not write what this one still reads
+                self._compute.synchronize()
+                lane.stream.synchronize()
+                raise
             vectors: NDArray[np.float32] = lane.host_output[:count].numpy().copy()
             return vectors
 
@@ -182,13 +205,18 @@ class CudaPipeline:
         """Record passes of up to so many tokens; before any thread calls `run`.
 
         Where that fails the kernels are launched one by one, as for all that is not recorded.
+
+        Raises:
+            RuntimeError: the device does not recover from the failure.
         """
         try:
-            self._record(max_tokens, max_input_tokens)
+            with torch.cuda.stream(torch.cuda.current_stream(self._device)):
+                self._record(max_tokens, max_input_tokens)
         except Exception as error:  # a model may do what a graph cannot hold
             self._recordings.clear()
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             log.warning("passes cannot be recorded as CUDA graphs: %s", reason)
+            torch.cuda.empty_cache()  # fails if the recording was not ended
 
     def _record(self, max_tokens: int, max_input_tokens: int) -> None:
         sizes = recorded_sizes(max_tokens)

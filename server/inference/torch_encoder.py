@@ -42,13 +42,20 @@ def load_transformer(card: Card, dtype: torch.dtype, device: torch.device) -> Pr
         config = AutoConfig.from_pretrained(
             card.path(card.torch.config), local_files_only=True, trust_remote_code=False
         )
+        if hasattr(config, "quantization_config"):
+            raise ValueError("quantised weights are not supported")
         weights: dict[str, torch.Tensor] = {}
         for name in card.torch.weights:
             weights |= load_file(card.path(name))
         model, report = MODEL_MAPPING[type(config)].from_pretrained(
-            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=dtype,
+            attn_implementation="eager",  # the config could name a kernel to be fetched from a hub
+            output_loading_info=True,
         )
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a config can be wrong in any way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelLoadError(f"model {card.name}: torch cannot load it: {reason}") from error
     # A pooler is part of many checkpoints' classes and of no sentence embedding.
@@ -77,6 +84,18 @@ class Head(torch.nn.Module):  # type: ignore[misc]
         return torch.nn.functional.normalize(embeddings) if self.normalize else embeddings
 
 
+def load_head(card: Card) -> Head:
+    """What follows the pooling.
+
+    Raises:
+        ModelLoadError: a dense layer's file is not what the card says.
+    """
+    try:
+        return Head(card)
+    except (OSError, SafetensorError, KeyError, IndexError) as error:
+        raise ModelLoadError(f"model {card.name}: dense layer: {error}") from error
+
+
 def _read_dense(card: Card, layer: TorchDense) -> torch.nn.Module:
     stored = load_file(card.path(layer.weights))
     weight, bias = stored["linear.weight"].float(), stored.get("linear.bias")
@@ -98,7 +117,7 @@ class PackedEncoder(torch.nn.Module):  # type: ignore[misc]
         self.transformer = transformer
         self.head = head
         self.pooling = pooling
-        self.first_position = _first_position(transformer)
+        self.padding_id = _padding_that_counts(transformer)
 
     def attend(self) -> None:
         """Have the transformer use packed attention from now on.
@@ -120,11 +139,12 @@ class PackedEncoder(torch.nn.Module):  # type: ignore[misc]
         places = torch.arange(ids.shape[0], device=ids.device)
         slots = bounds.shape[0] - 1
         owner = torch.searchsorted(bounds, places, right=True) - 1  # `slots`: of none
-        positions = torch.where(owner < slots, places - bounds[owner], 0)
+        positions = self._positions(ids, bounds[owner].long(), places)
+        positions = torch.where(owner < slots, positions, 0)
         hidden = self.transformer(
             input_ids=ids.long()[None],
             attention_mask=None,
-            position_ids=(positions + self.first_position)[None],
+            position_ids=positions[None],
             cu_seq_lens_q=bounds,
             cu_seq_lens_k=bounds,
             max_length_q=longest,
@@ -132,6 +152,19 @@ class PackedEncoder(torch.nn.Module):  # type: ignore[misc]
             use_cache=False,
         ).last_hidden_state[0]
         return self.head(self._pool(hidden, bounds))
+
+    def _positions(
+        self, ids: torch.Tensor, begins: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        """Each token's position in its sequence, all (tokens,)."""
+        if self.padding_id is None:
+            return places - begins
+        # RoBERTa's descendants begin behind the padding's id, and a padding token in a text, which
+        # does not count, has that id as its position.
+        counts = ids != self.padding_id
+        before = counts.cumsum(0) - counts.long()
+        own = before - before[begins.clamp(max=len(ids) - 1)] + 1
+        return torch.where(counts, own, 0) + self.padding_id
 
     def _pool(self, hidden: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
         """(tokens, hidden_dim) to (slots, hidden_dim), float32."""
@@ -197,11 +230,12 @@ def set_attention(transformer: PreTrainedModel, name: str) -> None:
         raise ValueError(f"{type(transformer).__name__} does not take the attention {name}")
 
 
-def _first_position(transformer: PreTrainedModel) -> int:
-    """RoBERTa's descendants count positions from behind the padding's id, all others from 0."""
+def _padding_that_counts(transformer: PreTrainedModel) -> int | None:
+    """The padding's id if positions depend on it, as with RoBERTa and its descendants."""
     embeddings = getattr(transformer, "embeddings", None)
-    counts = hasattr(embeddings, "create_position_ids_from_input_ids")
-    return int(embeddings.padding_idx) + 1 if embeddings is not None and counts else 0
+    if embeddings is None or not hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return None
+    return int(embeddings.padding_idx)
 
 
 def _without_cache(transformer: PreTrainedModel) -> dict[str, bool]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from server import __version__
 from server.catalog.card import Card
 from server.errors import OutputFileError, TextFileError
+from server.inference.placement import find_placement
 from server.offline.checkpoint import Checkpoint, Fact, checkpoint_of, read_checkpoint
 from server.offline.embedder import OfflineModel, Progress, embed_windows
 from server.offline.outputs import GrowingFile, format_of, json_lines, partial_of
@@ -40,8 +41,7 @@ def facts_of(
         "truncate": cut_texts,
         "skip_blank": skip_blank,
         "max_batch_tokens": settings.max_batch_tokens or "auto",
-        "device": settings.device,
-        "dtype": settings.dtype,
+        "device": "CPU" if find_placement(settings.device, settings.dtype).on_cpu else "GPU",
         "version": __version__,
         "onnxruntime": importlib.metadata.version("onnxruntime"),
     }

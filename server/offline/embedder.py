@@ -64,7 +64,7 @@ class OfflineModel:
 
 
 def find_card(settings: Settings, name: str) -> Card:
-    """The card with this name or alias, all its files there.
+    """The card with this name or alias as this machine computes it, all its files there.
 
     Raises:
         SettingError: there is none.
@@ -72,7 +72,7 @@ def find_card(settings: Settings, name: str) -> Card:
     """
     (card,) = read_registry(*settings.model_folders()).select([name]).cards
     check_present(card)
-    return card
+    return find_placement(settings.device, settings.dtype).apply(card)
 
 
 def load_model(settings: Settings, card: Card) -> OfflineModel:
@@ -83,7 +83,6 @@ def load_model(settings: Settings, card: Card) -> OfflineModel:
     """
     hash_files = settings.check_files == "full"
     placement = find_placement(settings.device, settings.dtype)
-    card = placement.apply(card)
     encoder = load_encoder(
         card.encoder,
         placement.devices_of(card),

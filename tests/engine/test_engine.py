@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import pytest
 
+from server.engine import replica
 from server.engine.engine import Engine, warm_up
 from server.errors import Draining, InferenceFailed, Overloaded, TooManyTokens
 from server.inference.backend import Backend, TokenIds
@@ -55,6 +57,28 @@ def random_sequences(count: int) -> list[TokenIds]:
     random = np.random.default_rng(0)
     lengths = random.integers(1, 40, count)
     return [random.integers(1, 80, length).astype(np.int32) for length in lengths]
+
+
+async def test_a_device_that_is_broken_leaves_the_work_to_the_others(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "PROBE_INTERVAL_S", 0.01)
+    broken, healthy = FakeBackend(), FakeBackend()
+    broken.broken.set()
+    engine = start_engine(Encoder(encoder.tokenizer, (broken, healthy), FAKE_DIM))
+    failed = 0
+    while engine._replicas[0].sound:
+        with contextlib.suppress(InferenceFailed):
+            await asyncio.gather(*(embed(engine, [ids(5)]) for _ in range(4)))
+            continue
+        failed += 1
+        assert failed < 100
+    assert engine.sound
+    for _ in range(50):
+        await asyncio.gather(*(embed(engine, [ids(5)]) for _ in range(4)))
+    broken.broken.clear()
+    await asyncio.to_thread(wait_until, lambda: engine._replicas[0].sound)
+    engine.close()
 
 
 async def test_vectors_come_back_in_the_order_of_the_inputs(make_engine: MakeEngine) -> None:

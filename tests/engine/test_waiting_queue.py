@@ -600,9 +600,10 @@ def test_the_budget_is_halved_down_to_one_token() -> None:
 class Worker:
     """A thread that takes a micro-batch, holds it until told to go on, and takes the next."""
 
-    def __init__(self, queue: WaitingQueue, *, at_once: bool = False) -> None:
+    def __init__(self, queue: WaitingQueue, *, at_once: bool = False, device: int = 0) -> None:
         self.taken: list[MicroBatch] = []
         self._queue = queue
+        self._device = device
         self._at_once = at_once  # do not wait to be told
         self._done = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -618,11 +619,11 @@ class Worker:
         assert not self._thread.is_alive()
 
     def _work(self) -> None:
-        self._queue.join()
-        while (batch := self._queue.take()) is not None:
+        self._queue.join(self._device)
+        while (batch := self._queue.take(device=self._device)) is not None:
             self.taken.append(batch)
             assert self._at_once or self._done.acquire(timeout=20)
-        self._queue.leave()
+        self._queue.leave(self._device)
 
 
 def test_a_micro_batch_is_alone_only_if_nothing_else_waits_or_is_computed() -> None:
@@ -707,10 +708,8 @@ def test_without_sharing_micro_batches_do_not_depend_on_who_is_idle(
 class TestWorkersAhead:
     """While as many workers compute as there are devices, others take only what is worth it."""
 
-    def queue(self, devices: int = 1) -> WaitingQueue:
-        return WaitingQueue(
-            BUDGET, light_batch_tokens=BUDGET, packed=True, ahead_tokens=200, devices=devices
-        )
+    def queue(self) -> WaitingQueue:
+        return WaitingQueue(BUDGET, light_batch_tokens=BUDGET, packed=True, ahead_tokens=200)
 
     def test_a_second_worker_leaves_little_for_the_first_one(self) -> None:
         queue = self.queue()
@@ -742,16 +741,35 @@ class TestWorkersAhead:
         for worker in workers:
             worker.end()
 
+    def test_a_device_whose_workers_are_stuck_keeps_no_other_one_from_its_work(self) -> None:
+        queue = self.queue()
+        stuck = [Worker(queue) for _ in "ab"]
+        wait_until(lambda: queue._idle_workers == 2)
+        queue.put(group_of(200))
+        queue.put(group_of(200))
+        queue.put(group_of(200))
+        wait_until(lambda: all(worker.taken for worker in stuck))
+        healthy = Worker(queue, device=1, at_once=True)
+        for count in range(1, 6):
+            queue.put(group_of(10))
+            wait_until(lambda: not len(queue))
+            assert sum(batch.tokens for batch in healthy.taken) >= 10 * count
+        assert [len(worker.taken) for worker in stuck] == [1, 1]
+        for worker in (*stuck, healthy):
+            worker.end()
+
     def test_each_device_has_a_worker_of_its_own(self) -> None:
-        queue = self.queue(devices=2)
-        workers = [Worker(queue) for _ in "abc"]
+        queue = self.queue()
+        workers = [Worker(queue, device=device) for device in (0, 0, 1)]
         wait_until(lambda: queue._idle_workers == 3)
         queue.put(group_of(10))
+        wait_until(lambda: sum(len(worker.taken) for worker in workers) == 1)
         queue.put(group_of(20))
         wait_until(lambda: sum(len(worker.taken) for worker in workers) == 2)
+        assert workers[2].taken
         queue.put(group_of(30))
         assert len(queue) == 1
-        next(worker for worker in workers if worker.taken).finish()
+        workers[2].finish()
         wait_until(lambda: not len(queue))
         for worker in workers:
             worker.end()
@@ -779,3 +797,12 @@ def test_packed_a_short_sequence_goes_with_long_ones() -> None:
     for length in (3, 300, 150):
         queue.put(group_of(length))
     assert sorted(s.num_tokens for s in take(queue).sequences) == [3, 150, 300]
+
+
+def test_packed_a_long_sequence_is_filled_up_with_many_short_ones() -> None:
+    queue = WaitingQueue(4096, packed=True, light_batch_tokens=4096)
+    queue.join()
+    queue.put(group_of(512, *[16] * 1000))
+    taken = take(queue)
+    assert taken.tokens == 4096
+    assert len(taken) == 1 + (4096 - 512) // 16

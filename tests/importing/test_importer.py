@@ -250,6 +250,20 @@ def test_a_publishers_graph_gives_the_same_vectors(tmp_path: Path, pooling: str)
     assert np.abs(left - right).max() < 1e-6
 
 
+def test_a_model_that_torch_cannot_try_is_installed_for_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("not implemented for 'Half'\nmore")
+
+    monkeypatch.setattr("server.importing.torch_precision.try_dtypes", fail)
+    lines: list[str] = []
+    folder = make_folder(tmp_path / "bert")
+    card = import_model(folder, tmp_path / "models", Wishes(), lines.append)
+    assert card.torch is None
+    assert lines[-1] == "on the CPU only: not implemented for 'Half'"
+
+
 def test_a_graph_that_wants_what_is_not_there_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "bert")
     graph = export_published(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,11 +194,27 @@ class TestEveryArchitecture:
         card = tiny("xlm-roberta")
         right = TorchBackend(card, CPU).forward(within_vocabulary(5, 30))
         # The trap of RoBERTa's positions, which begin behind the padding's id.
-        monkeypatch.setattr("server.inference.torch_encoder._first_position", lambda model: 0)
+        monkeypatch.setattr(
+            "server.inference.torch_encoder._padding_that_counts", lambda model: None
+        )
         backend = TorchBackend(card, CPU)
         assert not backend.packs
         assert "not packed, since its vectors differ" in caplog.text
         assert np.abs(backend.forward(within_vocabulary(5, 30)) - right).max() < 2e-6
+
+    def test_a_padding_token_in_a_text_does_not_count_as_with_roberta(
+        self, tiny: Callable[..., Card]
+    ) -> None:
+        from server.inference.loader import load_encoder
+
+        card = tiny("xlm-roberta")
+        texts = within_vocabulary(4, 9, 30)
+        for text, places in zip(texts, ([0], [2, 3, 8], [29]), strict=True):
+            text[places] = 1  # <pad>
+        backend = TorchBackend(card, CPU)
+        assert backend.packs
+        graph = load_encoder(card).backends[0].forward(texts)
+        assert np.abs(backend.forward(texts) - graph).max() < 2e-6
 
     def test_what_fails_when_packed_is_padded(
         self,
@@ -271,6 +289,63 @@ class TestPreparing:
         assert len(backends) == 2
         assert pace.max_batch_tokens == 2048
         assert pace.tokens_per_second * pace.workers == 1e6  # type: ignore[operator]
+
+
+class TestMemory:
+    def test_when_a_pass_ran_out_of_memory_nothing_of_it_is_kept(
+        self, exact: TorchBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kept: list[weakref.ref[torch.Tensor]] = []
+
+        def run(*_: object, **__: object) -> None:
+            activations = torch.zeros(10)
+            kept.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(exact, "_run", run)
+        monkeypatch.setattr(torch_backend, "empty_cache", lambda: kept.append(kept[0]()))  # type: ignore[arg-type]
+        with pytest.raises(OutOfMemory):
+            exact.forward(sequences(3))
+        assert kept[1] is None
+
+
+def hostile(card: Card, place: Path, **config: object) -> Card:
+    """A copy of the card's model whose config says something else."""
+    place.mkdir()
+    for name in card.files:
+        (place / name).symlink_to(card.path(name))
+    (place / "config.json").unlink()
+    content = json.loads(card.path("config.json").read_text()) | config
+    (place / "config.json").write_text(json.dumps(content))
+    facts = {name: getattr(card, name) for name in Card.model_fields}
+    return Card.model_construct(**facts | {"folder": place})
+
+
+class TestHostileConfigs:
+    @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+    def test_it_cannot_name_a_kernel_to_be_fetched(
+        self, plain_card: Card, tmp_path: Path, exact: TorchBackend, key: str
+    ) -> None:
+        card = hostile(plain_card, tmp_path / "model", **{key: "somebody/kernel"})
+        texts = sequences(3, 9)
+        assert np.abs(TorchBackend(card, CPU).forward(texts) - exact.forward(texts)).max() < 1e-6
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"hidden_size": "large"},
+            {"hidden_size": 385},
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            {"model_type": "no such model"},
+            {"auto_map": {"AutoModel": "code.Model"}, "model_type": "own"},
+        ],
+        ids=str,
+    )
+    def test_what_cannot_be_is_one_line(
+        self, plain_card: Card, tmp_path: Path, config: dict[str, object]
+    ) -> None:
+        with pytest.raises(ModelLoadError, match="model all-MiniLM-L6-v2: "):
+            TorchBackend(hostile(plain_card, tmp_path / "model", **config), CPU)
 
 
 class TestCardsThatSayTooLittle:
