@@ -224,7 +224,7 @@ class TestResuming:
         assert_mistake(resume(long_input), "dimensions was 64", "384 now")
         assert_mistake(resume(long_input, "--model", PLAIN), "model was", MATRYOSHKA, PLAIN)
         assert_mistake(
-            resume(long_input, same, "--max-batch-tokens=128"), "max_batch_tokens was auto"
+            resume(long_input, same, "--max-batch-tokens=128"), "max_batch_tokens was 'auto'"
         )
         changed = long_input.with_name("changed.txt")
         changed.write_text("x" + long_input.read_text()[1:])

@@ -210,7 +210,7 @@ def _make(
     family = find_family(_known_names(folder, name, wishes))
     _write_graph(folder, made, wishes, report)
     _write_tokenizer(folder, made)
-    if folder.weights:
+    if _makes_own_graph(folder, wishes):  # then the weights are there as well
         shutil.copyfile(folder.path / CONFIG_FILE, made / CONFIG_FILE)
     tokenizer = Tokenizer(made / TOKENIZER_FILE, min(folder.max_input_tokens, MAX_COMPARED_TOKENS))
     head = folder.head
@@ -444,7 +444,7 @@ def _describe_for_torch(
     report: Callable[[str], None],
 ) -> None:
     """Write the card anew with what a GPU needs, if torch is here to try it."""
-    if not folder.weights or not is_installed("torch") or not is_installed("transformers"):
+    if CONFIG_FILE not in card.files or not is_installed("transformers"):
         return
     from server.importing.torch_precision import try_dtypes
 

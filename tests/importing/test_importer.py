@@ -244,6 +244,7 @@ def test_a_publishers_graph_gives_the_same_vectors(tmp_path: Path, pooling: str)
     assert card.parity is not None
     assert card.parity.min_cosine > 0.9999
     assert "model.safetensors" not in card.files
+    assert card.torch is None
     ids = [np.array([2, 7, 9, 3], np.int32), np.array([2, 5, 6, 7, 8, 3], np.int32)]
     own = import_model(folder, tmp_path / "own", Wishes(graph="own"), ignore)
     left, right = (load_encoder(c).backends[0].forward(ids) for c in (card, own))

@@ -230,6 +230,7 @@ class TestEveryArchitecture:
         assert not TorchBackend(tiny("bert"), CPU).packs
         assert "not packed, since that fails: no kernel for this" in caplog.text
 
+    @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
     def test_compiled_layers_compute_the_same_and_can_be_released(
         self, tiny: Callable[..., Card]
     ) -> None:
