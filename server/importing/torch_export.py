@@ -28,7 +28,6 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import optimize_ir
-from safetensors.torch import load_file
 from transformers import AttentionInterface, AutoModel, PreTrainedModel
 from transformers.masking_utils import (
     AttentionMaskInterface,
@@ -41,6 +40,7 @@ from transformers.utils import logging as transformers_logging
 from server.catalog.card import PoolingMode
 from server.errors import ImportRefused
 from server.importing.folder import DenseLayer, Head, ModelFolder
+from server.inference.torch_encoder import read_dense
 
 FUSED_ATTENTION = "onnxruntime_fused"  # our name in transformers' attention registry
 MAX_GRAPH_BYTES = 2**31 - 1  # of a protobuf message
@@ -141,17 +141,14 @@ class TextEncoder(torch.nn.Module):  # type: ignore[misc]
 
 
 def _read_dense(folder: Path, layer: DenseLayer) -> torch.nn.Module:
-    """A dense layer of sentence-transformers: linear, then its activation."""
-    stored = load_file(folder / layer.weights)
-    weight = stored.get("linear.weight")
-    if weight is None or weight.ndim != 2 or weight.shape[0] != layer.out_features:
+    """See `read_dense`; refuses what is not as the layer's config.json says."""
+    try:
+        dense = read_dense(folder / layer.weights, layer.activation)
+    except (KeyError, IndexError):
+        dense = None
+    if dense is None or dense[0].weight.shape != (layer.out_features, dense[0].in_features):
         raise ImportRefused(f"{folder / layer.weights}: no linear.weight as its config.json says")
-    bias = stored.get("linear.bias")
-    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    linear.weight = torch.nn.Parameter(weight.float())
-    if bias is not None:
-        linear.bias = torch.nn.Parameter(bias.float())
-    return torch.nn.Sequential(linear, getattr(torch.nn, layer.activation)())
+    return dense
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, mode: PoolingMode) -> torch.Tensor:

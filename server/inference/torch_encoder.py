@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from server.catalog.card import Card, PoolingMode, TorchDense
+from server.catalog.card import Card, PoolingMode
 from server.errors import ModelLoadError
 from server.inference.torch_attention import PACKED_ATTENTION
 
@@ -75,7 +76,8 @@ class Head(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, card: Card) -> None:
         super().__init__()
         layers = card.torch.dense if card.torch else ()
-        self.dense = torch.nn.Sequential(*(_read_dense(card, layer) for layer in layers))
+        layers_read = (read_dense(card.path(one.weights), one.activation) for one in layers)
+        self.dense = torch.nn.Sequential(*layers_read)
         self.normalize = card.normalize
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -96,14 +98,20 @@ def load_head(card: Card) -> Head:
         raise ModelLoadError(f"model {card.name}: dense layer: {error}") from error
 
 
-def _read_dense(card: Card, layer: TorchDense) -> torch.nn.Module:
-    stored = load_file(card.path(layer.weights))
+def read_dense(path: Path, activation: str) -> torch.nn.Sequential:
+    """A dense layer of sentence-transformers, in float32: linear, then its activation.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+        KeyError, IndexError: it holds no matrix `linear.weight`.
+    """
+    stored = load_file(path)
     weight, bias = stored["linear.weight"].float(), stored.get("linear.bias")
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         linear.bias = torch.nn.Parameter(bias.float(), requires_grad=False)
-    return torch.nn.Sequential(linear, getattr(torch.nn, layer.activation)())
+    return torch.nn.Sequential(linear, getattr(torch.nn, activation)())
 
 
 class PackedEncoder(torch.nn.Module):  # type: ignore[misc]
