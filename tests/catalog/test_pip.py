@@ -1,0 +1,23 @@
+"""Running this environment's pip from within a server process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from server.catalog.pip import run_pip
+from server.errors import PipError
+
+
+def test_a_process_that_ran_pip_can_still_have_setuptools_and_so_torch_compile() -> None:
+    script = "from server.catalog.pip import run_pip; run_pip('help'); import setuptools"
+    child = [sys.executable, "-W", "error", "-c", script]
+    outcome = subprocess.run(child, capture_output=True, text=True, check=False)
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+
+
+def test_the_last_complaint_is_the_reason() -> None:
+    with pytest.raises(PipError, match="unknown command"):
+        run_pip("no-such-command")
