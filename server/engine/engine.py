@@ -192,18 +192,18 @@ class Engine:
 
     def _settle(self, micro_batch: MicroBatch) -> None:
         self._measure(micro_batch)
-        for sequence in micro_batch.sequences:
-            group = sequence.group
-            group.remaining -= 1
+        for group, part in micro_batch.parts.items():
+            group.remaining -= len(part.sequences)
             group.began_s = min(group.began_s, micro_batch.began_s)
             if group.future.done():
                 continue
-            group.ticket.computed(sequence.num_tokens)
-            if sequence.error is not None:
+            group.ticket.computed(part.tokens)
+            failed = next((one for one in part.sequences if one.error is not None), None)
+            if failed is not None:
                 self._queue.drop(group)
                 group.future.set_exception(
                     InferenceFailed(
-                        f"The model failed on input[{sequence.row}]; the other inputs are not at "
+                        f"The model failed on input[{failed.row}]; the other inputs are not at "
                         "fault. Trying again is safe."
                     )
                 )

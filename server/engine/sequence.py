@@ -82,11 +82,12 @@ class SequenceGroup:
         visible = self.sequences[self.next_row : self.shown]
         return sum(sequence.num_tokens for sequence in visible if not sequence.taken)
 
-    def serve(self, sequence: TokenSequence) -> bool:
-        """Note that a worker has taken this sequence; whether others still wait."""
-        sequence.taken = True
-        self.unserved -= 1
-        self.unserved_tokens -= sequence.num_tokens
+    def serve(self, part: Part) -> bool:
+        """Note that a worker has taken these sequences; whether others still wait."""
+        for sequence in part.sequences:
+            sequence.taken = True
+        self.unserved -= len(part.sequences)
+        self.unserved_tokens -= part.tokens
         while self.unserved and self.next_sequence.taken:
             self.next_row += 1
         return self.unserved > 0
@@ -108,10 +109,22 @@ class TokenSequence:
         self.taken = False
 
 
+class Part:
+    """What a micro-batch holds of one request."""
+
+    __slots__ = ("sequences", "tokens")
+
+    def __init__(self) -> None:
+        self.sequences: list[TokenSequence] = []
+        self.tokens = 0
+
+
 class MicroBatch:
     """Sequences that are computed together."""
 
-    __slots__ = ("alone", "began_s", "ended_s", "packed", "padded_tokens", "sequences", "tokens")
+    __slots__ = (
+        "alone", "began_s", "ended_s", "packed", "padded_tokens", "parts", "sequences", "tokens",
+    )  # fmt: skip
 
     def __init__(
         self, sequences: list[TokenSequence], *, alone: bool = False, packed: bool = False
@@ -121,6 +134,14 @@ class MicroBatch:
         self.alone = alone  # nothing else waits or is computed: the whole machine is free
         self.began_s = time.perf_counter()
         self.ended_s = self.began_s
+        # By request: what can be done once for all of a request's sequences is not done for each.
+        self.parts: dict[SequenceGroup, Part] = {}
+        for sequence in sequences:
+            part = self.parts.get(sequence.group)
+            if part is None:
+                part = self.parts[sequence.group] = Part()
+            part.sequences.append(sequence)
+            part.tokens += sequence.num_tokens
         lengths = [sequence.num_tokens for sequence in sequences]
         self.tokens = sum(lengths)
         self.padded_tokens = self.tokens if packed else len(lengths) * max(lengths)

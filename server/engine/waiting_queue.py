@@ -311,10 +311,11 @@ class WaitingQueue:
         share = max(math.ceil(self.tokens / workers), self._light_batch_tokens)
         budget = min(self._max_batch_tokens, self._light_batch_tokens if light else share)
         chosen = self._choose(group.next_sequence, budget)
-        self._charge(key, flow, chosen)
+        micro_batch = MicroBatch(chosen, packed=self._packed)
+        self._charge(key, flow, micro_batch)
         self._forget_rested_keys()
-        alone = not self._sequences and self._idle_workers == self._workers
-        return MicroBatch(chosen, alone=alone, packed=self._packed)
+        micro_batch.alone = not self._sequences and self._idle_workers == self._workers
+        return micro_batch
 
     def _choose(self, head: TokenSequence, budget: int) -> list[TokenSequence]:
         """Take the head and what goes with it out of the list."""
@@ -361,29 +362,27 @@ class WaitingQueue:
                 tokens -= sequence.num_tokens
         return found
 
-    def _charge(self, head_key: _Key, head_flow: _Flow, chosen: list[TokenSequence]) -> None:
+    def _charge(self, head_key: _Key, head_flow: _Flow, micro_batch: MicroBatch) -> None:
         """Count what was chosen against its keys and requests."""
-        total = 0
-        for sequence in chosen:
-            tokens = sequence.num_tokens
-            key = self._keys[sequence.group.key]
-            key.start_tokens += tokens
-            key.charge(key.flow(sequence.group), tokens)
-            total += tokens
-        if total < MIN_COST_TOKENS:
-            head_key.start_tokens += MIN_COST_TOKENS - total
-            head_key.charge(head_flow, MIN_COST_TOKENS - total)
-        self.tokens -= total
-        self._sequences -= len(chosen)
-        for sequence in chosen:
-            group = sequence.group
+        for group, part in micro_batch.parts.items():
+            key = self._keys[group.key]
+            key.start_tokens += part.tokens
+            key.charge(key.flow(group), part.tokens)
+        if micro_batch.tokens < MIN_COST_TOKENS:
+            missing = MIN_COST_TOKENS - micro_batch.tokens
+            head_key.start_tokens += missing
+            head_key.charge(head_flow, missing)
+        self.tokens -= micro_batch.tokens
+        self._sequences -= len(micro_batch)
+        for group, part in micro_batch.parts.items():
             key = self._keys[group.key]
             if key.flow(group) is key.bulk:
-                key.front_tokens -= sequence.num_tokens
-            if not group.serve(sequence):
+                key.front_tokens -= part.tokens
+            if not group.serve(part):
                 key.remove(group)
                 self._rest(group.key, key)
-            self._advance(key)
+        for name in dict.fromkeys(group.key for group in micro_batch.parts):
+            self._advance(self._keys[name])
 
     def _advance(self, key: _Key) -> None:
         """Let more of a key's bulk work be chosen from."""

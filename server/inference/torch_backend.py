@@ -95,7 +95,7 @@ class TorchBackend:
         Raises:
             ValueError: an id is outside the vocabulary. The device would not recover from it.
         """
-        if max(int(token_ids.max()) for token_ids in sequences) >= self._vocabulary_size:
+        if int(np.concatenate(sequences).max()) >= self._vocabulary_size:
             raise ValueError(f"a token id is not below {self._vocabulary_size}")
         try:
             if self._pipeline is not None:
