@@ -137,8 +137,9 @@ class Replica(threading.Thread):
                 sequence.group.vectors[sequence.row] = vector
             return
         except Exception as error:
-            if isinstance(error, OutOfMemory) and whole:
-                log.warning("out of memory; micro-batches lowered: %d", self._queue.lower_budget())
+            if isinstance(error, OutOfMemory) and whole and len(micro_batch) > 1:
+                budget = self._queue.lower_budget(micro_batch.padded_tokens)
+                log.warning("out of memory; micro-batches of at most %d tokens now", budget)
             if len(micro_batch) == 1:
                 log.error("a sequence failed: %s", error, exc_info=error)
                 micro_batch.sequences[0].error = error

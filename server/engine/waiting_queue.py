@@ -40,6 +40,8 @@ _NUM_TOKENS = attrgetter("num_tokens")
 MAX_LEAD_TOKENS = 96
 # So much bulk work of each key is looked at for sequences of similar length, in budgets.
 FRONT_BUDGETS = 32
+# After so many micro-batches of a lowered budget more is tried: the memory may be free again.
+RAISE_BUDGET_AFTER = 2000
 # How many sequences are looked at for each that may fit, when many must not be taken.
 _SEARCH = 32
 
@@ -180,6 +182,8 @@ class WaitingQueue:
         share_among_idle: bool = True,
     ) -> None:
         self._max_batch_tokens = max_batch_tokens
+        self._fitting_tokens = max_batch_tokens  # what the backend has memory for
+        self._taken_since_lowered = 0  # micro-batches
         self._light_batch_tokens = light_batch_tokens
         self._packed = packed
         self._ahead_tokens = ahead_tokens
@@ -281,11 +285,20 @@ class WaitingQueue:
             self._advance(key)
             self._rest(group.key, key)
 
-    def lower_budget(self) -> int:
-        """Halve `max_batch_tokens` after the backend ran out of memory; returns the new one."""
+    def lower_budget(self, failed_tokens: int) -> int:
+        """Give out smaller micro-batches than the one that the backend had no memory for.
+
+        Args:
+            failed_tokens: its size, padding counted.
+
+        Returns:
+            The new budget. It is doubled, up to `max_batch_tokens`, whenever it has been enough
+            for RAISE_BUDGET_AFTER micro-batches.
+        """
         with self._changed:
-            self._max_batch_tokens = max(1, self._max_batch_tokens // 2)
-            return self._max_batch_tokens
+            self._fitting_tokens = min(self._fitting_tokens, max(1, failed_tokens // 2))
+            self._taken_since_lowered = 0
+            return self._fitting_tokens
 
     def close(self) -> list[SequenceGroup]:
         """Send the workers home; returns the groups that still waited."""
@@ -309,13 +322,23 @@ class WaitingQueue:
         # A machine with idle workers shares out what there is; a busy one fills its micro-batches.
         workers = self._idle_workers if self._share_among_idle else 1
         share = max(math.ceil(self.tokens / workers), self._light_batch_tokens)
-        budget = min(self._max_batch_tokens, self._light_batch_tokens if light else share)
+        self._raise_budget()
+        budget = min(self._fitting_tokens, self._light_batch_tokens if light else share)
         chosen = self._choose(group.next_sequence, budget)
         micro_batch = MicroBatch(chosen, packed=self._packed)
         self._charge(key, flow, micro_batch)
         self._forget_rested_keys()
         micro_batch.alone = not self._sequences and self._idle_workers == self._workers
         return micro_batch
+
+    def _raise_budget(self) -> None:
+        """Called for each micro-batch."""
+        if self._fitting_tokens == self._max_batch_tokens:
+            return
+        self._taken_since_lowered += 1
+        if self._taken_since_lowered > RAISE_BUDGET_AFTER:
+            self._fitting_tokens = min(2 * self._fitting_tokens, self._max_batch_tokens)
+            self._taken_since_lowered = 0
 
     def _choose(self, head: TokenSequence, budget: int) -> list[TokenSequence]:
         """Take the head and what goes with it out of the list."""

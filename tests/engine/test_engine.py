@@ -134,6 +134,18 @@ async def test_out_of_memory_splits_the_micro_batch_and_lowers_the_budget(
     assert max(rows * tokens for rows, tokens in backend.shapes) <= 16
 
 
+async def test_a_text_that_does_not_fit_alone_makes_no_other_micro_batch_smaller(
+    make_engine: MakeEngine,
+) -> None:
+    backend = FakeBackend(memory_tokens=64)
+    engine = make_engine(backend)
+    with pytest.raises(InferenceFailed):
+        await embed(engine, [ids(*[1] * 65)])
+    backend.shapes.clear()
+    await embed(engine, [ids(1, 2, 3, 4)] * 64)
+    assert max(rows * tokens for rows, tokens in backend.shapes) == 64
+
+
 async def test_a_cancelled_request_does_not_cost_another_forward_pass(
     make_engine: MakeEngine,
 ) -> None:

@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 
 from server.engine.admission import MAX_BULK_SHARE, MIN_COST_TOKENS
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
-from server.engine.waiting_queue import FRONT_BUDGETS, WaitingQueue
+from server.engine.waiting_queue import FRONT_BUDGETS, RAISE_BUDGET_AFTER, WaitingQueue
 from server.errors import Draining
 from tests.engine import Requests, group_of, groups_of, wait_until
 
@@ -121,7 +121,8 @@ class Books(RuleBasedStateMachine):
         super().__init__()
         self.queue = empty_queue()
         self.left: set[TokenSequence] = set()
-        self.budget = BUDGET
+        self.lowered_to = BUDGET
+        self.taken_since = 0
 
     @rule(target=groups, key=keys, lengths=some_lengths, times=st.sampled_from([1, 1, 1, 20, 200]))
     def put(self, key: str, lengths: list[int], times: int) -> SequenceGroup:
@@ -138,7 +139,10 @@ class Books(RuleBasedStateMachine):
             if batch is not None:
                 assert set(batch.sequences) <= self.left
                 assert len(set(batch.sequences)) == len(batch) >= 1
-                assert batch.padded_tokens <= self.budget or len(batch) == 1
+                self.taken_since += 1
+                doublings = self.taken_since // RAISE_BUDGET_AFTER
+                budget = min(BUDGET, self.lowered_to * 2**doublings)
+                assert batch.padded_tokens <= budget or len(batch) == 1
                 self.left -= set(batch.sequences)
 
     @rule(group=groups)
@@ -146,10 +150,11 @@ class Books(RuleBasedStateMachine):
         self.queue.drop(group)
         self.left -= set(group.sequences)
 
-    @precondition(lambda self: self.budget > 64)
+    @precondition(lambda self: self.lowered_to > 64)
     @rule()
     def lower_budget(self) -> None:
-        self.budget = self.queue.lower_budget()
+        self.lowered_to = self.queue.lower_budget(self.lowered_to)
+        self.taken_since = 0
 
     @invariant()
     def counts_what_waits(self) -> None:
@@ -589,9 +594,24 @@ def test_thousands_of_keys_that_came_once_are_forgotten(at_once: bool) -> None:
     assert len(queue._keys) <= 10
 
 
-def test_the_budget_is_halved_down_to_one_token() -> None:
-    queue = WaitingQueue(4)
-    assert [queue.lower_budget() for _ in range(4)] == [2, 1, 1, 1]
+def test_the_budget_becomes_half_of_what_did_not_fit() -> None:
+    queue = WaitingQueue(256)
+    assert queue.lower_budget(200) == 100
+    assert queue.lower_budget(200) == 100  # another worker's, taken before
+    assert queue.lower_budget(100) == 50
+    assert [queue.lower_budget(size) for size in (3, 1)] == [1, 1]
+
+
+def test_a_lowered_budget_is_doubled_whenever_it_has_been_enough_for_long() -> None:
+    queue = empty_queue()
+    queue.lower_budget(BUDGET // 2)
+    sizes: list[int] = []
+    while len(sizes) < 3 * RAISE_BUDGET_AFTER:
+        queue.put(group_of(*[BUDGET // 4] * 4))
+        sizes += [batch.tokens for batch in drain(queue)]
+    assert set(sizes[:RAISE_BUDGET_AFTER]) == {BUDGET // 4}
+    assert set(sizes[RAISE_BUDGET_AFTER + 3 : 2 * RAISE_BUDGET_AFTER]) == {BUDGET // 2}
+    assert set(sizes[2 * RAISE_BUDGET_AFTER + 3 :]) == {BUDGET}
 
 
 # The whole machine.
