@@ -4,6 +4,10 @@ httptools costs 0.2 to 0.3 ms less a request than h11, but it buffers a head of 
 any key is asked, and it stops at the end of the head of a request that offers an upgrade: the body
 is lost. Java's own client offers h2c with its first request, so such a connection goes on with h11,
 which ignores the offer (uvicorn 0.54, httptools 0.9).
+
+uvicorn closes a connection on which nothing came for a while after an answer. Here that timer also
+runs from a connection's begin, and until the next head is whole: else whoever sends nothing, or
+half a head, would hold a file descriptor for good.
 """
 
 from __future__ import annotations
@@ -27,9 +31,20 @@ class BoundedProtocol(HttpToolsProtocol):
     _bytes_without_progress = 0
     _progress = False
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first head, no longer than for a later one."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Keep nothing alive, however it ended."""
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         """Feed the parser; more than MAX_HEAD_BYTES that complete nothing are refused."""
-        self._unset_keepalive_if_required()
         self._progress = False
         try:
             self.parser.feed_data(data)
@@ -48,6 +63,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Parser callback."""
         self._progress = True
+        self._unset_keepalive_if_required()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -78,6 +94,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
 class UpgradeIgnoringProtocol(H11Protocol):
     """A connection whose client has offered an upgrade once."""
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's, but a whole head ends the wait for it, not its first byte."""
+        self.conn.receive_data(data)
+        self.handle_events()
 
     def send_400_response(self, msg: str) -> None:
         """As the other protocol."""

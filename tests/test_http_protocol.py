@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import time
+from collections.abc import Iterator
 from typing import Self
 
 import httpx
@@ -161,3 +163,46 @@ def test_many_short_trailers_are_refused_too(connection: Connection) -> None:
             pass
         else:
             assert connection.refused()
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[ServerProcess]:
+    """Keeps a connection open for a second only."""
+    with ServerProcess("--keep-alive-timeout-s", "1") as server:
+        yield server
+
+
+@pytest.mark.parametrize("first", [b"", PLAIN, OFFERING], ids=["new", "used", "upgrade-offered"])
+@pytest.mark.parametrize(
+    "then", [b"", b"\r\n", POST], ids=["nothing", "a blank line", "half a head"]
+)
+def test_who_sends_no_whole_head_is_not_waited_for(
+    impatient: ServerProcess, first: bytes, then: bytes
+) -> None:
+    with Connection(impatient) as connection:
+        if first:
+            connection.send(first)
+            assert ok(connection)
+        connection.send(then)
+        assert connection.refused()
+
+
+def test_a_head_that_comes_byte_by_byte_wins_no_time(impatient: ServerProcess) -> None:
+    with Connection(impatient) as connection:
+
+        def drip() -> None:
+            for place in range(len(POST)):
+                time.sleep(0.1)
+                connection.send(POST[place : place + 1])
+
+        with pytest.raises(ConnectionError):
+            drip()
+
+
+def test_a_body_may_take_longer_than_a_head(impatient: ServerProcess) -> None:
+    with Connection(impatient) as connection:
+        head, body = PLAIN[: -len(BODY)], BODY
+        connection.send(head, body[:10])
+        time.sleep(1.5)
+        connection.send(body[10:])
+        assert ok(connection)
