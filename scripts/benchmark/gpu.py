@@ -31,7 +31,7 @@ from scripts.benchmark.processes import BenchError
 from scripts.benchmark.results import Record, Results, work_figures
 from scripts.benchmark.servers import Server, fetch_model
 from scripts.benchmark.texts import make_requests
-from server.inference.direct import cosines
+from server.inference.pooling import cosines
 
 CPU = "cpu"
 TORCH_CPU = "torch-cpu"  # a smoke run: torch, but on the CPU

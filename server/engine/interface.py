@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from server.catalog.card import Card
 from server.catalog.registry import Registry
+from server.errors import Draining, ModelLoading
 from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs
 from server.metrics import Metrics
@@ -27,6 +28,17 @@ class Phase(enum.Enum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
+
+    def check_ready(self) -> None:
+        """Refuse new work unless it is READY.
+
+        Raises:
+            ModelLoading, Draining: the server is in that phase.
+        """
+        if self is Phase.LOADING:
+            raise ModelLoading
+        if self is Phase.DRAINING:
+            raise Draining
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from server.catalog.verify import check_present
 from server.engine.interface import ModelState, Phase
 from server.engine.resident_memory import ResidentMemory, give_back_freed_memory
 from server.engine.served_encoder import ServedEncoder, ServedModel, read_encoder
-from server.errors import Draining, ModelFailing, ModelLoading, SettingError
+from server.errors import ModelFailing, SettingError
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder
 from server.inference.placement import ON_CPU, Placement, find_placement
@@ -145,7 +145,7 @@ class ServedModels:
             ModelLoading, Draining, ModelFailing: it takes no work yet, or no more.
         """
         card = self.registry.resolve(name)
-        self._check_phase()
+        self.phase.check_ready()
         model = self._models[card.name]
         if not model.encoder.sound:
             raise ModelFailing
@@ -171,15 +171,9 @@ class ServedModels:
 
         With `lazy` a model that is not in memory takes work as well: it will be loaded.
         """
-        self._check_phase()
+        self.phase.check_ready()
         if not all(encoder.sound for encoder in self._encoders):
             raise ModelFailing
-
-    def _check_phase(self) -> None:
-        if self.phase is Phase.LOADING:
-            raise ModelLoading
-        if self.phase is Phase.DRAINING:
-            raise Draining
 
     def drain(self) -> None:
         """Take no new work from now on; what is in flight goes on, also if it waits for a load."""

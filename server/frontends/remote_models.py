@@ -17,7 +17,7 @@ from server.catalog.registry import Registry
 from server.engine.interface import Loaded, ModelState, Phase
 from server.engine.on_demand import OnDemand
 from server.engine.request_tokenizer import RequestTokenizer
-from server.errors import Draining, ModelFailing, ModelLoading
+from server.errors import ModelFailing
 from server.frontends.channel import Channel, Kind
 from server.frontends.messages import (
     EmbedQuestion,
@@ -172,7 +172,7 @@ class RemoteModels:
     def work(self, name: str) -> Iterator[RemoteModel]:
         """See `ServedModels.work`."""
         card = self.registry.resolve(name)
-        self._check_phase()
+        self.phase.check_ready()
         model = self._models[card.name]
         if not model.state.sound:
             raise ModelFailing
@@ -197,15 +197,9 @@ class RemoteModels:
 
     def check_ready(self) -> None:
         """See `ServedModels.check_ready`."""
-        self._check_phase()
+        self.phase.check_ready()
         if not all(model.state.sound for model in self._models.values()):
             raise ModelFailing
-
-    def _check_phase(self) -> None:
-        if self.phase is Phase.LOADING:
-            raise ModelLoading
-        if self.phase is Phase.DRAINING:
-            raise Draining
 
     def drain(self) -> None:
         """Take no new work from now on."""

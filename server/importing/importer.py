@@ -43,6 +43,7 @@ from server.importing.folder import CONFIG_FILE, REFERENCE_FILE, ModelFolder, re
 from server.inference import direct
 from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
+from server.inference.pooling import cosines
 from server.inference.tokenizer import Tokenizer
 
 MIN_COSINE = 0.9999
@@ -496,7 +497,7 @@ def _check_parity(
 
     report(f"comparing with {torch_reference.NAME}")
     reference = torch_reference.TorchReference(folder, MAX_COMPARED_TOKENS)
-    cosines, differences = [], []
+    similarities, differences = [], []
     for prompt in dict.fromkeys(("", *prompts.values())):
         with _refusing(f"{folder.path}: cannot compute with the prompt {prompt!r}"):
             ours = direct.embed_texts(encoder, PARITY_TEXTS, prompt)
@@ -506,14 +507,14 @@ def _check_parity(
                 f"{folder.path}: vectors of {ours.shape[1]} dimensions, but "
                 f"{theirs.shape[1]} with sentence-transformers"
             )
-        cosines.append(direct.cosines(ours, theirs))
+        similarities.append(cosines(ours, theirs))
         differences.append(np.abs(ours - theirs))
     # A NaN must not hide behind min and max.
-    lowest, largest = float(np.min(cosines)), float(np.max(differences))
-    texts = sum(map(len, cosines))
+    lowest, largest = float(np.min(similarities)), float(np.max(differences))
+    texts = sum(map(len, similarities))
     report(f"{texts} texts: smallest cosine {lowest:.7f}, largest difference {largest:.1e}")
     if not lowest >= MIN_COSINE:
-        worst = PARITY_TEXTS[int(np.argmin(np.concatenate(cosines))) % len(PARITY_TEXTS)]
+        worst = PARITY_TEXTS[int(np.argmin(np.concatenate(similarities))) % len(PARITY_TEXTS)]
         refusal = (
             f"{folder.path}: cosine {lowest:.5f} with {torch_reference.NAME}, at least "
             f"{MIN_COSINE} is needed (worst: {worst[:40]!r})"

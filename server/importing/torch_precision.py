@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from server.catalog.card import Card, Dtype
 from server.inference import direct
 from server.inference.loader import Encoder
+from server.inference.pooling import cosines
 from server.inference.tokenizer import Tokenizer
 from server.inference.torch_backend import TorchBackend
 
@@ -53,7 +54,7 @@ def try_dtypes(
     for dtype in get_args(Dtype):
         backend = TorchBackend(card.computed_in(dtype), "cpu")
         found = direct.embed_texts(Encoder(tokenizer, (backend,), card.embedding_dim), texts)
-        lowest = float(np.min(direct.cosines(found, expected)))
+        lowest = float(np.min(cosines(found, expected)))
         tried[dtype] = _Tried(backend.packs, lowest)
         report(
             f"torch in {dtype}: smallest cosine {lowest:.7f}{'' if backend.packs else ', padded'}"

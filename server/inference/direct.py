@@ -35,11 +35,3 @@ def embed_texts(
     )
     starts = range(0, len(sequences), BATCH_TEXTS)
     return np.concatenate([backend.forward(sequences[i : i + BATCH_TEXTS]) for i in starts])
-
-
-def cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Cosine of each row with its counterpart, computed in float64; (texts,)."""
-    wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
-    lengths = np.linalg.norm(wide_left, axis=1) * np.linalg.norm(wide_right, axis=1)
-    found: NDArray[np.float64] = np.einsum("nd,nd->n", wide_left, wide_right) / lengths
-    return found

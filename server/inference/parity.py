@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 
 from server.catalog.card import Card
 from server.errors import ModelLoadError
-from server.inference.direct import cosines, embed_texts
+from server.inference.direct import embed_texts
 from server.inference.loader import Encoder
+from server.inference.pooling import cosines
 
 
 def reference_cosine(encoder: Encoder, card: Card) -> float | None:

@@ -1,6 +1,6 @@
-"""Token vectors to one vector a text, for graphs that leave it to others.
+"""Token vectors to one vector a text, for graphs that leave it to others, and vectors compared.
 
-Graphs that this software makes do it themselves. Pure functions; any thread may call.
+Graphs that this software makes pool themselves. Pure functions; any thread may call.
 """
 
 from __future__ import annotations
@@ -40,3 +40,11 @@ def normalize(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     tiny = np.finfo(np.float32).tiny
     return np.ascontiguousarray(vectors / np.maximum(lengths, tiny), dtype=np.float32)
+
+
+def cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Cosine of each row with its counterpart, computed in float64; (texts,)."""
+    wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
+    lengths = np.linalg.norm(wide_left, axis=1) * np.linalg.norm(wide_right, axis=1)
+    found: NDArray[np.float64] = np.einsum("nd,nd->n", wide_left, wide_right) / lengths
+    return found

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from server.catalog.card import Card
 from server.errors import ModelLoadError
 from server.inference.backend import OutOfMemory, Pace, TokenIds, pad
+from server.inference.pooling import cosines
 from server.inference.torch_compile import compile_layers, release_layers, worth_compiling
 from server.inference.torch_cuda import LANES, LOADING, CudaPipeline, empty_cache
 from server.inference.torch_encoder import (
@@ -192,7 +193,7 @@ class TorchBackend:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             log.warning("model %s: not %s, since that fails: %s", self._name, form, reason)
             return False
-        lowest = min(map(_cosine, alone, together))
+        lowest = float(cosines(np.stack(alone), together).min())
         if not lowest >= MIN_COSINE[self._dtype]:
             log.warning(
                 "model %s: not %s, since its vectors differ (cosine %.5f)", self._name, form, lowest
@@ -215,8 +216,3 @@ class TorchBackend:
         draw = np.random.default_rng(0)
         low, high = self._vocabulary_size // 2, self._vocabulary_size
         return [draw.integers(low, high, length, dtype=np.int32) for length in lengths]
-
-
-def _cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    lengths = np.linalg.norm(left) * np.linalg.norm(right)
-    return float(left @ right / lengths)

@@ -22,9 +22,9 @@ from server.importing.importer import HALF_PRECISION_TEXTS, Wishes, import_model
 from server.importing.torch_reference import TorchReference
 from server.inference import torch_backend
 from server.inference.backend import OutOfMemory, TokenIds
-from server.inference.direct import cosines
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
+from server.inference.pooling import cosines
 from server.inference.tokenizer import Tokenizer
 from server.inference.torch_backend import TorchBackend, load_backends
 from server.inference.torch_compile import compile_layers, release_layers

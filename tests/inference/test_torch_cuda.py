@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from server.catalog.card import Card
 from server.inference.backend import TokenIds
-from server.inference.direct import cosines
 from server.inference.loader import Encoder
+from server.inference.pooling import cosines
 from server.inference.torch_backend import TorchBackend
 from server.inference.torch_cuda import recorded_sizes, slots_of
 
