@@ -6,14 +6,17 @@ is lost. Java's own client offers h2c with its first request, so such a connecti
 which ignores the offer (uvicorn 0.54, httptools 0.9).
 
 uvicorn closes a connection on which nothing came for a while after an answer. Here that timer also
-runs from a connection's begin, and until the next head is whole: else whoever sends nothing, or
-half a head, would hold a file descriptor for good.
+runs from a connection's begin, and until the next head is whole; and who does not read is not
+waited for either. Else whoever sends nothing, or half a head, or lets answers lie, would hold a
+file descriptor for good.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
+import h11
 import httptools
 import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -25,7 +28,69 @@ MAX_HEAD_BYTES = 64 * 1024
 _NO_HTTP = "Invalid HTTP request received."
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class _NotForGood(asyncio.Protocol):
+    """What keeps both protocols from waiting for a client for ever."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    timeout_keep_alive: int
+    timeout_keep_alive_task: asyncio.TimerHandle | None
+    _unset_keepalive_if_required: Callable[[], None]
+    _body_bytes = 0  # of an answered request, since the timer was set
+    _unread_bytes = 0
+    _reader_timer: asyncio.TimerHandle | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Keep nothing alive, however it ended."""
+        self._unset_keepalive_if_required()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No whole head came in time; what was answered may still be on its way."""
+        self.transport.close()
+        self._watch_reader()
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is answered."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+        super().resume_writing()
+
+    def _set_keepalive(self) -> None:
+        self._unset_keepalive_if_required()
+        self._body_bytes = 0
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def _take_notice_of_body(self, size: int) -> None:
+        """Of a request that was answered early the rest may come, unless it hardly moves."""
+        if self.timeout_keep_alive_task is not None:
+            self._body_bytes += size
+            if self._body_bytes >= MAX_HEAD_BYTES:
+                self._set_keepalive()
+
+    def _watch_reader(self) -> None:
+        if self._reader_timer is None:
+            self._unread_bytes = self.transport.get_write_buffer_size()
+            self._reader_timer = self.loop.call_later(self.timeout_keep_alive, self._look_at_reader)
+
+    def _look_at_reader(self) -> None:
+        self._reader_timer = None
+        if self.transport.get_write_buffer_size() >= self._unread_bytes:
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+
+class BoundedProtocol(_NotForGood, HttpToolsProtocol):
     """Refuses heads, trailers and chunk extensions that are too long, and keeps every body."""
 
     _bytes_without_progress = 0
@@ -34,14 +99,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head, no longer than for a later one."""
         super().connection_made(transport)
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Keep nothing alive, however it ended."""
-        self._unset_keepalive_if_required()
-        super().connection_lost(exc)
+        self._set_keepalive()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; more than MAX_HEAD_BYTES that complete nothing are refused."""
@@ -69,6 +127,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Parser callback."""
         self._progress = True
+        self._take_notice_of_body(len(body))
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
@@ -92,11 +151,13 @@ class BoundedProtocol(HttpToolsProtocol):
         protocol.data_received(b"".join((*head, b"\r\n", rest)))
 
 
-class UpgradeIgnoringProtocol(H11Protocol):
+class UpgradeIgnoringProtocol(_NotForGood, H11Protocol):
     """A connection whose client has offered an upgrade once."""
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's, but a whole head ends the wait for it, not its first byte."""
+        if self.conn.their_state is h11.SEND_BODY:
+            self._take_notice_of_body(len(data))
         self.conn.receive_data(data)
         self.handle_events()
 

@@ -216,7 +216,10 @@ class Settings(BaseSettings):
         30.0, ge=0, le=3600, description="Seconds that work in flight may take after SIGTERM."
     )
     keep_alive_timeout_s: int = Field(
-        75, ge=1, le=3600, description="Seconds a connection may stay without a request's head."
+        75,
+        ge=1,
+        le=3600,
+        description="Seconds a client may send no request's head, or read nothing of an answer.",
     )
     public_metrics: bool = Field(
         False,

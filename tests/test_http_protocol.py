@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -24,10 +25,21 @@ OFFERING = POST + OFFER + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 class Connection:
     """A bare connection that reads one answer at a time."""
 
-    def __init__(self, server: ServerProcess) -> None:
+    def __init__(
+        self,
+        server: ServerProcess,
+        *,
+        receive_bytes: int | None = None,
+        bytes_per_s: float = math.inf,
+    ) -> None:
         host, port = server.url.removeprefix("http://").split(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=10)
-        self._received = b""
+        self._socket = socket.socket()
+        self._socket.settimeout(10)
+        if receive_bytes is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        self._socket.connect((host, int(port)))
+        self._received = bytearray()
+        self._bytes_per_s = bytes_per_s
 
     def __enter__(self) -> Self:
         return self
@@ -62,13 +74,14 @@ class Connection:
         while end not in self._received:
             self._receive()
         head, _, self._received = self._received.partition(end)
-        return head
+        return bytes(head)
 
     def _receive(self) -> None:
         received = self._socket.recv(65536)
         if not received:
             raise ConnectionResetError("closed by the server")
         self._received += received
+        time.sleep(len(received) / self._bytes_per_s)
 
 
 @pytest.fixture
@@ -173,30 +186,41 @@ def impatient() -> Iterator[ServerProcess]:
 
 
 @pytest.mark.parametrize("first", [b"", PLAIN, OFFERING], ids=["new", "used", "upgrade-offered"])
-@pytest.mark.parametrize(
-    "then", [b"", b"\r\n", POST], ids=["nothing", "a blank line", "half a head"]
-)
-def test_who_sends_no_whole_head_is_not_waited_for(
+@pytest.mark.parametrize("then", [b"", POST], ids=["nothing", "half a head"])
+def test_who_sends_no_whole_head_is_waited_for_a_while(
     impatient: ServerProcess, first: bytes, then: bytes
 ) -> None:
     with Connection(impatient) as connection:
+        began_s = time.monotonic()
         if first:
             connection.send(first)
             assert ok(connection)
         connection.send(then)
-        assert connection.refused()
+        with pytest.raises(ConnectionError):  # the socket's own patience of 10 s is no such error
+            connection.answer()
+        assert time.monotonic() - began_s > 0.9
+
+
+@pytest.mark.parametrize("first", [b"", PLAIN, OFFERING], ids=["new", "used", "upgrade-offered"])
+def test_a_blank_line_wins_no_time(impatient: ServerProcess, first: bytes) -> None:
+    with Connection(impatient) as connection:
+        if first:
+            connection.send(first)
+            assert ok(connection)
+        connection.send(b"\r\n")
+        assert connection.refused()  # h11 takes it for bad HTTP
+
+
+def drip(connection: Connection, content: bytes) -> None:
+    """Send a byte at a time."""
+    for place in range(len(content)):
+        time.sleep(0.1)
+        connection.send(content[place : place + 1])
 
 
 def test_a_head_that_comes_byte_by_byte_wins_no_time(impatient: ServerProcess) -> None:
-    with Connection(impatient) as connection:
-
-        def drip() -> None:
-            for place in range(len(POST)):
-                time.sleep(0.1)
-                connection.send(POST[place : place + 1])
-
-        with pytest.raises(ConnectionError):
-            drip()
+    with Connection(impatient) as connection, pytest.raises(ConnectionError):
+        drip(connection, POST)
 
 
 def test_a_body_may_take_longer_than_a_head(impatient: ServerProcess) -> None:
@@ -206,3 +230,46 @@ def test_a_body_may_take_longer_than_a_head(impatient: ServerProcess) -> None:
         time.sleep(1.5)
         connection.send(body[10:])
         assert ok(connection)
+
+
+@pytest.mark.parametrize("offer", [b"", OFFER], ids=["plain", "upgrade-offered"])
+def test_a_body_that_was_answered_early_may_still_come(
+    impatient: ServerProcess, offer: bytes
+) -> None:
+    with Connection(impatient) as connection:
+        connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\n", offer)
+        connection.send(b"Content-Length: %d\r\n\r\n" % 600_000)
+        for _ in range(30):
+            connection.send(b"x" * 20_000)
+            time.sleep(0.1)
+        status, _ = connection.answer()
+        assert status == 404
+        connection.send(PLAIN)
+        assert ok(connection)
+
+
+def test_a_body_that_was_answered_early_and_hardly_moves_is_not_waited_for(
+    impatient: ServerProcess,
+) -> None:
+    with Connection(impatient) as connection:
+        connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            drip(connection, b"x" * 50)
+
+
+def test_who_does_not_read_answers_is_not_waited_for(impatient: ServerProcess) -> None:
+    with Connection(impatient, receive_bytes=4096) as connection:
+        connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 400)
+        with pytest.raises(ConnectionError):
+            drip(connection, b"\r\n" * 40)
+
+
+def test_who_reads_slowly_gets_the_whole_answer(impatient: ServerProcess) -> None:
+    body = json.dumps({"model": "all-MiniLM-L6-v2", "input": ["x"] * 2048}).encode()
+    with Connection(impatient, receive_bytes=4096, bytes_per_s=3e6) as connection:
+        connection.send(POST + b"Content-Length: %d\r\n\r\n" % len(body), body)
+        status, answer = connection.answer()  # about 9 MB
+        data = answer["data"]
+        assert status == 200
+        assert isinstance(data, list)
+        assert len(data) == 2048

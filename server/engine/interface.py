@@ -1,6 +1,6 @@
 """What the front end asks of the models, whether they compute in this process or in another one.
 
-Only names and types; knows nothing of HTTP, keys or threads.
+Names and types; knows nothing of HTTP, keys or threads.
 """
 
 from __future__ import annotations

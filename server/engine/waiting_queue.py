@@ -40,8 +40,10 @@ _NUM_TOKENS = attrgetter("num_tokens")
 MAX_LEAD_TOKENS = 96
 # So much bulk work of each key is looked at for sequences of similar length, in budgets.
 FRONT_BUDGETS = 32
+# Where memory is short for a while anything may fail, and single texts would take far longer.
+LOWEST_BUDGET_SHARE = 1 / 16
 # After so many micro-batches of a lowered budget more is tried: the memory may be free again.
-RAISE_BUDGET_AFTER = 2000
+RAISE_BUDGET_AFTER = 500
 # How many sequences are looked at for each that may fit, when many must not be taken.
 _SEARCH = 32
 
@@ -292,11 +294,12 @@ class WaitingQueue:
             failed_tokens: its size, padding counted.
 
         Returns:
-            The new budget. It is doubled, up to `max_batch_tokens`, whenever it has been enough
-            for RAISE_BUDGET_AFTER micro-batches.
+            The new budget. It is doubled, up to `max_batch_tokens`, whenever so little has been
+            given out RAISE_BUDGET_AFTER times.
         """
         with self._changed:
-            self._fitting_tokens = min(self._fitting_tokens, max(1, failed_tokens // 2))
+            lowest = max(1, int(LOWEST_BUDGET_SHARE * self._max_batch_tokens))
+            self._fitting_tokens = min(self._fitting_tokens, max(lowest, failed_tokens // 2))
             self._taken_since_lowered = 0
             return self._fitting_tokens
 

@@ -18,6 +18,7 @@ def test_a_process_that_ran_pip_can_still_have_setuptools_and_so_torch_compile()
     assert (outcome.returncode, outcome.stderr) == (0, "")
 
 
-def test_the_last_complaint_is_the_reason() -> None:
+def test_the_last_complaint_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)  # else it is the user who reads it
     with pytest.raises(PipError, match="unknown command"):
         run_pip("no-such-command")

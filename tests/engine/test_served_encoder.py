@@ -495,7 +495,7 @@ async def test_what_a_load_adds_is_told_if_it_was_alone(
     load = disk.load
 
     def load_much(card: Card, devices: Sequence[str], **options: object) -> Encoder:
-        # Arrays of more than 32 MiB are never made from memory that was freed before (mallopt(3)).
+        # Smaller ones than 32 MiB may come from memory that was freed before (mallopt(3)).
         ballast.append(np.ones(16_000_000))
         return load(card, devices)
 
