@@ -126,12 +126,10 @@ class MicroBatch:
         "alone", "began_s", "ended_s", "packed", "padded_tokens", "parts", "sequences", "tokens",
     )  # fmt: skip
 
-    def __init__(
-        self, sequences: list[TokenSequence], *, alone: bool = False, packed: bool = False
-    ) -> None:
+    def __init__(self, sequences: list[TokenSequence], *, packed: bool = False) -> None:
         self.sequences = sequences
         self.packed = packed  # computed without padding
-        self.alone = alone  # nothing else waits or is computed: the whole machine is free
+        self.alone = False  # nothing else waits or is computed: the whole machine is free
         self.began_s = time.perf_counter()
         self.ended_s = self.began_s
         # By request: what can be done once for all of a request's sequences is not done for each.
