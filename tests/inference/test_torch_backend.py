@@ -28,6 +28,7 @@ from server.inference.pooling import cosines
 from server.inference.tokenizer import Tokenizer
 from server.inference.torch_backend import TorchBackend, load_backends
 from server.inference.torch_compile import compile_layers, release_layers
+from tests.importing.exports import Exports
 from tests.importing.folders import ARCHITECTURES, make_folder
 
 CPU = "cpu:0"  # as torch names it; plain "cpu" means ONNX Runtime to the loader
@@ -101,7 +102,7 @@ class TestTheRealModel:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Card]:
+def tiny(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Card]:
     """Imports a tiny model of an architecture, once for all tests."""
     made: dict[tuple[str, str], Card] = {}
 
