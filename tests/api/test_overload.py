@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from server.api.deps import LARGEST_BODIES
-from tests.conftest import PLAIN, AppOver, client_of, engine_of
+from tests.conftest import PLAIN, AppOver, client_of
 from tests.engine import wait_until
 from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
@@ -148,23 +148,27 @@ def test_another_key_is_let_in_and_answered_behind_the_work_of_one(
 
 async def test_each_key_has_a_share_of_its_own(app_over: AppOver) -> None:
     backend = FakeBackend()
-    app = await app_over(backend, api_key=["sk-one", "sk-other"])
+    keys = ["sk-one", "sk-other"]
+    app = await app_over(backend, model_token_ids=[PLAIN], api_key=keys, max_batch_tokens=200)
     backend.gate.clear()
-    loads = engine_of(app)._admission._loads
+
+    def admitted() -> float:
+        return MetricsPage(app.state.services.metrics.page()).value("admitted_tokens", model=PLAIN)
+
     async with client_of(app) as client:
-        asked = [
-            asyncio.create_task(
-                client.post(EMBEDDINGS, json=QUERY, headers={"Authorization": f"Bearer {key}"})
-            )
-            for key in ("sk-one", "sk-other", "sk-one", "sk-one")
-        ]
-        await asyncio.to_thread(
-            wait_until, lambda: sum(load.requests for load in list(loads.values())) == 4
-        )
-        assert [load.requests for load in loads.values()] == [3, 1]
+        answers = []
+        for key, length in [*[("sk-one", 100)] * 4, ("sk-other", 150)]:
+            before = admitted()
+            body = {"model": PLAIN, "input": [[1] * length] * 4}
+            headers = {"Authorization": f"Bearer {key}"}
+            answers.append(asyncio.create_task(client.post(EMBEDDINGS, json=body, headers=headers)))
+            await asyncio.to_thread(wait_until, lambda: admitted() == before + 4 * length)  # noqa: B023
+        await asyncio.to_thread(wait_until, lambda: len(backend.shapes) == 2)  # one at the start
         backend.gate.set()
-        assert [(await answer).status_code for answer in asked] == [200] * 4
-    assert loads == {}
+        assert [(await answer).status_code for answer in answers] == [200] * 5
+    # The other key's turn comes next, though what came before it fills seven micro-batches more.
+    assert [tokens for _, tokens in backend.shapes[1:4]].count(150) >= 1
+    assert admitted() == 0
 
 
 @pytest.mark.parametrize("limit", [("--max-queue-tokens", "2000"), ("--max-wait-s", "0.02")])
