@@ -70,6 +70,7 @@ def serve(settings: Settings) -> None:
     from server import logs
     from server.access.access import Access
     from server.engine.served_models import ServedModels
+    from server.inference.cpu_cores import usable_cores
 
     logs.configure(settings.log_level, settings.log_format)
     for name in unknown_environment_variables(os.environ):
@@ -80,7 +81,7 @@ def serve(settings: Settings) -> None:
     settings.check_exposure(asks_for_keys=access.asks_for_keys)
     models = ServedModels.find(settings)
     models.start_reading()
-    frontends = settings.frontends or models.suited_frontends
+    frontends = settings.frontends or models.suited_frontends(usable_cores())
     if frontends > 1:
         from server.frontends.supervisor import serve as run_processes
 

@@ -21,15 +21,17 @@ from fastapi import FastAPI
 from filelock import FileLock
 from hypothesis import settings
 
+from server.access.access import Access
+from server.access.counters import Counters
 from server.app import create_app
 from server.catalog.card import Card
 from server.catalog.registry import Registry, read_registry
-from server.engine import served_encoder
 from server.engine.engine import Engine
-from server.engine.served_encoder import LoadedModel
+from server.engine.patience import PATIENCE, Patience
+from server.engine.served_models import ServedModels
 from server.inference.loader import Encoder, load_encoder
 from server.settings import Settings
-from tests.fakes import FAKE_DIM, FakeBackend
+from tests.fakes import FakeBackend, FakeOpener
 from tests.server_process import ServerProcess
 
 if TYPE_CHECKING:
@@ -162,19 +164,32 @@ def http(server: ServerProcess) -> Iterator[httpx.Client]:
 
 
 class AppOver(Protocol):
-    async def __call__(self, backend: FakeBackend, **settings: Any) -> FastAPI: ...
+    async def __call__(
+        self,
+        backend: FakeBackend,
+        *,
+        patience: Patience = ...,
+        counters: Counters | None = ...,
+        **settings: Any,
+    ) -> FastAPI: ...
 
 
 @pytest.fixture
-async def app_over(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AppOver]:
+async def app_over(encoder: Encoder) -> AsyncIterator[AppOver]:
     """Makes the application, loaded, over a forward pass that can be made to fail."""
     made: list[tuple[FastAPI, FakeBackend]] = []
 
-    async def make(backend: FakeBackend, **settings: Any) -> FastAPI:
-        fake = Encoder(encoder.tokenizer, (backend,), FAKE_DIM)
-        monkeypatch.setattr(served_encoder, "load_encoder", lambda *asked, **options: fake)
-        monkeypatch.setattr(served_encoder, "check_parity", lambda *asked: None)
-        app = create_app(Settings(**{"model": [PLAIN], "threads": 1, **settings}))
+    async def make(
+        backend: FakeBackend,
+        *,
+        patience: Patience = PATIENCE,
+        counters: Counters | None = None,
+        **settings: Any,
+    ) -> FastAPI:
+        given = Settings(**{"model": [PLAIN], "threads": 1, **settings})
+        opener = FakeOpener(given, encoder.tokenizer, backend)
+        models = ServedModels.find(given, opener=opener, patience=patience)
+        app = create_app(given, models, Access(given, counters))
         made.append((app, backend))
         await app.state.services.models.load(app.state.services.metrics)
         return app
@@ -187,9 +202,11 @@ async def app_over(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 
 def engine_of(app: FastAPI) -> Engine:
-    """What computes for the plain model."""
-    loaded = app.state.services.models._models[PLAIN].loaded
-    assert isinstance(loaded, LoadedModel)
+    """What computes for the plain model, while that takes work."""
+    models = app.state.services.models
+    assert isinstance(models, ServedModels)
+    loaded = models.resolve(PLAIN).loaded
+    assert loaded is not None
     return loaded.engine
 
 

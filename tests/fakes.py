@@ -9,8 +9,14 @@ from concurrent.futures import CancelledError
 import numpy as np
 from numpy.typing import NDArray
 
+from server.catalog.card import Card
+from server.engine.engine import warm_up
+from server.engine.served_encoder import Opener
 from server.inference.backend import OutOfMemory, TokenIds, pad
 from server.inference.inputs import TextInputs
+from server.inference.loader import Encoder
+from server.inference.tokenizer import Tokenizer
+from server.settings import Settings
 
 FAKE_DIM = 3
 RAISES = 90  # token ids with a meaning for the fake
@@ -76,6 +82,21 @@ class FakeBackend:
         vectors = vectors.astype(np.float32)
         vectors[(input_ids == GIVES_NAN).any(axis=1) | self._numb] = np.nan
         return vectors[1:] if (input_ids == LOSES_ROWS).any() else vectors
+
+
+class FakeOpener(Opener):
+    """For every card the same forward pass; raises what `fails` holds."""
+
+    def __init__(self, settings: Settings, tokenizer: Tokenizer, backend: FakeBackend) -> None:
+        super().__init__(settings)
+        self._encoder = Encoder(tokenizer, (backend,), FAKE_DIM)
+        self.fails: Exception | None = None
+
+    def open_encoder(self, card: Card) -> Encoder:
+        if self.fails is not None:
+            raise self.fails
+        warm_up(self._encoder)
+        return self._encoder
 
 
 class FakeSession:

@@ -152,12 +152,19 @@ class Postgres(_Service):
             return False
         return True
 
-    def new_database(self) -> str:
-        """The URL of an empty database."""
-        name = f"test_{time.monotonic_ns()}"
+    def empty_database(self) -> str:
+        """The URL of an empty database, which is the caller's until this is called again.
+
+        It is one and the same: making one takes long and 7 MB, and removing a hundred half a minute.
+        """
+        url = self.url.removesuffix("postgres") + "test"
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        return self.url.removesuffix("postgres") + name
+            if not connection.execute("SELECT FROM pg_database WHERE datname = 'test'").rowcount:
+                connection.execute("CREATE DATABASE test")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+        return url
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:

@@ -32,14 +32,19 @@ class Counters(Protocol):
 
 
 class StorageCounters:
-    """Counters in a storage of the library; default: this process's memory."""
+    """Counters in a storage of the library; default: this process's memory.
 
-    def __init__(self, storage: Storage | None = None) -> None:
+    Args:
+        window_s: after so long a counter ends.
+    """
+
+    def __init__(self, storage: Storage | None = None, *, window_s: int = MINUTE_S) -> None:
+        self._window_s = window_s
         self.are_shared = storage is not None
         self._storage = storage or MemoryStorage()
 
     async def count(self, name: str, amount: int) -> tuple[int, float]:
-        counted = await self._storage.incr(name, MINUTE_S, amount=amount)
+        counted = await self._storage.incr(name, self._window_s, amount=amount)
         return counted, await self._storage.get_expiry(name) - time.time()
 
     async def look(self, name: str) -> tuple[int, float]:

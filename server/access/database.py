@@ -33,7 +33,6 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from server.errors import DatabaseError
 
-# How long a statement may wait for another one's lock, or for the network.
 PATIENCE_S = 2.0
 # A database that hangs may not answer even that; then it counts as away.
 NO_ANSWER_AFTER_S = 2 * PATIENCE_S
@@ -93,13 +92,14 @@ class Database:
 
     Args:
         url: as SQLAlchemy takes it; `postgresql://` means the driver psycopg.
+        patience_s: how long a statement may wait for another one's lock, or for the network.
 
     Raises:
         DatabaseError: it cannot be reached, or a newer server has written it.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+    def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
+        self._engine = _engine(url, patience_s)
         try:
             with self.write() as connection:
                 _upgrade(connection)
@@ -203,7 +203,7 @@ def note_key_change(connection: Connection) -> None:
     connection.execute(update(META).where(META.c.name == KEYS_VERSION).values(value=next_version))
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, patience_s: float) -> Engine:
     try:
         parsed = make_url(url)
     except exc.ArgumentError:
@@ -215,10 +215,10 @@ def _engine(url: str) -> Engine:
         case "sqlite":
             if parsed.database in (None, "", ":memory:"):
                 raise DatabaseError("setting database_url: a SQLite database needs a file")
-            options["connect_args"] = {"timeout": PATIENCE_S}
+            options["connect_args"] = {"timeout": patience_s}
         case "postgresql" | "postgres":
             parsed = parsed.set(drivername="postgresql+psycopg")
-            options = {"pool_pre_ping": True, "connect_args": _patience_of_postgresql()}
+            options = {"pool_pre_ping": True, "connect_args": _patience_of_postgresql(patience_s)}
         case other:
             raise DatabaseError(f"setting database_url: {other} is neither sqlite nor postgresql")
     try:
@@ -240,10 +240,10 @@ def _why_no_engine(url: URL, error: Exception) -> str:
     return f"setting database_url: {error}"
 
 
-def _patience_of_postgresql() -> dict[str, Any]:
-    milliseconds = round(PATIENCE_S * 1000)
+def _patience_of_postgresql(patience_s: float) -> dict[str, Any]:
+    milliseconds = round(patience_s * 1000)
     return {
-        "connect_timeout": round(PATIENCE_S),
+        "connect_timeout": round(patience_s),
         "tcp_user_timeout": milliseconds,
         "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
     }

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 # Taken in advance: what the key used lately, but no more than this part of what is left, so that
 # little is out of reach of other servers, and little is lost with a server that is killed.
 LEASED_PART = 1 / 16
-# With more accounts than this that cannot be written, users are no longer told apart.
 MAX_UNWRITTEN_ACCOUNTS = 100_000
 _HASHED_USER_DIGITS = 32
 
@@ -56,13 +55,21 @@ class Ledger:
 
     Args:
         hash_users: write a keyed hash in place of each user's id.
+        most_unwritten: with more accounts that cannot be written users are not told apart.
     """
 
-    def __init__(self, database: Database, *, hash_users: bool) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        hash_users: bool,
+        most_unwritten: int = MAX_UNWRITTEN_ACCOUNTS,
+    ) -> None:
         self._database = database
         with database.read() as connection:
             salt = meta(connection, USER_SALT) or ""
         self._salt = salt.encode() if hash_users else None
+        self._most_unwritten = most_unwritten
         self._lock = threading.Lock()
         self._unwritten: defaultdict[Account, _Used] = defaultdict(_Used)
         self._writing: defaultdict[Account, _Used] = defaultdict(_Used)
@@ -73,7 +80,7 @@ class Ledger:
         day = datetime.now(UTC).date().isoformat()
         account = Account(day, key.id, model, self._user(user))
         with self._lock:
-            if len(self._unwritten) >= MAX_UNWRITTEN_ACCOUNTS and account not in self._unwritten:
+            if len(self._unwritten) >= self._most_unwritten and account not in self._unwritten:
                 account = account._replace(user="")
             used = self._unwritten[account]
             used.requests += 1

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 MEMORY = "memory://"
 # Longer than any Redis that is well takes; requests wait for it once, then it counts as away.
-_PATIENCE_S = 0.5
+PATIENCE_S = 0.5
 _PROBE = "embedding-server/probe"
 _SCHEMES = ("redis://", "rediss://")
 _CONNECTIONS = 32
@@ -74,18 +74,28 @@ class RateLimits:
         url: `memory://`, or where a Redis is that several servers share.
         refuse_when_away: answer 503 while the Redis is away, instead of counting here.
         here: where this server counts by itself; default: in this process.
+        window_s: how long a minute lasts.
+        patience_s: how long the Redis may take for an answer.
 
     Raises:
         SettingError: the address is of no kind that is known.
     """
 
-    def __init__(self, url: str, *, refuse_when_away: bool, here: Counters | None = None) -> None:
-        self._here = here or StorageCounters()
+    def __init__(
+        self,
+        url: str,
+        *,
+        refuse_when_away: bool,
+        here: Counters | None = None,
+        window_s: int = MINUTE_S,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._here = here or StorageCounters(window_s=window_s)
         self._shared: RedisStorage | None = None
         self._pool: BlockingConnectionPool | None = None
         if url != MEMORY:
-            self._shared, self._pool = _redis(url)
-            self._shared_counters = StorageCounters(self._shared)
+            self._shared, self._pool = _redis(url, patience_s)
+            self._shared_counters = StorageCounters(self._shared, window_s=window_s)
         self._refuse_when_away = refuse_when_away
         self.away = False
         self.instead = "refusing" if refuse_when_away else "each server counts for itself"
@@ -244,7 +254,7 @@ class KeyLimits:
         return f"embedding-server/{self._key.id}/{unit}"
 
 
-def _redis(url: str) -> tuple[RedisStorage, BlockingConnectionPool]:
+def _redis(url: str, patience_s: float) -> tuple[RedisStorage, BlockingConnectionPool]:
     if not url.startswith(_SCHEMES):
         raise SettingError(f"setting rate_limit_storage: neither {MEMORY} nor {_SCHEMES[0]}HOST")
     try:
@@ -259,9 +269,9 @@ def _redis(url: str) -> tuple[RedisStorage, BlockingConnectionPool]:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=_CONNECTIONS,
-            timeout=_PATIENCE_S,
-            socket_timeout=_PATIENCE_S,
-            socket_connect_timeout=_PATIENCE_S,
+            timeout=patience_s,
+            socket_timeout=patience_s,
+            socket_connect_timeout=patience_s,
         )
         options: dict[str, Any] = {"implementation": "redispy", "connection_pool": pool}
         storage = storage_from_string(f"async+{url}", **options)

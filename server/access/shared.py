@@ -60,7 +60,7 @@ class Shared:
     async def run(self) -> None:
         """Keep keys, ledger and budgets in step with the database, until told to end."""
         while not self._ending.is_set():
-            await self._sync()
+            await self.sync()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), SYNC_INTERVAL_S)
 
@@ -84,7 +84,7 @@ class Shared:
         """Let `run` end once what it does is done."""
         self._ending.set()
 
-    async def _sync(self) -> None:
+    async def sync(self) -> None:
         """Write usage, read keys that have changed, settle budgets, look for what was away."""
         trouble = ""
         try:

@@ -122,7 +122,7 @@ class Admission:
                 f"{self.tokens} tokens are waiting and at most {self._max_queue_tokens} may",
                 retry_after_s=min(excess, self.tokens) / rate,
             )
-        wait_s = self._work_before(key, tokens) / rate
+        wait_s = self.expected_wait_s(key, tokens)
         if wait_s > self._max_wait_s:
             # What is before it shrinks for sure once no more than the longest wait is left of all.
             raise Overloaded(
@@ -131,8 +131,8 @@ class Admission:
             )
         return Ticket(self, key, tokens)
 
-    def _work_before(self, key: str, tokens: int) -> float:
-        """Most tokens of others that fair queueing computes before `tokens` of this key are done.
+    def expected_wait_s(self, key: str, tokens: int) -> float:
+        """The time for what fair queueing computes of others before `tokens` of this key are done.
 
         While one key gets its tokens, every other gets no more than as many.
         """
@@ -143,7 +143,7 @@ class Admission:
             for name, other in self._loads.items()
             if name != key
         )
-        return same_key + others
+        return (same_key + others) / self._tokens_per_second.value
 
     def enter(self, key: str, tokens: int) -> _Flow:
         """A ticket of this key holds so many tokens from now on; where it belongs."""

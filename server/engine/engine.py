@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.admission import MIN_COST_TOKENS, Admission, Ratio, Ticket
+from server.engine.patience import PATIENCE, Patience
 from server.engine.replica import Replica, probe
 from server.engine.request_tokenizer import RequestTokenizer
 from server.engine.sequence import MicroBatch, SequenceGroup
@@ -25,8 +26,6 @@ from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs
 from server.inference.loader import Encoder
 from server.metrics import EngineMetrics
-
-RESTART_DELAY_S = 0.1  # a thread that dies at once must not be replaced without a pause
 
 
 class Embedded(NamedTuple):
@@ -46,6 +45,7 @@ class Engine:
         max_request_tokens: most tokens all inputs of one request may hold together.
         max_queue_tokens, max_wait_s: see Admission.
         share_among_idle: see WaitingQueue.
+        patience: with its workers.
     """
 
     def __init__(
@@ -59,11 +59,13 @@ class Engine:
         max_queue_tokens: int,
         max_wait_s: float,
         share_among_idle: bool = True,
+        patience: Patience = PATIENCE,
     ) -> None:
         self._encoder = encoder
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._threads = threads
+        self._patience = patience
         workers = threads * len(encoder.backends)
         pace = encoder.pace
         self._queue = WaitingQueue(
@@ -239,6 +241,7 @@ class Engine:
             self._bury,
             device=device,
             others_sound=self._others_sound,
+            patience=self._patience,
         )
         replica.start()
         return replica
@@ -249,10 +252,9 @@ class Engine:
 
     def _bury(self, replica: Replica) -> None:
         """Called by a replica that dies: have another one take its place."""
+        delay_s = self._patience.restart_delay_s
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            self._loop.call_soon_threadsafe(
-                self._loop.call_later, RESTART_DELAY_S, self._replace, replica
-            )
+            self._loop.call_soon_threadsafe(self._loop.call_later, delay_s, self._replace, replica)
 
     def _replace(self, dead: Replica) -> None:
         if not self._queue.closed:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from server.engine.patience import PATIENCE, Patience
 from server.engine.sequence import MicroBatch
 from server.engine.waiting_queue import WaitingQueue
 from server.inference.backend import Backend, OutOfMemory
@@ -23,10 +24,6 @@ log = logging.getLogger(__name__)
 # After so many failures in a row the model is asked for what it could do at the start: an input
 # that makes the model fail, sent again and again, must not make a sound server look broken.
 FAILURES_BEFORE_PROBE = 3
-PROBE_INTERVAL_S = 1.0
-# A forward pass that takes longer, and longer than at this speed, will hardly come back.
-STUCK_AFTER_S = 60.0
-SLOWEST_TOKENS_PER_S = 100.0
 PROBE_TOKENS = 16
 
 
@@ -43,6 +40,7 @@ class Replica(threading.Thread):
         device: which one's worker it is, for the queue.
         others_sound: whether another replica computes as it should; then this one, if it does not,
             leaves the work to it.
+        patience: how long a pass may take, and when a model that fails is asked again.
     """
 
     def __init__(
@@ -55,6 +53,7 @@ class Replica(threading.Thread):
         *,
         device: int = 0,
         others_sound: Callable[[Replica], bool] = lambda replica: False,
+        patience: Patience = PATIENCE,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self._queue = queue
@@ -63,6 +62,7 @@ class Replica(threading.Thread):
         self._died = died
         self._device = device
         self._others_sound = others_sound
+        self._patience = patience
         self._failures = 0  # micro-batches in a row
         self._failing = False  # also on an input that is known to be good
         self._stuck_at_s = math.inf  # time.perf_counter()
@@ -86,10 +86,10 @@ class Replica(threading.Thread):
     def _work(self) -> None:
         while not self._queue.closed:
             if self._failing and self._others_sound(self):
-                self._queue.rest(PROBE_INTERVAL_S)
+                self._queue.rest(self._patience.probe_interval_s)
                 self._probe()
                 continue
-            timeout_s = PROBE_INTERVAL_S if self._failing else None
+            timeout_s = self._patience.probe_interval_s if self._failing else None
             micro_batch = self._queue.take(timeout_s, device=self._device)
             if micro_batch is None:
                 if self._failing and not self._queue.closed:
@@ -103,7 +103,8 @@ class Replica(threading.Thread):
 
     def _compute_all(self, micro_batch: MicroBatch) -> None:
         micro_batch.began_s = time.perf_counter()
-        limit_s = max(STUCK_AFTER_S, micro_batch.padded_tokens / SLOWEST_TOKENS_PER_S)
+        slowest_s = micro_batch.padded_tokens / self._patience.slowest_tokens_per_s
+        limit_s = max(self._patience.stuck_after_s, slowest_s)
         self._stuck_at_s = micro_batch.began_s + limit_s
         try:
             self._compute(micro_batch, alone=micro_batch.alone)
@@ -150,7 +151,7 @@ class Replica(threading.Thread):
 
     def _probe(self) -> None:
         """Find out whether the model still computes an input that it computed at the start."""
-        self._stuck_at_s = time.perf_counter() + STUCK_AFTER_S
+        self._stuck_at_s = time.perf_counter() + self._patience.stuck_after_s
         try:
             probe(self._backend)
         except Exception as error:

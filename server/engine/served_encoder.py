@@ -23,18 +23,16 @@ from server.catalog.card import Card
 from server.catalog.verify import check_present
 from server.engine.engine import Engine, warm_up
 from server.engine.on_demand import OnDemand
+from server.engine.patience import PATIENCE, Patience
 from server.engine.resident_memory import ResidentMemory
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder, load_encoder, load_rotation
 from server.inference.parity import check_parity
-from server.inference.placement import Placement
+from server.inference.placement import ON_CPU, Placement
 from server.metrics import EngineMetrics
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
-
-# A worker that is stuck in a forward pass must not keep its model from being loaded again.
-JOIN_TIMEOUT_S = 10.0
 
 
 class LoadedModel(NamedTuple):
@@ -44,14 +42,56 @@ class LoadedModel(NamedTuple):
     rotation: NDArray[np.float32] | None  # (embedding_dim, embedding_dim)
 
 
+class Opener:
+    """Reads models from disk, as the settings say; any thread may call.
+
+    Args:
+        placement: where they compute.
+    """
+
+    def __init__(self, settings: Settings, placement: Placement = ON_CPU) -> None:
+        self._settings = settings
+        self._placement = placement
+
+    def open_encoder(self, card: Card) -> Encoder:
+        """The encoder of a card that has no base, ready for its first request.
+
+        Raises:
+            StartupError: a file is wrong or cannot be used, or the vectors are not the card's.
+        """
+        settings = self._settings
+        if settings.check_files == "sizes":  # full looks at them as well
+            check_present(card)
+        encoder = load_encoder(
+            card,
+            self._placement.devices_of(card),
+            wide_threads=worker_threads(settings),
+            max_batch_tokens=settings.max_batch_tokens,
+            hash_files=settings.check_files == "full",
+        )
+        warm_up(encoder)
+        check_parity(encoder, card, settings.min_parity)
+        return encoder
+
+    def open_rotation(self, card: Card) -> NDArray[np.float32] | None:
+        """The card's rotation, (embedding_dim, embedding_dim), or None if it has none.
+
+        Raises:
+            StartupError: its file is wrong or cannot be used.
+        """
+        return load_rotation(card, hash_files=self._settings.check_files == "full")
+
+
 class ServedModel:
     """A card, and what computes for it while that is in memory."""
 
-    def __init__(self, card: Card, encoder: ServedEncoder, settings: Settings) -> None:
+    def __init__(
+        self, card: Card, encoder: ServedEncoder, settings: Settings, opener: Opener
+    ) -> None:
         self.card = card
         self.own_token_ids = card.name in settings.model_token_ids
         self.encoder = encoder
-        self._hash_files = settings.check_files == "full"
+        self._opener = opener
         self.on_demand: OnDemand[LoadedModel] = OnDemand(card.name, self._load)
 
     @property
@@ -70,7 +110,7 @@ class ServedModel:
 
     async def _load(self) -> LoadedModel:
         engine = await self.encoder.on_demand.get()
-        rotation = await asyncio.to_thread(load_rotation, self.card, hash_files=self._hash_files)
+        rotation = await asyncio.to_thread(self._opener.open_rotation, self.card)
         return LoadedModel(engine, rotation)
 
 
@@ -79,9 +119,11 @@ class ServedEncoder:
 
     Args:
         cards: those that share it; the first one's files are read.
+        opener: reads their files.
         threads: where files are read and threads joined.
         memory: tells what a load adds.
-        reading: what `read_encoder` gives for the first load, if that has begun already.
+        reading: what the opener gives for the first load, if that has begun already.
+        patience: with its workers.
     """
 
     def __init__(
@@ -89,21 +131,25 @@ class ServedEncoder:
         cards: Sequence[Card],
         settings: Settings,
         placement: Placement,
+        opener: Opener,
         metrics: EngineMetrics,
         threads: Executor,
         memory: ResidentMemory,
         reading: Future[Encoder] | None = None,
+        patience: Patience = PATIENCE,
     ) -> None:
         self.card = cards[0].encoder
-        self.models = [ServedModel(card, self, settings) for card in cards]
+        self.models = [ServedModel(card, self, settings, opener) for card in cards]
         self.on_demand: OnDemand[Engine] = OnDemand(self.card.name, self._load)
         self.resident_bytes: int | None = None  # what its load added; None: not known
         self._settings = settings
         self._placement = placement
+        self._opener = opener
         self._metrics = metrics
         self._threads = threads
         self._memory = memory
         self._reading = reading
+        self._patience = patience
         self._in_use = 0
         self._idle_since_s = 0.0  # the loop's time
         self._timer: asyncio.TimerHandle | None = None
@@ -146,9 +192,7 @@ class ServedEncoder:
         began_s = time.perf_counter()
         with self._memory.change() as growth:
             at_start, self._reading = self._reading, None
-            reading = at_start or self._threads.submit(
-                read_encoder, self.card, self._settings, self._placement
-            )
+            reading = at_start or self._threads.submit(self._opener.open_encoder, self.card)
             encoder = await asyncio.wrap_future(reading)
             self.resident_bytes = None if at_start else growth()
         engine = Engine(
@@ -159,6 +203,7 @@ class ServedEncoder:
             max_request_tokens=self._settings.max_request_tokens,
             max_queue_tokens=self._settings.max_queue_tokens,
             max_wait_s=self._settings.max_wait_s,
+            patience=self._patience,
         )
         self._metrics.tell_loaded(self.card.file_bytes, self.resident_bytes)
         if self._settings.lazy:
@@ -200,7 +245,8 @@ class ServedEncoder:
     async def _free(self, box: list[Engine]) -> None:
         began_s = time.perf_counter()
         with self._memory.change() as growth:
-            await asyncio.wrap_future(self._threads.submit(free_engine, box))
+            timeout_s = self._patience.join_timeout_s
+            await asyncio.wrap_future(self._threads.submit(free_engine, box, timeout_s))
             if not self._placement.on_cpu:
                 from server.inference.torch_cuda import give_back_memory
 
@@ -218,34 +264,15 @@ def worker_threads(settings: Settings) -> int:
     return settings.threads or usable_cores()
 
 
-def read_encoder(card: Card, settings: Settings, placement: Placement) -> Encoder:
-    """Read an encoder from disk and have it ready for its first request; any thread may call.
-
-    Raises:
-        StartupError: a file is wrong or cannot be used, or the vectors are not the card's.
-    """
-    if settings.check_files == "sizes":  # full looks at them as well
-        check_present(card)
-    encoder = load_encoder(
-        card,
-        placement.devices_of(card),
-        wide_threads=worker_threads(settings),
-        max_batch_tokens=settings.max_batch_tokens,
-        hash_files=settings.check_files == "full",
-    )
-    warm_up(encoder)
-    check_parity(encoder, card, settings.min_parity)
-    return encoder
-
-
-def free_engine(box: list[Engine]) -> None:
+def free_engine(box: list[Engine], timeout_s: float) -> None:
     """Let go of a closed engine's memory; blocks, any thread may call.
 
     Args:
         box: holds the only reference, so that the last one is dropped here.
+        timeout_s: for each of its threads to end.
     """
     engine = box.pop()
-    if not engine.join(JOIN_TIMEOUT_S):
+    if not engine.join(timeout_s):
         log.error("a worker thread does not end; its model stays in memory")
 
 

@@ -14,10 +14,10 @@ from server.catalog.card import Card
 from server.catalog.registry import Registry, read_registry
 from server.catalog.verify import check_present
 from server.engine.interface import ModelState, Phase
+from server.engine.patience import PATIENCE, Patience
 from server.engine.resident_memory import ResidentMemory, give_back_freed_memory
-from server.engine.served_encoder import ServedEncoder, ServedModel, read_encoder
+from server.engine.served_encoder import Opener, ServedEncoder, ServedModel
 from server.errors import ModelFailing, SettingError
-from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder
 from server.inference.placement import ON_CPU, Placement, find_placement
 from server.metrics import EngineMetrics, Metrics
@@ -28,16 +28,29 @@ MOST_FRONTENDS = 8
 
 
 class ServedModels:
-    """All models that are served; cards whose encoders compute the same share one."""
+    """All models that are served; cards whose encoders compute the same share one.
+
+    Args:
+        opener: reads them; default: from disk.
+        patience: with their workers.
+    """
 
     def __init__(
-        self, registry: Registry, settings: Settings, placement: Placement = ON_CPU
+        self,
+        registry: Registry,
+        settings: Settings,
+        placement: Placement = ON_CPU,
+        *,
+        opener: Opener | None = None,
+        patience: Patience = PATIENCE,
     ) -> None:
         self.registry = registry
         self.phase = Phase.LOADING
         self.in_flight = 0  # requests that a drain waits for
         self._settings = settings
         self._placement = placement
+        self._opener = opener or Opener(settings, placement)
+        self._patience = patience
         self._threads = ThreadPoolExecutor(thread_name_prefix="load-model")
         self._reading: dict[str, Future[Encoder]] = {}
         self._sharing: dict[str, list[Card]] = {}  # by what their encoders compute
@@ -47,8 +60,13 @@ class ServedModels:
         self._models: dict[str, ServedModel] = {}
 
     @classmethod
-    def find(cls, settings: Settings) -> ServedModels:
+    def find(
+        cls, settings: Settings, *, opener: Opener | None = None, patience: Patience = PATIENCE
+    ) -> ServedModels:
         """The models that the settings name, their files there unless `check_files` is off.
+
+        Args:
+            opener, patience: see ServedModels.
 
         Raises:
             StartupError: a card, a file or a setting is missing or wrong.
@@ -62,19 +80,18 @@ class ServedModels:
             raise SettingError(f"setting model_token_ids: {min(unserved)} is not a served model")
         placement = find_placement(settings.device, settings.dtype)
         registry = Registry(placement.apply(card) for card in registry.cards)
-        return cls(registry, settings, placement)
+        return cls(registry, settings, placement, opener=opener, patience=patience)
 
     @property
     def encoders(self) -> list[Card]:
         """The card of each encoder, whose files are read."""
         return [cards[0].encoder for cards in self._sharing.values()]
 
-    @property
-    def suited_frontends(self) -> int:
-        """How many processes should speak HTTP, unless a setting says so."""
+    def suited_frontends(self, cores: int) -> int:
+        """How many processes should speak HTTP on so many cores, unless a setting says so."""
         if self._placement.on_cpu or sys.platform == "win32":
             return 1
-        return max(1, min(MOST_FRONTENDS, usable_cores() // 2))
+        return max(1, min(MOST_FRONTENDS, cores // 2))
 
     def start_reading(self) -> None:
         """Begin to read the models from disk, in threads; `load` waits for them.
@@ -84,7 +101,7 @@ class ServedModels:
         """
         if not self._settings.lazy:
             self._reading = {
-                card.name: self._threads.submit(read_encoder, card, self._settings, self._placement)
+                card.name: self._threads.submit(self._opener.open_encoder, card)
                 for card in self.encoders
             }
 
@@ -106,10 +123,12 @@ class ServedModels:
                 cards,
                 self._settings,
                 self._placement,
+                self._opener,
                 EngineMetrics(metrics, name),
                 self._threads,
                 memory,
                 reading,
+                self._patience,
             )
             self._encoders.append(encoder)
             self._models |= {model.card.name: model for model in encoder.models}

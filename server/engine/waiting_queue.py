@@ -193,7 +193,6 @@ class WaitingQueue:
         self._ended = threading.Event()
         self._share_among_idle = share_among_idle
         self._workers = 0  # threads between `join` and `leave`
-        self._idle_workers = 0  # those of them that are in `take`
         self._changed = threading.Condition()
         self._dropped = False  # whether the list holds sequences of dropped groups
         self._serial = itertools.count()
@@ -204,6 +203,7 @@ class WaitingQueue:
         self._sequences = 0  # waiting, with the backlogs
         self.closed = False
         self.tokens = 0  # waiting, with the backlogs
+        self.idle_workers = 0  # threads that are in `take`
 
     def __len__(self) -> int:
         """Sequences that wait."""
@@ -231,7 +231,7 @@ class WaitingQueue:
             self._advance(key)
             if self._ahead_tokens is None:
                 self._changed.notify(len(group.sequences))
-            elif self._idle_workers:  # only those of some devices may be wanted
+            elif self.idle_workers:  # only those of some devices may be wanted
                 self._changed.notify_all()
 
     def join(self, device: int = 0) -> None:
@@ -252,7 +252,7 @@ class WaitingQueue:
         Returns None once the queue is closed, or when nothing came for `timeout_s`.
         """
         with self._changed:
-            self._idle_workers += 1
+            self.idle_workers += 1
             self._computing[device] -= 1
             try:
                 while not (self._has_work() and self._is_wanted(device)) and not self.closed:
@@ -260,7 +260,7 @@ class WaitingQueue:
                         return None
                 return None if self.closed else self._pop()
             finally:
-                self._idle_workers -= 1
+                self.idle_workers -= 1
                 self._computing[device] += 1
 
     def rest(self, seconds: float) -> None:
@@ -323,7 +323,7 @@ class WaitingQueue:
         light = flow is key.light
         group = next(iter(flow.groups)) if light else key.front[0][2]
         # A machine with idle workers shares out what there is; a busy one fills its micro-batches.
-        workers = self._idle_workers if self._share_among_idle else 1
+        workers = self.idle_workers if self._share_among_idle else 1
         share = max(math.ceil(self.tokens / workers), self._light_batch_tokens)
         self._raise_budget()
         budget = min(self._fitting_tokens, self._light_batch_tokens if light else share)
@@ -331,7 +331,7 @@ class WaitingQueue:
         micro_batch = MicroBatch(chosen, packed=self._packed)
         self._charge(key, flow, micro_batch)
         self._forget_rested_keys()
-        micro_batch.alone = not self._sequences and self._idle_workers == self._workers
+        micro_batch.alone = not self._sequences and self.idle_workers == self._workers
         return micro_batch
 
     def _raise_budget(self) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 import orjson
 
@@ -48,25 +49,42 @@ def run(stream: socket.socket, listener: socket.socket) -> None:
     welcome = Welcome.read(first.content)
     logs.configure(welcome.settings.log_level, welcome.settings.log_format)
     try:
-        front_end = FrontEnd(welcome, stream)
+        front_end = FrontEnd(welcome, stream, on_orphaned=_end_soon)
     except StartupError as error:
         stream.sendall(b"".join(frame(Kind.CANNOT_START, 0, (error.message.encode(),))))
         return
     front_end.run(listener)
 
 
+def _end_soon() -> None:
+    """End this process, also if something holds it up."""
+    timer = threading.Timer(ORPHANED_TIMEOUT_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
 class FrontEnd:
     """The application over models that compute elsewhere.
+
+    Args:
+        on_orphaned: called when the engine process is gone, and this front end is to end.
 
     Raises:
         StartupError: its surroundings are not those in which the engine process began.
     """
 
-    def __init__(self, welcome: Welcome, stream: socket.socket) -> None:
+    def __init__(
+        self,
+        welcome: Welcome,
+        stream: socket.socket,
+        *,
+        on_orphaned: Callable[[], None] = lambda: None,
+    ) -> None:
         settings = welcome.settings
         self._channel = Channel(stream, self._answer, self._told, self._lost)
+        self._on_orphaned = on_orphaned
         self._models = RemoteModels(registry_of(welcome), settings, self._channel)
-        self._app = create_app(
+        self.app = create_app(
             settings,
             self._models,
             Access(settings, RemoteCounters(self._channel)),
@@ -74,7 +92,7 @@ class FrontEnd:
             on_failure=self._cannot_start,
             metrics_page=self._metrics_page,
         )
-        self._server = http_server(self._app, self._models, settings)
+        self._server = http_server(self.app, self._models, settings)
 
     def run(self, listener: socket.socket) -> None:
         """Serve until told to end."""
@@ -101,9 +119,7 @@ class FrontEnd:
         log.error("the engine process is gone: this front end ends")
         self._server.drain()
         self._server.drain()
-        timer = threading.Timer(ORPHANED_TIMEOUT_S, os._exit, (1,))
-        timer.daemon = True
-        timer.start()
+        self._on_orphaned()
 
     def _cannot_start(self, error: StartupError) -> None:
         self._channel.tell(Kind.CANNOT_START, error.message.encode())
@@ -116,7 +132,7 @@ class FrontEnd:
 
     @property
     def _metrics(self) -> Metrics:
-        metrics = self._app.state.services.metrics
+        metrics = self.app.state.services.metrics
         assert isinstance(metrics, Metrics)
         return metrics
 

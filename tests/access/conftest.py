@@ -32,7 +32,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'keys.db'}"
     running: Postgres = request.getfixturevalue("postgres")
-    return running.new_database()
+    return running.empty_database()
 
 
 @pytest.fixture

@@ -132,10 +132,9 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_readers_do_not_wait_for_a_writer_and_writers_do_not_wait_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(database_module, "PATIENCE_S", 0.1)
-    opened = Database(f"sqlite:///{tmp_path / 'keys.db'}")
+    opened = Database(f"sqlite:///{tmp_path / 'keys.db'}", patience_s=0.1)
     other = sqlite3.connect(tmp_path / "keys.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     assert version(opened) == str(SCHEMA_VERSION)
@@ -153,7 +152,7 @@ def test_readers_do_not_wait_for_a_writer_and_writers_do_not_wait_for_ever(
 
 
 def test_a_postgresql_that_was_started_again_is_used_again(postgres: Postgres) -> None:
-    opened = Database(postgres.new_database())
+    opened = Database(postgres.empty_database())
     with postgres.away(), pytest.raises(DatabaseError):
         version(opened)
     assert version(opened) == str(SCHEMA_VERSION)

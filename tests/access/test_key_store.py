@@ -27,9 +27,9 @@ def test_a_key_is_found_as_it_was_made_by_name_and_id(store: KeyStore) -> None:
     assert abs(key.created_at - time.time()) < 60
 
 
-def test_the_secret_is_not_in_the_database(database_url: str, store: KeyStore) -> None:
+def test_the_secret_is_not_in_the_database(database: Database, store: KeyStore) -> None:
     _, secret = store.create("team")
-    with store._database.read() as connection:
+    with database.read() as connection:
         rows = connection.exec_driver_sql("SELECT * FROM embedding_server_keys").all()
     assert secret[7:] not in str(rows)
     assert digest(secret) in str(rows)
@@ -113,9 +113,9 @@ def test_a_promised_grace_is_not_cut_short_by_another_rotation(store: KeyStore) 
     assert not store.knows(first)
 
 
-def test_a_scope_of_a_newer_server_is_no_scope_here(store: KeyStore) -> None:
+def test_a_scope_of_a_newer_server_is_no_scope_here(database: Database, store: KeyStore) -> None:
     store.create("team")
-    with store._database.write() as connection:
+    with database.write() as connection:
         connection.exec_driver_sql("UPDATE embedding_server_keys SET scopes = 'batch models'")
     assert store.find("team").scopes == {Scope.MODELS}
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection
 
-from server.access import database as database_module
-from server.access import ledger as ledger_module
 from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import ANONYMOUS, Key, Limits
-from server.access.ledger import Budgets, Ledger, lease_tokens
+from server.access.ledger import Budgets, Ledger
 from server.access.usage_report import By, Sum, usage_by
 from server.errors import BudgetSpent, DatabaseError, StorageUnavailable
 from tests.engine import wait_until
@@ -135,10 +134,9 @@ def lock(file: Path) -> Callable[[], None]:
 
 
 def test_usage_waits_while_the_database_is_locked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(database_module, "PATIENCE_S", 0.05)
-    database = Database(f"sqlite:///{tmp_path / 'keys.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'keys.db'}", patience_s=0.05)
     ledger = Ledger(database, hash_users=False)
     unlock = lock(tmp_path / "keys.db")
     ledger.count(ANONYMOUS, "m", "ann", 7)
@@ -173,11 +171,10 @@ def test_usage_waits_while_the_database_is_full(tmp_path: Path) -> None:
 
 
 def test_more_users_than_can_be_kept_in_mind_are_no_longer_told_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(ledger_module, "MAX_UNWRITTEN_ACCOUNTS", 10)
     database = Database(f"sqlite:///{tmp_path / 'keys.db'}")
-    ledger = Ledger(database, hash_users=False)
+    ledger = Ledger(database, hash_users=False, most_unwritten=10)
     for number in range(100):
         ledger.count(ANONYMOUS, "m", f"user {number}", 1)
     ledger.write()
@@ -188,7 +185,7 @@ def test_more_users_than_can_be_kept_in_mind_are_no_longer_told_apart(
 
 
 def test_usage_waits_while_postgresql_is_away(postgres: Postgres) -> None:
-    database = Database(postgres.new_database())
+    database = Database(postgres.empty_database())
     ledger = Ledger(database, hash_users=False)
     ledger.count(ANONYMOUS, "m", None, 7)
     with postgres.away(), pytest.raises(DatabaseError):
@@ -232,21 +229,46 @@ async def test_a_key_without_a_budget_never_asks_the_database(database: Database
     await Budgets(database, refuse_when_away=True).take(ANONYMOUS, 10**9)
 
 
+class WatchedDatabase(Database):
+    """Counts what is written, and can hold it up."""
+
+    def __init__(self, url: str) -> None:
+        self.writes = 0
+        self.asked = threading.Event()
+        self.answer = threading.Event()
+        self.answer.set()
+        super().__init__(url)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        self.writes += 1
+        self.asked.set()
+        assert self.answer.wait(10)
+        with super().write() as connection:
+            yield connection
+
+    def hold_up(self) -> None:
+        """From now on each write sets `asked` and waits for `answer`."""
+        self.asked.clear()
+        self.answer.clear()
+
+
+@pytest.fixture
+def watched(database_url: str) -> Iterator[WatchedDatabase]:
+    opened = WatchedDatabase(database_url)
+    yield opened
+    opened.close()
+
+
 async def test_few_requests_of_many_ask_the_database(
-    database: Database, store: KeyStore, monkeypatch: pytest.MonkeyPatch
+    watched: WatchedDatabase, store: KeyStore
 ) -> None:
-    asked = []
-
-    def counted(*arguments: object) -> int:
-        asked.append(arguments)
-        return lease_tokens(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ledger_module, "lease_tokens", counted)
     key = make_key(store, 1_000_000)
-    budgets = Budgets(database, refuse_when_away=False)
+    budgets = Budgets(watched, refuse_when_away=False)
+    before = watched.writes
     for _ in range(1_000):
         await budgets.take(key, 100)
-    assert len(asked) <= 10
+    assert 1 <= watched.writes - before <= 10
 
 
 @pytest.mark.parametrize("servers", [1, 3])
@@ -314,30 +336,17 @@ async def test_a_budget_that_is_lowered_is_lower_at_once(
         await budgets.take(lowered, 1)
 
 
-def hold_leases(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """Let the database be asked for a lease (the first event) and answer at the second."""
-    asked, answer = threading.Event(), threading.Event()
-
-    def slow(*arguments: Any) -> int:
-        asked.set()
-        assert answer.wait(10)
-        return lease_tokens(*arguments)
-
-    monkeypatch.setattr(ledger_module, "lease_tokens", slow)
-    return asked, answer
-
-
 async def test_what_is_given_back_while_the_database_is_asked_is_not_lost(
-    database: Database, store: KeyStore, monkeypatch: pytest.MonkeyPatch
+    watched: WatchedDatabase, store: KeyStore
 ) -> None:
     key = make_key(store, 16_000)
-    budgets = Budgets(database, refuse_when_away=False)
+    budgets = Budgets(watched, refuse_when_away=False)
     await budgets.take(key, 900)
-    asked, answer = hold_leases(monkeypatch)
+    watched.hold_up()
     taking = asyncio.create_task(budgets.take(key, 5_000))
-    await asyncio.to_thread(asked.wait)
+    await asyncio.to_thread(watched.asked.wait)
     budgets.give_back(key, 900)
-    answer.set()
+    watched.answer.set()
     await taking
     budgets.give_back(key, 5_000)
     await budgets.settle(everything=True)
@@ -345,34 +354,36 @@ async def test_what_is_given_back_while_the_database_is_asked_is_not_lost(
 
 
 async def test_a_client_that_leaves_while_the_database_is_asked_costs_nothing(
-    database: Database, store: KeyStore, monkeypatch: pytest.MonkeyPatch
+    watched: WatchedDatabase, store: KeyStore
 ) -> None:
     key = make_key(store, 16_000)
-    budgets = Budgets(database, refuse_when_away=False)
-    asked, answer = hold_leases(monkeypatch)
+    budgets = Budgets(watched, refuse_when_away=False)
+    watched.hold_up()
     taking = asyncio.create_task(budgets.take(key, 900))
-    await asyncio.to_thread(asked.wait)
+    await asyncio.to_thread(watched.asked.wait)
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking
-    answer.set()
-    await asyncio.to_thread(wait_until, lambda: budgets._leases[key.id].tokens > 0)
-    await budgets.settle(everything=True)
-    assert spent(store, key) == 0
+    watched.answer.set()
+    await asyncio.to_thread(wait_until, lambda: spent(store, key) > 0)
+    async with asyncio.timeout(10):
+        while spent(store, key):
+            await budgets.settle(everything=True)
 
 
 async def test_a_settlement_that_is_given_up_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'keys.db'}")
+    database = WatchedDatabase(f"sqlite:///{tmp_path / 'keys.db'}")
     store = KeyStore(database)
     key = make_key(store, 16_000)
     budgets = Budgets(database, refuse_when_away=False)
     budgets.away = True
     await budgets.take(key, 500)
     unlock = lock(tmp_path / "keys.db")
+    database.asked.clear()
     settling = asyncio.create_task(budgets.settle(everything=True))
-    await asyncio.sleep(0.05)
+    await asyncio.to_thread(database.asked.wait)
     settling.cancel()
     budgets.report_unsettled()
     assert f"budget not charged: key={key.id} tokens=500" in caplog.text
@@ -395,13 +406,9 @@ async def test_a_budget_that_is_raised_can_be_spent_at_once(
 
 @pytest.mark.parametrize("refuse", [True, False])
 async def test_while_the_database_is_away_there_is_credit_or_refusal_as_was_set(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    refuse: bool,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, refuse: bool
 ) -> None:
-    monkeypatch.setattr(database_module, "PATIENCE_S", 0.05)
-    database = Database(f"sqlite:///{tmp_path / 'keys.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'keys.db'}", patience_s=0.05)
     store = KeyStore(database)
     key = make_key(store, 160)
     budgets = Budgets(database, refuse_when_away=refuse)

@@ -5,27 +5,33 @@ from pathlib import Path
 
 import pytest
 
-from server.access.access import Access
+from server.access.database import Database
+from server.access.key_store import KeyStore
+from server.access.keyring import Keyring
 from server.access.shared import Shared
 from server.settings import Settings
 
 
 async def test_whatever_goes_wrong_is_told_once_and_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    access = Access(Settings(database_url=f"sqlite:///{tmp_path / 'keys.db'}"))
-    shared = access._shared
-    assert isinstance(shared, Shared)
+    url = f"sqlite:///{tmp_path / 'keys.db'}"
+    shared = Shared(Settings.model_validate({"database_url": url}), Keyring(()))
+    database = Database(url)
+    KeyStore(database).create("team")
 
-    def fail() -> str:
-        raise ValueError("nobody thought of it")
+    def write(models: str) -> None:
+        with database.write() as connection:
+            connection.exec_driver_sql(f"UPDATE embedding_server_keys SET models = '{models}'")
 
-    with monkeypatch.context() as broken:
-        broken.setattr(shared._store, "version", fail)
-        await shared._sync()
-    assert set(access.troubles()) == {"database"}
-    assert "nobody thought of it" in caplog.text
-    await shared._sync()
-    assert access.troubles() == {}
+    write("what no server writes")
+    for _ in range(2):
+        await shared.sync()
+        assert set(shared.troubles()) == {"database"}
+    assert caplog.text.count("keys stay as they are") == 1
+    write("[]")
+    await shared.sync()
+    assert shared.troubles() == {}
     assert caplog.records[-1].levelno == logging.WARNING
-    await access.close()
+    await shared.close()
+    database.close()

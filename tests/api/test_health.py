@@ -9,7 +9,8 @@ from fastapi import FastAPI
 
 from server.api.deps import Services
 from server.app import create_app
-from server.engine import replica
+from server.engine.patience import Patience
+from server.engine.replica import FAILURES_BEFORE_PROBE
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, AppOver, client_of, engine_of
 from tests.engine import wait_until
@@ -96,22 +97,22 @@ def assert_model_failing(answers: list[httpx.Response]) -> None:
 
 
 async def test_a_server_whose_model_fails_is_unready_until_it_computes_again(
-    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+    app_over: AppOver,
 ) -> None:
-    monkeypatch.setattr(replica, "PROBE_INTERVAL_S", 0.02)
     backend = FakeBackend()
-    app = await app_over(backend, model_token_ids=[PLAIN])
+    quick = Patience(probe_interval_s=0.02)
+    app = await app_over(backend, model_token_ids=[PLAIN], patience=quick)
+    engine = engine_of(app)
     async with client_of(app) as client:
         assert (await client.post("/v1/embeddings", json=embeddings(1))).status_code == 200
         backend.broken.set()
-        for _ in range(replica.FAILURES_BEFORE_PROBE):
+        for _ in range(FAILURES_BEFORE_PROBE):
             assert (await client.get("/readyz")).status_code == 200
             failed = await client.post("/v1/embeddings", json=embeddings(1))
             assert failed.status_code == 500
             assert failed.json()["error"]["type"] == "internal_server_error"
     assert_model_failing(await refusals(app))
     backend.broken.clear()
-    engine = engine_of(app)
     await asyncio.to_thread(wait_until, lambda: engine.sound)
     assert [answer.status_code for answer in await refusals(app)] == [200, 200]
 
@@ -124,38 +125,38 @@ async def test_health_has_the_status_of_readyz_also_when_the_model_fails(
     async with client_of(app) as client:
         assert (await client.get("/health")).status_code == 200
         backend.broken.set()
-        for _ in range(replica.FAILURES_BEFORE_PROBE):
+        for _ in range(FAILURES_BEFORE_PROBE):
             await client.post("/v1/embeddings", json=embeddings(1))
         assert (await client.get("/readyz")).status_code == 503
         assert (await client.get("/health")).status_code == 503
 
 
 async def test_a_server_whose_worker_died_is_unready_until_it_is_replaced(
-    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+    app_over: AppOver,
 ) -> None:
-    monkeypatch.setattr("server.engine.engine.RESTART_DELAY_S", 0.5)
-    app = await app_over(FakeBackend(), model_token_ids=[PLAIN])
+    slow = Patience(restart_delay_s=0.5)
+    app = await app_over(FakeBackend(), model_token_ids=[PLAIN], patience=slow)
+    engine = engine_of(app)
     async with client_of(app) as client:
         killed = await client.post("/v1/embeddings", json=embeddings(KILLS_THREAD))
     assert killed.status_code == 500
     assert killed.json()["error"]["type"] == "internal_server_error"
-    engine = engine_of(app)
-    engine._replicas[0].join(10)
+    await asyncio.to_thread(wait_until, lambda: not engine.sound)
     assert_model_failing(await refusals(app))
     await asyncio.to_thread(wait_until, lambda: engine.sound)
     assert [answer.status_code for answer in await refusals(app)] == [200, 200]
 
 
 async def test_a_server_whose_worker_is_stuck_is_unready_until_it_comes_back(
-    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+    app_over: AppOver,
 ) -> None:
-    monkeypatch.setattr(replica, "STUCK_AFTER_S", 0.05)
     backend = FakeBackend()
-    app = await app_over(backend, model_token_ids=[PLAIN])
+    hasty = Patience(stuck_after_s=0.05)
+    app = await app_over(backend, model_token_ids=[PLAIN], patience=hasty)
+    engine = engine_of(app)
     backend.gate.clear()
     async with client_of(app) as client:
         stuck = asyncio.create_task(client.post("/v1/embeddings", json=embeddings(7)))
-        engine = engine_of(app)
         await asyncio.to_thread(wait_until, lambda: not engine.sound)
         assert_model_failing(await refusals(app))
         backend.gate.set()
@@ -168,7 +169,7 @@ async def test_an_input_that_the_model_cannot_compute_does_not_make_the_server_u
 ) -> None:
     app = await app_over(FakeBackend(), model_token_ids=[PLAIN])
     async with client_of(app) as client:
-        for _ in range(4 * replica.FAILURES_BEFORE_PROBE):
+        for _ in range(4 * FAILURES_BEFORE_PROBE):
             failed = await client.post("/v1/embeddings", json=embeddings(RAISES))
             assert failed.status_code == 500
             assert (await client.get("/readyz")).status_code == 200

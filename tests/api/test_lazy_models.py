@@ -1,8 +1,9 @@
-"""Models that are loaded when they are asked for, at a real server with the real model."""
+"""Models that are loaded when they are asked for; most at a real server with the real model."""
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
+import json
 import shutil
 import signal
 import time
@@ -16,14 +17,20 @@ import openai
 import psutil
 import pytest
 
+from server.app import create_app
 from server.catalog.card import CARD_FILE
+from server.engine.on_demand import RETRY_LOAD_S
+from server.settings import Settings
 from tests.api.test_embeddings import refusal
-from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
+from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, client_of
+from tests.engine import let_pass
+from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 from tests.services import wait_for
 
 PADDING_BYTES = 1_500_000_000  # hashing that takes a second or more; a hole on disk
+PADDING_SHA256 = "1c5954e1c91f0fbe1c554067e042203a9a1259f439c126b08652b23bcb216065"
 
 
 @pytest.fixture
@@ -43,10 +50,9 @@ def slow_to_load(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in plain.iterdir():
         if file.name != CARD_FILE:
             (slow / file.name).symlink_to(file)
-    with (slow / "padding").open("wb+") as padding:
+    with (slow / "padding").open("wb") as padding:
         padding.truncate(PADDING_BYTES)
-        digest = hashlib.file_digest(padding, "sha256").hexdigest()
-    pin = f'"padding" = {{ bytes = {PADDING_BYTES}, sha256 = "{digest}" }}'
+    pin = f'"padding" = {{ bytes = {PADDING_BYTES}, sha256 = "{PADDING_SHA256}" }}'
     card = (plain / CARD_FILE).read_text().replace(PLAIN, "slow")
     (slow / CARD_FILE).write_text(card.replace("[files]\n", f"[files]\n{pin}\n"))
     return models_dir
@@ -108,22 +114,32 @@ def test_a_lazy_server_is_ready_at_once_and_loads_when_asked(models_dir: Path) -
         assert page.value("stage_seconds_sum", stage="load", model=PLAIN) > 0.01
 
 
-def test_what_is_wrong_with_a_request_is_told_without_loading_its_model(models_dir: Path) -> None:
-    with serving(models_dir) as running:
-        for fields in ({"input": ""}, {"dimensions": 7}, {"extra": 1}):
-            refusal(post(running, **fields))
-        pin = {"x-expect-embedding-fingerprint": "0" * 16}
-        body = {"model": PLAIN, "input": "x"}
-        refusal(httpx.post(f"{running.base_url}/embeddings", json=body, headers=pin))
-        assert httpx.get(f"{running.base_url}/models").status_code == 200
-        assert loaded(running) == {PLAIN: False}
+async def test_what_is_wrong_with_a_request_is_told_without_loading_its_model(
+    app_over: AppOver,
+) -> None:
+    app = await app_over(FakeBackend(), lazy=True)
+    async with client_of(app) as client:
+
+        async def ask(pin: str | None = None, **fields: Any) -> httpx.Response:
+            headers = {} if pin is None else {"x-expect-embedding-fingerprint": pin}
+            body = {"model": PLAIN, "input": "x", **fields}
+            return await client.post("/v1/embeddings", json=body, headers=headers)
+
+        for wrong in ({"input": ""}, {"dimensions": 7}, {"extra": 1}, {"pin": "0" * 16}):
+            refusal(await ask(**wrong))
+        assert (await client.get("/v1/models")).status_code == 200
+        (state,) = app.state.services.models.states()
+        assert not state.loaded
+        assert (await ask()).status_code == 200
+        (state,) = app.state.services.models.states()
+        assert state.loaded
 
 
 def test_an_idle_model_gives_its_memory_back_again_and_again() -> None:
     with ServerProcess("--lazy", "--unload-after-s", "0.3") as running:
         held, given_back = [], []
-        for _ in range(6):
-            assert post(running, model=MATRYOSHKA, input=["word " * 250] * 8).status_code == 200
+        for _ in range(4):
+            assert post(running, model=MATRYOSHKA, input=["word " * 250] * 2).status_code == 200
             held.append(running.resident_bytes())
             wait_for(lambda: "unloaded" in running.log().rsplit(" loaded in ", 1)[1], "the unload")
             assert loaded(running) == {MATRYOSHKA: False, PLAIN: False}
@@ -134,53 +150,84 @@ def test_an_idle_model_gives_its_memory_back_again_and_again() -> None:
         assert "Traceback" not in running.log()
 
 
-def test_a_thousand_requests_for_a_model_on_disk_are_all_answered(models_dir: Path) -> None:
-    limits = httpx.Limits(max_connections=None)
-    with (
-        serving(models_dir) as running,
-        httpx.Client(base_url=running.base_url, timeout=120, limits=limits) as client,
-        ThreadPoolExecutor(1000) as crowd,
-    ):
-        body = {"model": PLAIN, "input": "x"}
-        answers = crowd.map(lambda _: client.post("/embeddings", json=body), range(1000))
-        assert {answer.status_code for answer in answers} == {200}
-        page = MetricsPage(httpx.get(f"{running.url}/metrics").content)
-        assert page.value("model_loads_total", model=PLAIN) == 1
-
-
-def test_a_file_that_changed_meanwhile_is_not_served_until_it_is_right_again(
+async def test_a_thousand_requests_for_a_model_on_disk_are_all_answered(
     models_dir: Path,
 ) -> None:
+    body = json.dumps({"model": PLAIN, "input": "x"}).encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with serving(models_dir) as running:
+        host, port = running.url.removeprefix("http://").split(":")
+
+        async def ask() -> bytes:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head.encode() + body)
+            status = await reader.readline()
+            writer.close()
+            await writer.wait_closed()
+            return status
+
+        answers = await asyncio.gather(*(ask() for _ in range(1000)))
+        assert set(answers) == {b"HTTP/1.1 200 OK\r\n"}
+        page = await asyncio.to_thread(httpx.get, f"{running.url}/metrics")
+        assert MetricsPage(page.content).value("model_loads_total", model=PLAIN) == 1
+
+
+async def test_a_file_that_changed_meanwhile_is_not_served_until_it_is_right_again(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the real loader, and the event loop's clock moved over the pauses."""
     weights = models_dir / PLAIN / "model.safetensors"
     good = weights.read_bytes()
-    with serving(models_dir, "--unload-after-s", "0.3") as running:
-        assert post(running).status_code == 200
-        wait_for(lambda: loaded(running) == {PLAIN: False}, "the unload")
-        bad = bytearray(good)
-        bad[-1] ^= 1
+    bad = good[:-1] + bytes([good[-1] ^ 1])
+    asked = {"models_dir": models_dir, "model": [PLAIN], "lazy": True, "unload_after_s": 60}
+    app = create_app(Settings.model_validate(asked))
+    models = app.state.services.models
+    await models.load(app.state.services.metrics)
+    async with client_of(app) as client:
+
+        async def ask() -> httpx.Response:
+            return await client.post("/v1/embeddings", json={"model": PLAIN, "input": "x"})
+
+        assert (await ask()).status_code == 200
+        let_pass(61, monkeypatch)
+        async with asyncio.timeout(20):
+            while models.states()[0].loaded:  # noqa: ASYNC110
+                await asyncio.sleep(0)
         weights.write_bytes(bad)
         for _ in range(2):
-            response = post(running)
+            response = await ask()
             error = refusal(response, status=503)
             assert (error["type"], error["code"]) == ("upstream_error", "model_load_failed")
             assert 1 <= int(response.headers["retry-after"]) <= 5
             assert str(models_dir) not in response.text
-        assert running.log().count("model.safetensors has sha256") == 1
-        assert httpx.get(f"{running.url}/readyz").status_code == 200
+        assert caplog.text.count("model.safetensors has sha256") == 1
+        assert (await client.get("/readyz")).status_code == 200
         weights.unlink()
-        wait_for(lambda: "No such file" in post(running).text + running.log(), "another attempt")
+        let_pass(RETRY_LOAD_S, monkeypatch)
+        refusal(await ask(), status=503)
+        assert "No such file" in caplog.text
         weights.write_bytes(good)
-        wait_for(lambda: post(running).status_code == 200, "the model")
-        assert "Traceback" not in running.log()
+        let_pass(RETRY_LOAD_S, monkeypatch)
+        assert (await ask()).status_code == 200
+    assert not any(record.exc_info for record in caplog.records)
+    models.close()
+    await asyncio.to_thread(models.join)
 
 
-def test_a_request_that_a_load_holds_up_too_long_is_answered(slow_to_load: Path) -> None:
-    with serving(slow_to_load, "--model", "slow", "--request-timeout-s", "0.3") as running:
-        error = refusal(post(running, model="slow"), status=503)
+async def test_a_request_that_a_load_holds_up_too_long_is_answered(app_over: AppOver) -> None:
+    backend = FakeBackend()
+    backend.gate.clear()  # which the load's first pass waits for
+    app = await app_over(backend, lazy=True, request_timeout_s=0.1)
+    async with client_of(app) as client:
+        body = {"model": PLAIN, "input": "x"}
+        error = refusal(await client.post("/v1/embeddings", json=body), status=503)
         assert error["code"] == "request_timeout"
-        wait_for(lambda: post(running, model="slow").status_code == 200, "the load to go on")
-        page = MetricsPage(httpx.get(f"{running.url}/metrics").content)
-        assert page.value("model_loads_total", model="slow") == 1
+        backend.gate.set()
+        async with asyncio.timeout(20):
+            while (await client.post("/v1/embeddings", json=body)).status_code != 200:
+                pass
+    page = MetricsPage(app.state.services.metrics.page())
+    assert page.value("model_loads_total", model=PLAIN) == 1
 
 
 def test_other_models_answer_while_one_is_loaded(

@@ -171,12 +171,16 @@ def test_a_client_that_leaves_is_counted_as_499(fresh: httpx.Client) -> None:
 
 async def test_failures_and_deaths_are_counted(app_over: AppOver) -> None:
     app = await app_over(FakeBackend(), model_token_ids=[PLAIN])
+    engine = engine_of(app)
+
+    def restarts() -> float:
+        page = MetricsPage(app.state.services.metrics.page())
+        return page.value("replica_restarts_total", model=PLAIN)
+
     async with client_of(app) as client:
         for token in (RAISES, KILLS_THREAD):
             await client.post(EMBEDDINGS, json={"model": PLAIN, "input": [token]})
-        engine = engine_of(app)
-        engine._replicas[0].join(10)
-        await asyncio.to_thread(wait_until, lambda: engine.sound)  # replaced
+        await asyncio.to_thread(wait_until, lambda: restarts() == 1 and engine.sound)
         await client.post(EMBEDDINGS, json={"model": PLAIN, "input": [7]})
         page = MetricsPage((await client.get("/metrics")).content)
     assert page.value("requests_total", route=EMBEDDINGS, status="500", model=PLAIN) == 2

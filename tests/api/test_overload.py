@@ -7,6 +7,7 @@ import contextlib
 import json
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +17,10 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from fastapi import FastAPI
 
 from server.api.deps import LARGEST_BODIES
-from tests.conftest import PLAIN, AppOver, client_of, engine_of
+from tests.conftest import PLAIN, AppOver, client_of
 from tests.engine import wait_until
 from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
@@ -28,9 +30,10 @@ pytestmark = pytest.mark.machine
 
 EMBEDDINGS = "/v1/embeddings"
 PATIENCE_S = 120
-# Some seconds for one thread: 13,000 tokens.
 LONG_TEXTS = [f"{n} " + "word " * (n % 60 + 10) for n in range(320)]
+LONG_TOKENS = 13_200  # of these
 LONG_WORK = {"model": PLAIN, "input": LONG_TEXTS}
+SOME_SECONDS_OF_WORK = {"model": PLAIN, "input": LONG_TEXTS[:160]}  # for one thread
 # A fraction of a second: 1,000 tokens.
 TEXTS = [f"{n} " + "word " * 30 for n in range(30)]
 BULK = {"model": PLAIN, "input": TEXTS}
@@ -100,79 +103,119 @@ def vectors(answer: httpx.Response) -> np.ndarray[tuple[int, ...], np.dtype[np.f
     return np.array([row["embedding"] for row in answer.json()["data"]])
 
 
-def test_what_the_queue_cannot_hold_is_refused_and_what_is_let_in_is_right(
-    pool: ThreadPoolExecutor,
+async def ask(client: httpx.AsyncClient, body: dict[str, Any], key: str = "") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return await client.post(EMBEDDINGS, json=body, headers=headers)
+
+
+def told(app: FastAPI) -> MetricsPage:
+    return MetricsPage(app.state.services.metrics.page())
+
+
+async def long_work(app: FastAPI, client: httpx.AsyncClient, key: str = "") -> asyncio.Task[Any]:
+    """A request that has been let in and is being computed, as far as the backend goes."""
+    asking = asyncio.create_task(ask(client, LONG_WORK, key))
+    await admitted(app, LONG_TOKENS)
+    return asking
+
+
+async def admitted(app: FastAPI, tokens: int) -> None:
+    """Return when so many have been let in, and none of them is computed."""
+    await asyncio.to_thread(
+        wait_until, lambda: told(app).value("admitted_tokens", model=PLAIN) == tokens
+    )
+
+
+async def test_what_the_queue_cannot_hold_is_refused_and_what_is_let_in_is_right(
+    app_over: AppOver,
 ) -> None:
-    with serving("--max-queue-tokens", "2000") as client:
-        alone = vectors(post(client, BULK))
-        long_work = in_flight(pool, client, LONG_WORK)  # larger than the queue, but it was idle
+    backend = FakeBackend()
+    app = await app_over(backend, max_queue_tokens=2000)
+    async with client_of(app) as client:
+        alone = vectors(await ask(client, BULK))
+        backend.gate.clear()
+        asking = await long_work(app, client)  # larger than the queue, but it was idle
         for _ in range(3):
-            assert_refused(post(client, BULK))
-        assert not long_work.done()
-        assert len(vectors(long_work.result())) == len(LONG_TEXTS)
-        answers = list(pool.map(lambda _: post(client, BULK), range(8)))
+            assert_refused(await ask(client, BULK))
+        assert not asking.done()
+        backend.gate.set()
+        assert len(vectors(await asking)) == len(LONG_TEXTS)
+        answers = await asyncio.gather(*(ask(client, BULK) for _ in range(8)))
         accepted = [answer for answer in answers if answer.status_code == 200]
         assert accepted
         for answer in answers:
             if answer in accepted:
-                assert np.abs(vectors(answer) - alone).max() < 1e-5
+                assert (vectors(answer) == alone).all()
             else:
                 assert_refused(answer)
         refused = 3 + len(answers) - len(accepted)
-        assert page(client).value("refusals_total", reason="server_overloaded") == refused
-        assert page(client).value("admitted_tokens", model=PLAIN) == 0
-        assert np.abs(vectors(post(client, BULK)) - alone).max() < 1e-5
+        assert told(app).value("refusals_total", reason="server_overloaded") == refused
+        assert told(app).value("admitted_tokens", model=PLAIN) == 0
+        assert (vectors(await ask(client, BULK)) == alone).all()
 
 
-def test_what_would_wait_too_long_is_refused_while_a_query_is_let_in(
-    pool: ThreadPoolExecutor,
+async def test_what_would_wait_too_long_is_refused_while_a_query_is_let_in(
+    app_over: AppOver,
 ) -> None:
-    with serving("--max-wait-s", "0.02") as client:
-        expected = vectors(post(client, QUERY))
-        long_work = in_flight(pool, client, LONG_WORK)
-        assert_refused(post(client, BULK))
-        assert np.abs(vectors(post(client, QUERY)) - expected).max() < 1e-5
-        assert not long_work.done()
-        assert len(vectors(long_work.result())) == len(LONG_TEXTS)
+    backend = FakeBackend()
+    app = await app_over(backend, max_wait_s=0.02)
+    async with client_of(app) as client:
+        expected = vectors(await ask(client, QUERY))
+        backend.turnstile = threading.Semaphore(0)
+        asking = await long_work(app, client)
+        assert_refused(await ask(client, BULK))
+        query = asyncio.create_task(ask(client, QUERY))
+        await admitted(app, LONG_TOKENS + 8)
+        backend.turnstile.release(5)  # of more than fifty
+        assert (vectors(await query) == expected).all()
+        assert not asking.done()
+        backend.turnstile.release(1000)
+        assert len(vectors(await asking)) == len(LONG_TEXTS)
 
 
-def test_another_key_is_let_in_and_answered_behind_the_work_of_one(
-    pool: ThreadPoolExecutor,
+async def test_another_key_is_let_in_and_answered_behind_the_work_of_one(
+    app_over: AppOver,
 ) -> None:
-    flags = ["--api-key", "sk-one", "--api-key", "sk-other", "--max-queue-tokens", "50000"]
-    with serving(*flags) as client:
-        long_work = in_flight(pool, client, LONG_WORK, "sk-one")
-        vectors(post(client, QUERY, "sk-other"))
-        vectors(post(client, BULK, "sk-other"))
-        assert not long_work.done()
-        assert long_work.result().status_code == 200
+    backend = FakeBackend()
+    app = await app_over(backend, api_key=["sk-one", "sk-other"], max_queue_tokens=50_000)
+    async with client_of(app) as client:
+        backend.turnstile = threading.Semaphore(0)
+        asking = await long_work(app, client, "sk-one")
+        others = [asyncio.create_task(ask(client, body, "sk-other")) for body in (QUERY, BULK)]
+        await admitted(app, LONG_TOKENS + 8 + 990)
+        backend.turnstile.release(20)  # of more than fifty
+        for other in others:
+            vectors(await other)
+        assert not asking.done()
+        backend.turnstile.release(1000)
+        assert (await asking).status_code == 200
 
 
 async def test_each_key_has_a_share_of_its_own(app_over: AppOver) -> None:
     backend = FakeBackend()
-    app = await app_over(backend, api_key=["sk-one", "sk-other"])
+    keys = ["sk-one", "sk-other"]
+    app = await app_over(backend, model_token_ids=[PLAIN], api_key=keys, max_batch_tokens=200)
     backend.gate.clear()
-    loads = engine_of(app)._admission._loads
+    tokens = 0
     async with client_of(app) as client:
-        asked = [
-            asyncio.create_task(
-                client.post(EMBEDDINGS, json=QUERY, headers={"Authorization": f"Bearer {key}"})
-            )
-            for key in ("sk-one", "sk-other", "sk-one", "sk-one")
-        ]
-        await asyncio.to_thread(
-            wait_until, lambda: sum(load.requests for load in list(loads.values())) == 4
-        )
-        assert [load.requests for load in loads.values()] == [3, 1]
+        answers = []
+        for key, length in [*[("sk-one", 100)] * 4, ("sk-other", 150)]:
+            body = {"model": PLAIN, "input": [[1] * length] * 4}
+            answers.append(asyncio.create_task(ask(client, body, key)))
+            tokens += 4 * length
+            await admitted(app, tokens)
+        await asyncio.to_thread(wait_until, lambda: len(backend.shapes) == 2)  # one at the start
         backend.gate.set()
-        assert [(await answer).status_code for answer in asked] == [200] * 4
-    assert loads == {}
+        assert [(await answer).status_code for answer in answers] == [200] * 5
+    # The other key's turn comes next, though what came before it fills seven micro-batches more.
+    assert [tokens for _, tokens in backend.shapes[1:4]].count(150) >= 1
+    assert told(app).value("admitted_tokens", model=PLAIN) == 0
 
 
 @pytest.mark.parametrize("limit", [("--max-queue-tokens", "2000"), ("--max-wait-s", "0.02")])
 def test_who_comes_back_as_told_is_let_in(pool: ThreadPoolExecutor, limit: tuple[str, str]) -> None:
     with serving(*limit) as client:
-        long_work = in_flight(pool, client, LONG_WORK)
+        long_work = in_flight(pool, client, SOME_SECONDS_OF_WORK)
         answer = post(client, BULK)
         wait_s = assert_refused(answer)
         deadline = time.monotonic() + PATIENCE_S
@@ -197,7 +240,7 @@ def test_openais_client_raises_its_error_or_waits_and_gets_through(
         openai.OpenAI(base_url=running.base_url, api_key="sk-none", max_retries=0) as impatient,
         openai.OpenAI(base_url=running.base_url, api_key="sk-none", max_retries=60) as patient,
     ):
-        long_work = in_flight(pool, http, LONG_WORK)
+        long_work = in_flight(pool, http, SOME_SECONDS_OF_WORK)
         with pytest.raises(openai.InternalServerError) as refused:
             impatient.embeddings.create(model=PLAIN, input=TEXTS)
         assert isinstance(refused.value, openai.APIStatusError)
@@ -214,20 +257,24 @@ def test_openais_client_raises_its_error_or_waits_and_gets_through(
 # Seats.
 
 
-def start_upload(client: httpx.Client, body: bytes, sent: int) -> socket.socket:
+def start_upload(
+    client: httpx.Client, body: bytes, sent: int, more_head: str = ""
+) -> socket.socket:
     """A connection that has sent so much of a request's body and stalls."""
     host, port = str(client.base_url).removeprefix("http://").rstrip("/").split(":")
     connection = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
-    head = f"POST {EMBEDDINGS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {EMBEDDINGS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{more_head}\r\n"
+    )
     connection.sendall(head.encode() + body[:sent])
     return connection
 
 
 def hold_seat(client: httpx.Client, body: bytes) -> socket.socket:
-    """An upload that stalls, once the server has had the time to give it a seat."""
-    upload = start_upload(client, body, 10)
-    answered, _, _ = select.select([upload], [], [], 1)
-    assert not answered
+    """An upload that stalls, once it has a seat: only then is it asked to go on."""
+    upload = start_upload(client, body, 0, "Expect: 100-continue\r\n")
+    assert upload.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    upload.sendall(body[:10])
     return upload
 
 
@@ -294,16 +341,16 @@ def test_no_more_than_some_large_bodies_are_held_at_a_time_and_queries_still_get
             upload.close()
 
 
-def test_refused_and_wrong_requests_keep_no_seat() -> None:
-    with serving("--max-concurrent-requests", "1", "--max-body-bytes", "2048") as client:
+async def test_refused_and_wrong_requests_keep_no_seat(app_over: AppOver) -> None:
+    app = await app_over(FakeBackend(), max_concurrent_requests=1, max_body_bytes=2048)
+    async with client_of(app) as client:
         for _ in range(5):
-            assert post(client, {}).status_code == 400
-            assert client.post(EMBEDDINGS, content=b"{").status_code == 400
-            assert post(client, {**QUERY, "model": "gpt-5"}).status_code == 404
-            assert post(client, {**QUERY, "input": "word " * 300}).status_code == 400
-            with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as other:
-                assert post(other, {**QUERY, "input": "x" * 4096}).status_code == 413
-        assert post(client, QUERY).status_code == 200
+            assert (await ask(client, {})).status_code == 400
+            assert (await client.post(EMBEDDINGS, content=b"{")).status_code == 400
+            assert (await ask(client, {**QUERY, "model": "gpt-5"})).status_code == 404
+            assert (await ask(client, {**QUERY, "input": "word " * 300})).status_code == 400
+            assert (await ask(client, {**QUERY, "input": "x" * 4096})).status_code == 413
+        assert (await ask(client, QUERY)).status_code == 200
 
 
 def test_without_a_key_nobody_holds_a_seat() -> None:
@@ -320,21 +367,24 @@ def test_without_a_key_nobody_holds_a_seat() -> None:
 # Requests that take too long.
 
 
-def test_a_request_that_takes_too_long_is_given_up_and_the_server_works_on(
-    pool: ThreadPoolExecutor,
+async def test_a_request_that_takes_too_long_is_given_up_and_the_server_works_on(
+    app_over: AppOver,
 ) -> None:
-    with serving("--request-timeout-s", "2.5") as client:
-        expected = vectors(post(client, QUERY))
-        huge = {"model": PLAIN, "input": ["word " * 250] * 1_000}
-        given_up = pool.submit(post, client, huge)
-        assert_refused(given_up.result(), "request_timeout")
-        assert "2.5 s" in given_up.result().json()["error"]["message"]
-        assert np.abs(vectors(post(client, QUERY)) - expected).max() < 1e-5
-        told = page(client)
-        assert told.value("refusals_total", reason="request_timeout") == 1
-        assert told.value("admitted_tokens", model=PLAIN) == 0
-        # What was left of it was never computed.
-        assert told.value("computed_tokens_total", model=PLAIN) < 252_000
+    backend = FakeBackend()
+    app = await app_over(backend, model_token_ids=[PLAIN], request_timeout_s=0.5)
+    backend.gate.clear()
+    async with client_of(app) as client:
+        huge = {"model": PLAIN, "input": [[7] * 200] * 1_000}
+        given_up = await ask(client, huge)
+        assert_refused(given_up, "request_timeout")
+        assert "0.5 s" in given_up.json()["error"]["message"]
+        backend.gate.set()
+        assert (await ask(client, {"model": PLAIN, "input": [7]})).status_code == 200
+    page = told(app)
+    assert page.value("refusals_total", reason="request_timeout") == 1
+    assert page.value("admitted_tokens", model=PLAIN) == 0
+    # What was left of it was never computed.
+    assert page.value("computed_tokens_total", model=PLAIN) <= 201
 
 
 def test_who_stalls_an_upload_is_given_up_and_loses_the_seat() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from server.api.request_context import _printable_path
 from server.app import create_app
-from server.logs import JsonFormatter
+from server.logs import JsonFormatter, TextFormatter
 from server.settings import Settings
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.fakes import FakeBackend
@@ -52,16 +52,23 @@ def fields(line: str) -> dict[str, str]:
     return dict(field.split("=", 1) for field in found.group(1).split(" "))
 
 
-def test_one_line_a_request_is_logged_but_none_for_a_probe_that_succeeds() -> None:
-    with ServerProcess("--model", PLAIN) as running:
+def text_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [TextFormatter().format(record) for record in caplog.records]
+
+
+async def test_one_line_a_request_is_logged_but_none_for_a_probe_that_succeeds(
+    app_over: AppOver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    app = await app_over(FakeBackend())
+    async with client_of(app) as client:
         headers = {"x-request-id": "trace-7"}
         for path in ("/readyz", "/livez", "/health", "/metrics"):
-            httpx.get(running.url + path, headers=headers)
+            assert (await client.get(path, headers=headers)).status_code == 200
         body = {"model": PLAIN, "input": ["x", SECRET_TEXT]}
-        httpx.post(f"{running.base_url}/embeddings", json=body, headers=headers)
-        running.stop()
-        (line,) = [line for line in running.log().splitlines() if "trace-7" in line]
-        assert SECRET_TEXT not in running.log()
+        await client.post("/v1/embeddings", json=body, headers=headers)
+    (line,) = [line for line in text_lines(caplog) if "trace-7" in line]
+    assert not any(SECRET_TEXT in line for line in text_lines(caplog))
     found = fields(line)
     times = dict(part.split(":") for part in found.pop("ms").split(","))
     assert found == {
@@ -79,21 +86,22 @@ def test_one_line_a_request_is_logged_but_none_for_a_probe_that_succeeds() -> No
     assert sum(milliseconds[1:]) <= milliseconds[0] + 0.05  # each is rounded
 
 
-def test_a_refusal_is_logged_with_its_code_and_without_what_was_sent() -> None:
-    with ServerProcess("--model", PLAIN, "--api-key", KEY) as running:
-        url = f"{running.base_url}/embeddings"
+async def test_a_refusal_is_logged_with_its_code_and_without_what_was_sent(
+    app_over: AppOver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    app = await app_over(FakeBackend(), api_key=[KEY])
+    async with client_of(app, "10.0.0.1") as client:
+        url = "/v1/embeddings"
         headers = {"Authorization": f"Bearer {KEY}", "x-request-id": "right"}
         long = {"model": PLAIN, "input": SECRET_TEXT * 100}
-        httpx.post(url, json=long, headers=headers)
-        httpx.post(url, json={"model": SECRET_TEXT, "input": "x"}, headers=headers)
+        await client.post(url, json=long, headers=headers)
+        await client.post(url, json={"model": SECRET_TEXT, "input": "x"}, headers=headers)
         wrong = {"Authorization": f"Bearer {KEY}-wrong", "x-request-id": "wrong"}
-        httpx.post(url, json=long, headers=wrong)
-        httpx.get(f"{running.url}/metrics", headers=wrong)
-        running.stop()
-        log = running.log()
-    assert SECRET_TEXT not in log
-    assert "sk-log" not in log
-    lines = [fields(line) for line in log.splitlines() if "request_id=" in line]
+        await client.post(url, json=long, headers=wrong)
+    log = text_lines(caplog)
+    assert not any(SECRET_TEXT in line or "sk-log" in line for line in log)
+    lines = [fields(line) for line in log if "request_id=" in line]
     assert [(line["status"], line["error"]) for line in lines] == [
         ("400", "context_length_exceeded"),
         ("404", "model_not_found"),

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from server.engine.admission import Admission, Ratio
 from server.engine.engine import Embedded, Engine
+from server.engine.patience import PATIENCE, Patience
 from server.engine.sequence import SequenceGroup
 from server.inference.backend import TokenIds
 from server.inference.inputs import TokenIdInputs
@@ -70,6 +72,7 @@ def start_engine(
     max_request_tokens: int = 300_000,
     max_queue_tokens: int = NO_LIMIT,
     max_wait_s: float = NO_LIMIT,
+    patience: Patience = PATIENCE,
 ) -> Engine:
     return Engine(
         encoder,
@@ -79,6 +82,7 @@ def start_engine(
         max_request_tokens=max_request_tokens,
         max_queue_tokens=max_queue_tokens,
         max_wait_s=max_wait_s,
+        patience=patience,
     )
 
 
@@ -93,6 +97,21 @@ async def embed(
     engine: Engine, sequences: Sequence[TokenIds], key: str = "key"
 ) -> NDArray[np.float32]:
     return (await embedded(engine, sequences, key)).vectors
+
+
+class Clock:
+    """time.perf_counter, by which the workers' times are told, goes on only as the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = time.perf_counter()
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now_s)
+
+
+def let_pass(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop's clock jumps: what was to happen meanwhile happens at once."""
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + seconds)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from server.engine.admission import Admission, Ratio, Ticket
+from server.engine.admission import LIGHT_TOKENS, Admission, Ratio, Ticket
 from server.engine.waiting_queue import WaitingQueue
 from server.errors import Overloaded
 from tests.engine import NO_LIMIT, groups_of, open_admission
@@ -42,6 +42,15 @@ def lets_in(gate: Admission, key: str, tokens: int) -> bool:
 # The books.
 
 
+def estimates(gate: Admission) -> list[float]:
+    """What every key would be told of its wait, for light requests and bulk ones."""
+    return [
+        gate.expected_wait_s(key, tokens)
+        for key in (*"ABCD", "nobody's")
+        for tokens in (LIGHT_TOKENS, LIGHT_TOKENS + 1, NO_LIMIT)
+    ]
+
+
 class Books(RuleBasedStateMachine):
     """Whatever happens in whatever order, the admission knows what its tickets hold."""
 
@@ -51,6 +60,7 @@ class Books(RuleBasedStateMachine):
         super().__init__()
         self.gate = admission(max_queue_tokens=300_000, max_wait_s=200)
         self.held: dict[Ticket, int] = {}
+        self.admitted: dict[Ticket, int] = {}  # before anything of it was computed
 
     @rule(target=tickets, key=keys, tokens=sizes)
     def admit(self, key: str, tokens: int) -> Ticket:
@@ -60,12 +70,14 @@ class Books(RuleBasedStateMachine):
             assert self.held  # an idle server refuses nobody
             ticket = open_admission().admit(key, tokens)  # of no account here
         else:
-            self.held[ticket] = tokens
+            self.held[ticket] = self.admitted[ticket] = tokens
         return ticket
 
     @rule(ticket=tickets, tokens=sizes)
     def correct(self, ticket: Ticket, tokens: int) -> None:
         if ticket in self.held:
+            if tokens != self.held[ticket]:
+                self.admitted[ticket] = tokens
             ticket.correct(tokens)
             self.held[ticket] = tokens
 
@@ -90,19 +102,21 @@ class Books(RuleBasedStateMachine):
     @invariant()
     def counts_what_tickets_hold(self) -> None:
         assert self.gate.tokens == sum(self.held.values())
-        loads = self.gate._loads
-        for key, load in loads.items():
-            mine = [tokens for ticket, tokens in self.held.items() if ticket.key == key]
-            assert (load.requests, load.tokens) == (len(mine), sum(mine))
-            assert load.requests > 0
-            assert load.tokens >= 0
-        assert set(loads) == {ticket.key for ticket in self.held}
+        assert estimates(self.gate) == pytest.approx(estimates(self.fresh()))
+
+    def fresh(self) -> Admission:
+        """One that has let in what is there now, and nothing else."""
+        gate = admission()
+        for ticket, tokens in self.held.items():
+            admitted = self.admitted[ticket]
+            Ticket(gate, ticket.key, admitted).computed(admitted - tokens)
+        return gate
 
     def teardown(self) -> None:
         for ticket in list(self.held):
             self.leave(ticket, fails=False)
         assert self.gate.tokens == 0
-        assert self.gate._loads == {}
+        assert not any(estimates(self.gate))
 
 
 TestBooks = Books.TestCase
@@ -287,9 +301,9 @@ def test_who_comes_back_as_told_is_let_in_in_the_end(
 
 def foreign_work(
     requests: list[tuple[str, list[int]]], taken: int, key: str, lengths: list[int]
-) -> tuple[float, int, int]:
-    """What is estimated and what is really computed before a request is done; and others there."""
-    gate = open_admission()
+) -> tuple[float, int]:
+    """What is estimated and what is really computed before a request is done."""
+    gate = admission()
     queue = WaitingQueue(BUDGET)
     queue.join()
 
@@ -305,14 +319,13 @@ def foreign_work(
         queue.put(group)
     for _ in range(taken):
         take()
-    others = sum(load.requests for load in gate._loads.values())
-    estimate = gate._work_before(key, sum(lengths))
+    estimate = RATE * gate.expected_wait_s(key, sum(lengths))
     (mine,) = groups_of([(key, lengths)], gate)
     queue.put(mine)
     foreign = 0
     while mine.ticket.tokens:
         foreign += sum(tokens for ticket, tokens in take() if ticket is not mine.ticket)
-    return estimate, foreign, others
+    return estimate, foreign
 
 
 def documents(count: int, seed: int) -> list[int]:
@@ -335,17 +348,17 @@ any_lengths = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 def test_no_more_than_the_estimate_is_computed_before_a_request_is_done(
     requests: list[tuple[str, list[int]]], taken: int, key: str, lengths: list[int]
 ) -> None:
-    estimate, foreign, others = foreign_work(requests, taken, key, lengths)
+    estimate, foreign = foreign_work(requests, taken, key, lengths)
     # Fair to within a few micro-batches of each request; and each of its own sequences may be in
     # a micro-batch that is filled up with those of others.
-    assert foreign <= estimate + 4 * BUDGET * (others + 1) + BUDGET * len(lengths)
+    assert foreign <= estimate + 4 * BUDGET * (len(requests) + 1) + BUDGET * len(lengths)
 
 
 @pytest.mark.parametrize("bulks", [0, 1, 50])
 @pytest.mark.parametrize("query", [5, 90])
 def test_the_queries_of_its_key_that_came_before_are_counted(bulks: int, query: int) -> None:
     requests = [("A", documents(500, seed)) for seed in range(bulks)] + [("A", [90])] * 500
-    estimate, foreign, _ = foreign_work(requests, 0, "A", [query])
+    estimate, foreign = foreign_work(requests, 0, "A", [query])
     assert foreign - 4 * BUDGET <= estimate <= 1.5 * foreign + 4 * BUDGET
 
 
@@ -353,6 +366,6 @@ def test_the_queries_of_its_key_that_came_before_are_counted(bulks: int, query: 
 @pytest.mark.parametrize("key", ["busy", "quiet"])
 def test_a_query_behind_four_bulks_waits_for_no_more_than_estimated(key: str, taken: int) -> None:
     requests = [("busy", documents(2_000, seed)) for seed in range(4)]
-    estimate, foreign, others = foreign_work(requests, taken, key, [12])
+    estimate, foreign = foreign_work(requests, taken, key, [12])
     assert estimate <= 4 * 12
-    assert foreign <= estimate + 4 * BUDGET * (others + 1)
+    assert foreign <= estimate + 4 * BUDGET * (len(requests) + 1)

@@ -6,22 +6,30 @@ import asyncio
 import contextlib
 import itertools
 import threading
-import time
 from collections.abc import AsyncIterator
 from typing import Any, Protocol, cast
 
 import numpy as np
 import pytest
 
-from server.engine import replica
 from server.engine.engine import Engine, warm_up
+from server.engine.patience import Patience
 from server.errors import Draining, InferenceFailed, Overloaded, TooManyTokens
 from server.inference.backend import Backend, TokenIds
 from server.inference.inputs import TextInputs, TokenIdInputs
 from server.inference.loader import Encoder
 from server.inference.tokenizer import Tokenizer
 from server.metrics import EngineMetrics, Metrics
-from tests.engine import embed, embedded, ids, metrics_of_an_engine, start_engine, wait_until
+from tests.engine import (
+    Clock,
+    embed,
+    embedded,
+    ids,
+    let_pass,
+    metrics_of_an_engine,
+    start_engine,
+    wait_until,
+)
 from tests.fakes import (
     FAKE_DIM,
     GIVES_NAN,
@@ -59,15 +67,17 @@ def random_sequences(count: int) -> list[TokenIds]:
     return [random.integers(1, 80, length).astype(np.int32) for length in lengths]
 
 
-async def test_a_device_that_is_broken_leaves_the_work_to_the_others(
-    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(replica, "PROBE_INTERVAL_S", 0.01)
+async def test_a_device_that_is_broken_leaves_the_work_to_the_others(encoder: Encoder) -> None:
+    metrics, of_engine = metrics_of_an_engine()
     broken, healthy = FakeBackend(), FakeBackend()
     broken.broken.set()
-    engine = start_engine(Encoder(encoder.tokenizer, (broken, healthy), FAKE_DIM))
+    engine = start_engine(
+        Encoder(encoder.tokenizer, (broken, healthy), FAKE_DIM),
+        of_engine,
+        patience=Patience(probe_interval_s=0.01),
+    )
     failed = 0
-    while engine._replicas[0].sound:
+    while value(metrics, "replicas_alive") == 2:
         with contextlib.suppress(InferenceFailed):
             await asyncio.gather(*(embed(engine, [ids(5)]) for _ in range(4)))
             continue
@@ -77,7 +87,7 @@ async def test_a_device_that_is_broken_leaves_the_work_to_the_others(
     for _ in range(50):
         await asyncio.gather(*(embed(engine, [ids(5)]) for _ in range(4)))
     broken.broken.clear()
-    await asyncio.to_thread(wait_until, lambda: engine._replicas[0].sound)
+    await asyncio.to_thread(wait_until, lambda: value(metrics, "replicas_alive") == 2)
     engine.close()
 
 
@@ -274,25 +284,21 @@ async def computed_tokens(metrics: Metrics, tokens: int) -> None:
 
 
 async def test_the_time_before_and_the_time_in_the_workers_are_told_apart(
-    make_engine: MakeEngine,
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = Clock(monkeypatch)
     backend = FakeBackend()
     engine = make_engine(backend)
     backend.gate.clear()
-    began_s = time.perf_counter()
     first = [asyncio.create_task(embedded(engine, [ids(1)] * 64)) for _ in range(2)]
     await entered(backend, 2)
     second = asyncio.create_task(embedded(engine, [ids(2, 2)]))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0)
+    clock.now_s += 0.25
     backend.gate.set()
     computed, waited = await asyncio.gather(*first), await second
-    took_s = time.perf_counter() - began_s
-    assert all(answer.compute_s >= 0.09 for answer in computed)
-    assert waited.wait_s >= 0.09
-    for answer in (*computed, waited):
-        assert answer.wait_s >= 0
-        assert answer.compute_s >= 0
-        assert answer.wait_s + answer.compute_s <= took_s
+    assert [(one.wait_s, one.compute_s) for one in computed] == [(0, 0.25)] * 2
+    assert (waited.wait_s, waited.compute_s) == (0.25, 0)
 
 
 async def test_tokens_are_given_back_however_a_request_ends(make_engine: MakeEngine) -> None:
@@ -435,7 +441,10 @@ async def test_each_sequence_that_fails_is_counted(make_engine: MakeEngine) -> N
     assert value(metrics, "sequence_failures_total") == 3
 
 
-async def test_the_speed_told_is_that_of_all_workers_together(encoder: Encoder) -> None:
+async def test_the_speed_told_is_that_of_all_workers_together(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
     metrics, of_engine = metrics_of_an_engine()
     backend = FakeBackend()
     fake = Encoder(encoder.tokenizer, (backend,), FAKE_DIM)
@@ -445,7 +454,7 @@ async def test_the_speed_told_is_that_of_all_workers_together(encoder: Encoder) 
         backend.gate.clear()
         request = asyncio.create_task(embed(engine, [ids(*[1] * 100)] * 2))
         await entered(backend, 2)
-        await asyncio.sleep(0.2)
+        clock.now_s += 0.2
         backend.gate.set()
         await request
     of_one = value(metrics, "computed_tokens_total") / value(metrics, "micro_batch_seconds_sum")
@@ -453,7 +462,10 @@ async def test_the_speed_told_is_that_of_all_workers_together(encoder: Encoder) 
     engine.close()
 
 
-async def test_a_pass_that_had_the_machine_to_itself_counts_once(encoder: Encoder) -> None:
+async def test_a_pass_that_had_the_machine_to_itself_counts_once(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
     metrics, of_engine = metrics_of_an_engine()
     backend = FakeBackend()
     engine = start_engine(Encoder(encoder.tokenizer, (backend,), FAKE_DIM), of_engine, threads=2)
@@ -461,7 +473,7 @@ async def test_a_pass_that_had_the_machine_to_itself_counts_once(encoder: Encode
         backend.gate.clear()
         request = asyncio.create_task(embed(engine, [ids(*[1] * 100)]))
         await entered(backend, 1)
-        await asyncio.sleep(0.2)
+        clock.now_s += 0.2
         backend.gate.set()
         await request
     of_one = value(metrics, "computed_tokens_total") / value(metrics, "micro_batch_seconds_sum")
@@ -500,24 +512,26 @@ async def test_a_worker_that_dies_answers_its_request_and_is_replaced(
     await asyncio.to_thread(engine.join)
 
 
-async def test_while_every_worker_is_dead_the_engine_is_not_sound(
-    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("server.engine.engine.RESTART_DELAY_S", 3600)
+async def test_while_every_worker_is_dead_the_engine_is_not_sound(encoder: Encoder) -> None:
     metrics, of_engine = metrics_of_an_engine()
     fake = Encoder(encoder.tokenizer, (FakeBackend(),), FAKE_DIM)
-    engine = start_engine(fake, of_engine, threads=2)
-    for dead in range(2):
+    patience = Patience(restart_delay_s=3600)
+    engine = start_engine(fake, of_engine, threads=2, patience=patience)
+    for alive in (1, 0):
         assert engine.sound
         with pytest.raises(InferenceFailed):
             await embed(engine, [ids(KILLS_THREAD)])
-        await asyncio.to_thread(engine._replicas[dead].join, 10)
+        await asyncio.to_thread(
+            wait_until,
+            lambda: value(metrics, "replicas_alive") == alive,  # noqa: B023
+        )
     assert not engine.sound
-    assert value(metrics, "replicas_alive") == 0
     engine.close()
 
 
-async def test_a_worker_that_dies_during_the_drain_is_not_replaced(encoder: Encoder) -> None:
+async def test_a_worker_that_dies_during_the_drain_is_not_replaced(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metrics, of_engine = metrics_of_an_engine()
     backend = FakeBackend()
     engine = start_engine(Encoder(encoder.tokenizer, (backend,), FAKE_DIM), of_engine)
@@ -529,6 +543,8 @@ async def test_a_worker_that_dies_during_the_drain_is_not_replaced(encoder: Enco
     with pytest.raises(InferenceFailed):
         await request
     await asyncio.to_thread(engine.join)
-    await asyncio.sleep(0.3)
+    let_pass(60, monkeypatch)
+    for _ in range(5):
+        await asyncio.sleep(0)
     assert value(metrics, "replica_restarts_total") == 0
     assert value(metrics, "replicas_alive") == 0

@@ -9,6 +9,7 @@ import pytest
 from server.engine import on_demand
 from server.engine.on_demand import OnDemand
 from server.errors import Draining, ModelFileError, ModelLoadFailed
+from tests.engine import let_pass
 
 
 class Source:
@@ -79,7 +80,7 @@ async def test_a_failure_is_told_to_all_logged_once_and_tried_again_after_a_paus
         await wanted.get()
     assert 1 <= refused.value.retry_after_s <= on_demand.RETRY_LOAD_S
     assert source.attempts == 1
-    monkeypatch.setattr(on_demand, "RETRY_LOAD_S", 0.0)
+    let_pass(on_demand.RETRY_LOAD_S, monkeypatch)
     assert await wanted.get() == "load 2"
 
 
@@ -93,7 +94,9 @@ async def test_a_failure_that_nobody_waits_for_is_logged_once(
     leaving.cancel()
     await asyncio.wait([leaving])
     source.gate.set()
-    await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        while not caplog.records:  # noqa: ASYNC110
+            await asyncio.sleep(0)
     del leaving
     gc.collect()
     assert [record.getMessage() for record in caplog.records] == ["loading failed: what is wrong"]

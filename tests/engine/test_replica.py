@@ -7,31 +7,39 @@ import logging
 import queue as queues
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import pytest
 
-from server.engine import replica as replica_module
+from server.engine.patience import PATIENCE, Patience
 from server.engine.replica import FAILURES_BEFORE_PROBE, PROBE_TOKENS, NotFinite, Replica, probe
 from server.engine.sequence import MicroBatch, SequenceGroup
 from server.engine.waiting_queue import WaitingQueue
-from tests.engine import group_of, ids, wait_until
+from tests.engine import Clock, group_of, ids, wait_until
 from tests.fakes import GIVES_NAN, KILLS_THREAD, LOSES_ROWS, RAISES, FakeBackend
+
+QUICK = Patience(probe_interval_s=0.02)
 
 
 class Harness:
     """One replica, its queue, and what it delivered."""
 
-    def __init__(self, backend: FakeBackend) -> None:
+    def __init__(self, backend: FakeBackend, patience: Patience) -> None:
         self.queue = WaitingQueue(512)
         self.delivered: queues.Queue[MicroBatch] = queues.Queue()
         self.died: list[Replica] = []
         self.replica = Replica(
-            "replica-0", self.queue, backend, self.delivered.put, self.died.append
+            "replica-0",
+            self.queue,
+            backend,
+            self.delivered.put,
+            self.died.append,
+            patience=patience,
         )
         self.replica.start()
-        wait_until(lambda: self.queue._idle_workers == 1)
+        wait_until(lambda: self.queue.idle_workers == 1)
 
     def ask(self, *token_ids: int) -> SequenceGroup:
         """Put one sequence in the queue."""
@@ -48,16 +56,16 @@ class Harness:
         return group
 
 
-Start = Callable[[FakeBackend], Harness]
+class Start(Protocol):
+    def __call__(self, backend: FakeBackend, patience: Patience = ...) -> Harness: ...
 
 
 @pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    monkeypatch.setattr(replica_module, "PROBE_INTERVAL_S", 0.02)
+def start() -> Iterator[Start]:
     started: list[tuple[FakeBackend, Harness]] = []
 
-    def make(backend: FakeBackend) -> Harness:
-        started.append((backend, Harness(backend)))
+    def make(backend: FakeBackend, patience: Patience = QUICK) -> Harness:
+        started.append((backend, Harness(backend, patience)))
         return started[-1][1]
 
     yield make
@@ -66,7 +74,6 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         harness.queue.close()
         harness.replica.join(20)
         assert not harness.replica.is_alive()
-        assert harness.queue._workers == 0
 
 
 def probes(backend: FakeBackend) -> int:
@@ -106,12 +113,9 @@ def test_it_is_sound_again_by_itself_once_the_backend_works(
     assert caplog.text.count("the model computes again") == 1
 
 
-def test_work_that_succeeds_makes_it_sound_too(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_work_that_succeeds_makes_it_sound_too(start: Start) -> None:
     backend = FakeBackend()
-    harness = start(backend)
-    monkeypatch.setattr(replica_module, "PROBE_INTERVAL_S", 3600)
+    harness = start(backend, Patience(probe_interval_s=3600))
     backend.broken.set()
     for _ in range(FAILURES_BEFORE_PROBE):
         harness.compute(1, 2)
@@ -130,7 +134,7 @@ def test_an_input_that_always_fails_does_not_make_a_sound_backend_look_broken(
     for _ in range(5 * FAILURES_BEFORE_PROBE):
         assert harness.compute(guilty_token).sequences[0].error is not None
         assert harness.replica.sound
-    wait_until(lambda: harness.queue._idle_workers == 1)
+    wait_until(lambda: harness.queue.idle_workers == 1)
     assert harness.replica.sound
     assert 1 <= probes(backend) <= 5  # not one for each failure
     assert harness.compute(7).vectors.tolist() == [[7, 1, 7]]
@@ -184,7 +188,11 @@ def test_a_thread_that_dies_hands_back_what_it_had_and_says_so(
     harness.replica.join(10)
     assert not harness.replica.sound
     assert harness.died == [harness.replica]
-    assert harness.queue._workers == 0
+    harness.queue.join()  # in its place; it does not count as one that may compute
+    harness.queue.put(group_of(1))
+    micro_batch = harness.queue.take(0)
+    assert micro_batch is not None
+    assert micro_batch.alone
     assert "replica-0 died" in caplog.text
     assert "SystemExit" in caplog.text
 
@@ -200,12 +208,16 @@ def test_a_thread_that_is_told_to_end_does_not_count_as_dead(start: Start) -> No
 def test_a_forward_pass_that_does_not_come_back_is_noticed_until_it_does(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica_module, "STUCK_AFTER_S", 0.05)
+    clock = Clock(monkeypatch)
     backend = FakeBackend()
     harness = start(backend)
     backend.gate.clear()
     harness.ask(1)
-    wait_until(lambda: not harness.replica.sound)
+    assert backend.entered.acquire(timeout=10)
+    clock.now_s += PATIENCE.stuck_after_s - 1
+    assert harness.replica.sound
+    clock.now_s += 2
+    assert not harness.replica.sound
     assert harness.replica.is_alive()
     backend.gate.set()
     wait_until(lambda: harness.replica.sound)
@@ -215,15 +227,16 @@ def test_a_forward_pass_that_does_not_come_back_is_noticed_until_it_does(
 def test_a_large_micro_batch_may_take_its_time(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica_module, "STUCK_AFTER_S", 0.01)
-    monkeypatch.setattr(replica_module, "SLOWEST_TOKENS_PER_S", 0.1)
+    clock = Clock(monkeypatch)
     backend = FakeBackend()
     harness = start(backend)
     backend.gate.clear()
-    harness.ask(1)
+    harness.ask(*[1] * 20_000)
     assert backend.entered.acquire(timeout=10)
-    time.sleep(0.1)
+    clock.now_s += 20_000 / PATIENCE.slowest_tokens_per_s - 1
     assert harness.replica.sound
+    clock.now_s += 2
+    assert not harness.replica.sound
     backend.gate.set()
 
 
@@ -234,18 +247,18 @@ def test_an_idle_worker_lets_go_of_what_it_computed(start: Start) -> None:
     wait_until(lambda: gc.collect() >= 0 and vectors() is None)
 
 
-def test_times_are_those_of_the_forward_pass(start: Start) -> None:
+def test_times_are_those_of_the_forward_pass(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     backend = FakeBackend()
     harness = start(backend)
     backend.gate.clear()
-    before_s = time.perf_counter()
+    began_s = clock.now_s
     harness.ask(1)
     assert backend.entered.acquire(timeout=10)
-    time.sleep(0.05)
+    clock.now_s += 0.25
     backend.gate.set()
     micro_batch = harness.delivered.get(timeout=20)
-    assert before_s <= micro_batch.began_s
-    assert micro_batch.began_s + 0.05 <= micro_batch.ended_s <= time.perf_counter()
+    assert (micro_batch.began_s, micro_batch.ended_s) == (began_s, began_s + 0.25)
 
 
 def test_the_known_input_must_give_finite_numbers() -> None:

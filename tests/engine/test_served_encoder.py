@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pytest
 
-from server.catalog.card import Card
-from server.engine import on_demand, served_encoder
+from server.catalog.card import CARD_FILE, Card, read_card
 from server.engine.interface import ModelState
-from server.engine.replica import Replica
+from server.engine.on_demand import RETRY_LOAD_S
+from server.engine.patience import PATIENCE, Patience
+from server.engine.served_encoder import Opener
 from server.engine.served_models import ServedModels
-from server.errors import Draining, ModelFailing, ModelFileError, ModelLoadFailed
+from server.errors import (
+    Draining,
+    InferenceFailed,
+    ModelFailing,
+    ModelFileError,
+    ModelLoadFailed,
+    StartupError,
+)
 from server.inference.loader import Encoder
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.catalog import card_table, pins, variant_table, write_model
-from tests.engine import embed, ids
-from tests.fakes import FAKE_DIM, FakeBackend
+from tests.conftest import PLAIN, REPOSITORY
+from tests.engine import embed, ids, let_pass
+from tests.fakes import FAKE_DIM, KILLS_THREAD, FakeBackend
 from tests.metrics_page import MetricsPage
 
 ONE, OTHER, VARIANT = "one", "other", "variant"  # VARIANT shares the encoder of ONE
 
 
-class Disk:
+class Disk(Opener):
     """Where the fakes are loaded from: a load can be held up, and can fail."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -40,12 +50,17 @@ class Disk:
         self.loads: list[str] = []
         self.held_up: dict[str, threading.Event] = {}
         self.fails: dict[str, Exception] = {}
-        self.options: dict[str, object] = {}
+        self.rotations = threading.Event()  # are read only while it is set
+        self.rotations.set()
+        self.wrong_rotation = ""  # whose
+        self.ballast: list[object] = []
+        self.ballast_floats = 0  # that each load adds
         self.made: list[weakref.ref[Encoder]] = []
 
-    def load(self, card: Card, devices: Sequence[str], **options: object) -> Encoder:
+    def open_encoder(self, card: Card) -> Encoder:
         self.loads.append(card.name)
-        self.options = options
+        if self.ballast_floats:
+            self.ballast.append(np.ones(self.ballast_floats))
         if card.name in self.held_up:
             assert self.held_up[card.name].wait(timeout=30)
         if card.name in self.fails:
@@ -54,11 +69,17 @@ class Disk:
         self.made.append(weakref.ref(made))
         return made
 
+    def open_rotation(self, card: Card) -> None:
+        assert self.rotations.wait(timeout=30)
+        if card.name == self.wrong_rotation:
+            raise ModelFileError(f"model {card.name}: changed")
+
     def hold_up(self, name: str) -> threading.Event:
         return self.held_up.setdefault(name, threading.Event())
 
     def let_go(self) -> None:
         self.backend.gate.set()
+        self.rotations.set()
         for event in self.held_up.values():
             event.set()
 
@@ -72,8 +93,8 @@ class EncoderThatCanBeWatched(Encoder):
 class Served:
     """Models over the disk, asked as the route asks them."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.models = ServedModels.find(settings)
+    def __init__(self, settings: Settings, disk: Disk, patience: Patience) -> None:
+        self.models = ServedModels.find(settings, opener=disk, patience=patience)
         self.metrics = Metrics([ONE, VARIANT, OTHER], [ONE, OTHER])
 
     async def ask(self, name: str, token_id: int = 7) -> int:
@@ -105,7 +126,7 @@ class Served:
 
 
 class Serve(Protocol):
-    async def __call__(self, **settings: Any) -> Served: ...
+    async def __call__(self, *, patience: Patience = ..., **settings: Any) -> Served: ...
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -116,11 +137,8 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def disk(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk(encoder)
-    monkeypatch.setattr(served_encoder, "load_encoder", disk.load)
-    monkeypatch.setattr(served_encoder, "check_parity", lambda *asked: None)
-    return disk
+def disk(encoder: Encoder) -> Disk:
+    return Disk(encoder)
 
 
 @pytest.fixture
@@ -131,9 +149,10 @@ async def serve(disk: Disk, tmp_path: Path) -> AsyncIterator[Serve]:
     write_model(tmp_path, variant_table(VARIANT, ONE), {})
     started: list[Served] = []
 
-    async def start(**settings: Any) -> Served:
+    async def start(*, patience: Patience = PATIENCE, **settings: Any) -> Served:
         usual = {"model": [ONE, VARIANT, OTHER], "threads": 1, "lazy": True}
-        served = Served(Settings(**{"models_dir": tmp_path, **usual, **settings}))
+        given = Settings(**{"models_dir": tmp_path, **usual, **settings})
+        served = Served(given, disk, patience)
         started.append(served)
         await served.models.load(served.metrics)
         return served
@@ -219,54 +238,56 @@ async def test_a_model_that_cannot_be_loaded_fails_alone_and_comes_back(
     assert served.models.in_flight == 0
     assert served.value("model_loads_total") == 0
     disk.fails.clear()
-    monkeypatch.setattr(on_demand, "RETRY_LOAD_S", 0.0)
+    let_pass(RETRY_LOAD_S, monkeypatch)
     assert await served.ask(VARIANT) == 7
 
 
 @pytest.mark.parametrize(
-    ("check_files", "hashes", "looks"),
-    [("full", True, False), ("sizes", False, True), ("off", False, False)],
+    ("check_files", "bytes_matter", "size_matters"),
+    [("full", True, True), ("sizes", False, True), ("off", False, False)],
 )
-async def test_files_are_checked_at_each_load_as_the_setting_says(
-    disk: Disk, serve: Serve, tmp_path: Path, check_files: str, hashes: bool, looks: bool
+def test_files_are_checked_when_they_are_opened_as_the_setting_says(
+    tmp_path: Path, check_files: str, bytes_matter: bool, size_matters: bool
 ) -> None:
-    served = await serve(check_files=check_files, unload_after_s=0.02)
-    await served.ask(ONE)
-    assert disk.options["hash_files"] is hashes
-    await served.until_unloaded()
-    (tmp_path / ONE / "model.safetensors").unlink()
-    if looks:  # with `full` that is the real loader's work
-        with pytest.raises(ModelLoadFailed):
-            await served.ask(ONE)
-    else:
-        assert await served.ask(ONE) == 7
+    """By a file that the card pins and nothing needs."""
+    for file in (REPOSITORY / "models" / PLAIN).iterdir():
+        if file.name != CARD_FILE:
+            (tmp_path / file.name).symlink_to(file)
+    pin = pins({"notes": b"a note"})["notes"]
+    line = f'notes = {{ bytes = {pin["bytes"]}, sha256 = "{pin["sha256"]}" }}'
+    table = (REPOSITORY / "models" / PLAIN / CARD_FILE).read_text()
+    (tmp_path / CARD_FILE).write_text(table.replace("[files]\n", f"[files]\n{line}\n"))
+    card = read_card(tmp_path)
+    opener = Opener(Settings.model_validate({"check_files": check_files, "threads": 1}))
+    for content, matters in (
+        (b"a note", False),
+        (b"a_note", bytes_matter),
+        (b"two notes", size_matters),
+    ):
+        (tmp_path / "notes").write_bytes(content)
+        with pytest.raises(StartupError) if matters else contextlib.nullcontext():
+            opener.open_encoder(card)
 
 
 async def test_a_load_that_gets_too_few_threads_leaves_none_behind(
-    disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = Replica.start
+    start = threading.Thread.start
 
-    def start_the_first(replica: Replica) -> None:
-        if replica.name != "replica-0":
+    def start_the_first(thread: threading.Thread) -> None:
+        if thread.name == "replica-1":
             raise RuntimeError("can't start new thread")
-        start(replica)
+        start(thread)
 
-    monkeypatch.setattr(Replica, "start", start_the_first)
+    monkeypatch.setattr(threading.Thread, "start", start_the_first)
     served = await serve(threads=2)
     with pytest.raises(ModelLoadFailed):
         await served.ask(ONE)
     await until(lambda: not any(t.name == "replica-0" for t in threading.enumerate()))
 
 
-async def test_a_wrong_rotation_is_the_failure_of_its_own_model(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load_rotation(card: Card, **options: object) -> None:
-        if card.name == VARIANT:
-            raise ModelFileError("model variant: changed")
-
-    monkeypatch.setattr(served_encoder, "load_rotation", load_rotation)
+async def test_a_wrong_rotation_is_the_failure_of_its_own_model(disk: Disk, serve: Serve) -> None:
+    disk.wrong_rotation = VARIANT
     served = await serve()
     with pytest.raises(ModelLoadFailed, match=VARIANT):
         await served.ask(VARIANT)
@@ -298,28 +319,45 @@ async def test_an_unloaded_model_leaves_memory_without_waiting_for_the_collector
         gc.enable()
 
 
-async def test_without_unload_after_s_a_model_stays(serve: Serve) -> None:
+async def after(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So much later, when the timers that are due have been called."""
+    let_pass(seconds, monkeypatch)
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_without_unload_after_s_a_model_stays(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served = await serve()
     await served.ask(ONE)
-    (encoder,) = [e for e in served.models._encoders if e.card.name == ONE]
-    assert encoder._timer is None
-
-
-async def test_a_model_in_use_is_not_unloaded(disk: Disk, serve: Serve) -> None:
-    served = await serve(unload_after_s=0.02)
-    slow = await served.computing(ONE, disk.backend)
-    await asyncio.sleep(0.2)
+    await after(1_000_000, monkeypatch)
     assert served.states()[ONE].loaded
+
+
+async def test_a_model_in_use_is_not_unloaded(
+    disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await serve(unload_after_s=100)
+    slow = await served.computing(ONE, disk.backend)
+    for _ in range(3):
+        await after(101, monkeypatch)
+        assert served.states()[ONE].loaded
     disk.backend.gate.set()
     assert await slow == 7
-    await served.until_unloaded()
+    await after(99, monkeypatch)
+    assert served.states()[ONE].loaded
+    await after(2, monkeypatch)
+    assert not served.states()[ONE].loaded
 
 
-async def test_use_of_one_model_keeps_the_encoder_of_both(disk: Disk, serve: Serve) -> None:
-    served = await serve(unload_after_s=0.2)
+async def test_use_of_one_model_keeps_the_encoder_of_both(
+    disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await serve(unload_after_s=100)
     await served.ask(VARIANT)
-    for _ in range(20):
-        await asyncio.sleep(0.03)
+    for _ in range(5):
+        await after(60, monkeypatch)
         await served.ask(ONE)
     assert disk.loads == [ONE]
     assert served.states()[VARIANT].loaded
@@ -343,20 +381,17 @@ async def test_no_request_is_lost_between_unload_and_load(disk: Disk, serve: Ser
 async def test_a_load_that_everybody_has_left_is_unloaded_in_its_time(
     disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turning = threading.Event()
-
-    def load_rotation(card: Card, **options: object) -> None:
-        assert turning.wait(timeout=30)
-
-    monkeypatch.setattr(served_encoder, "load_rotation", load_rotation)
-    served = await serve(unload_after_s=0.02)
+    disk.rotations.clear()
+    served = await serve(unload_after_s=100)
     leaving = served.asking(ONE)
     await until(lambda: served.value("model_loaded") == 1)
     leaving.cancel()
     await asyncio.wait([leaving])
-    await asyncio.sleep(0.1)  # the encoder must not go while the model is being made of it
+    await after(101, monkeypatch)  # the encoder must not go while the model is being made of it
     assert served.value("model_loaded") == 1
-    turning.set()
+    disk.rotations.set()
+    await until(lambda: served.states()[ONE].loaded)
+    await after(101, monkeypatch)
     await until(lambda: served.value("model_loaded") == 0)
     assert await served.ask(ONE) == 7
 
@@ -379,10 +414,9 @@ async def test_a_new_load_waits_until_the_memory_of_the_last_is_free(
 
 
 async def test_a_worker_that_is_stuck_does_not_keep_its_model_away(
-    disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    disk: Disk, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(served_encoder, "JOIN_TIMEOUT_S", 0.05)
-    served = await serve(unload_after_s=0.02)
+    served = await serve(unload_after_s=0.02, patience=Patience(join_timeout_s=0.05))
     stuck = disk.backend
     leaving = await served.computing(ONE, stuck)
     leaving.cancel()
@@ -422,21 +456,15 @@ async def test_closing_during_a_load_answers_those_who_wait(disk: Disk, serve: S
 
 
 async def test_closing_while_a_rotation_is_read_answers_those_who_wait(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    disk: Disk, serve: Serve
 ) -> None:
-    turning = threading.Event()
-
-    def load_rotation(card: Card, **options: object) -> None:
-        assert turning.wait(timeout=30)
-
-    monkeypatch.setattr(served_encoder, "load_rotation", load_rotation)
+    disk.rotations.clear()
     served = await serve()
     waiting = served.asking(VARIANT)
     await until(lambda: served.value("model_loaded") == 1)
     served.models.close()
     with pytest.raises(Draining):
         await waiting
-    turning.set()
 
 
 async def test_closing_during_an_unload_waits_for_its_threads(disk: Disk, serve: Serve) -> None:
@@ -455,16 +483,13 @@ async def test_closing_during_an_unload_waits_for_its_threads(disk: Disk, serve:
     await until(lambda: disk.made[0]() is None)
 
 
-async def test_a_model_that_is_in_memory_and_fails_takes_no_work(
-    disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    served = await serve()
+async def test_a_model_that_is_in_memory_and_fails_takes_no_work(serve: Serve) -> None:
+    served = await serve(patience=Patience(restart_delay_s=3600))
     await served.ask(OTHER)
     served.models.check_ready()
-    (encoder,) = [e for e in served.models._encoders if e.card.name == OTHER]
-    assert encoder.on_demand.value is not None
-    encoder.on_demand.value.close()
-    await asyncio.to_thread(encoder.on_demand.value.join)
+    with pytest.raises(InferenceFailed):
+        await served.ask(OTHER, KILLS_THREAD)
+    await until(lambda: not served.states()[OTHER].sound)
     for refused in (served.models.check_ready, lambda: served.models.resolve(OTHER)):
         with pytest.raises(ModelFailing):
             refused()
@@ -488,24 +513,14 @@ async def test_the_metrics_tell_what_is_in_memory(disk: Disk, serve: Serve) -> N
     assert [served.value(name) for name in names] == [1, 2, size, 1]
 
 
-async def test_what_a_load_adds_is_told_if_it_was_alone(
-    disk: Disk, serve: Serve, encoder: Encoder
-) -> None:
-    ballast: list[object] = []
-    load = disk.load
-
-    def load_much(card: Card, devices: Sequence[str], **options: object) -> Encoder:
-        # Smaller ones than 32 MiB may come from memory that was freed before (mallopt(3)).
-        ballast.append(np.ones(16_000_000))
-        return load(card, devices)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served_encoder, "load_encoder", load_much)
-        served = await serve()
-        await served.ask(ONE)
-        added = served.states()[ONE].resident_bytes
-        assert added is not None
-        assert 100e6 < added < 160e6
-        assert served.value("model_resident_bytes") == added
-        at_start = await serve(lazy=False)
-        assert {state.resident_bytes for state in at_start.models.states()} == {None}
+async def test_what_a_load_adds_is_told_if_it_was_alone(disk: Disk, serve: Serve) -> None:
+    # Less than 32 MiB may come from memory that was freed before (mallopt(3)).
+    disk.ballast_floats = 16_000_000
+    served = await serve()
+    await served.ask(ONE)
+    added = served.states()[ONE].resident_bytes
+    assert added is not None
+    assert 100e6 < added < 160e6
+    assert served.value("model_resident_bytes") == added
+    at_start = await serve(lazy=False)
+    assert {state.resident_bytes for state in at_start.models.states()} == {None}

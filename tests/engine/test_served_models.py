@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from server.engine import replica, served_models
+from server.catalog.registry import Registry
 from server.engine.interface import Phase
+from server.engine.patience import Patience
+from server.engine.replica import FAILURES_BEFORE_PROBE
 from server.engine.served_models import MOST_FRONTENDS, ServedModels
 from server.errors import (
     Draining,
@@ -100,15 +102,14 @@ async def test_a_server_told_to_stop_while_loading_does_not_turn_ready() -> None
 
 
 async def test_a_model_that_fails_takes_no_work_until_it_computes_again(
-    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+    app_over: AppOver,
 ) -> None:
-    monkeypatch.setattr(replica, "PROBE_INTERVAL_S", 0.02)
     backend = FakeBackend()
-    app = await app_over(backend)
+    app = await app_over(backend, patience=Patience(probe_interval_s=0.02))
     models = app.state.services.models
     engine = engine_of(app)
     backend.broken.set()
-    for _ in range(replica.FAILURES_BEFORE_PROBE):
+    for _ in range(FAILURES_BEFORE_PROBE):
         models.check_ready()
         with pytest.raises(InferenceFailed):
             await embed(engine, [ids(1)])
@@ -123,15 +124,14 @@ async def test_a_model_that_fails_takes_no_work_until_it_computes_again(
 
 
 async def test_a_model_whose_only_worker_has_died_takes_no_work_until_it_is_replaced(
-    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+    app_over: AppOver,
 ) -> None:
-    monkeypatch.setattr("server.engine.engine.RESTART_DELAY_S", 0.5)
-    app = await app_over(FakeBackend())
+    app = await app_over(FakeBackend(), patience=Patience(restart_delay_s=0.5))
     models = app.state.services.models
     engine = engine_of(app)
     with pytest.raises(InferenceFailed):
         await embed(engine, [ids(KILLS_THREAD)])
-    engine._replicas[0].join(10)
+    await asyncio.to_thread(wait_until, lambda: not engine.sound)
     with pytest.raises(ModelFailing):
         models.check_ready()
     await asyncio.to_thread(wait_until, lambda: engine.sound)
@@ -154,8 +154,7 @@ def test_own_token_ids_are_asked_for_served_models_only() -> None:
     ],
 )
 def test_a_gpu_is_fed_by_half_of_the_cores(
-    monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], cores: int, suited: int
+    devices: tuple[str, ...], cores: int, suited: int
 ) -> None:
-    monkeypatch.setattr(served_models, "usable_cores", lambda: cores)
-    monkeypatch.setattr(served_models, "find_placement", lambda *asked: Placement(devices))
-    assert ServedModels.find(Settings()).suited_frontends == suited
+    models = ServedModels(Registry([]), Settings(), Placement(devices))
+    assert models.suited_frontends(cores) == suited

@@ -12,19 +12,19 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.engine import served_encoder
 from server.engine.interface import Phase
+from server.engine.patience import PATIENCE, Patience
 from server.engine.served_models import ServedModels
-from server.frontends import front_end
 from server.frontends.channel import receive_frame
 from server.frontends.engine_service import EngineService, FrontEndLink
 from server.frontends.front_end import FrontEnd
 from server.frontends.messages import Welcome
+from server.frontends.remote_models import RemoteModels
 from server.inference.loader import Encoder
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.conftest import PLAIN, client_of
-from tests.fakes import FAKE_DIM, FakeBackend
+from tests.fakes import FakeBackend, FakeOpener
 
 
 @dataclass
@@ -32,10 +32,18 @@ class Split:
     """Both sides, ready."""
 
     app: FastAPI
-    front_end: FrontEnd
     link: FrontEndLink
+    service: EngineService
     models: ServedModels
     metrics: Metrics  # of the engine's side
+    opener: FakeOpener
+
+    @property
+    def remote(self) -> RemoteModels:
+        """The models as the front end has them."""
+        models = self.app.state.services.models
+        assert isinstance(models, RemoteModels)
+        return models
 
     @property
     def client(self) -> httpx.AsyncClient:
@@ -43,46 +51,47 @@ class Split:
 
 
 class SplitOver(Protocol):
-    async def __call__(self, backend: FakeBackend, **settings: Any) -> Split: ...
+    async def __call__(
+        self, backend: FakeBackend, *, patience: Patience = ..., **settings: Any
+    ) -> Split: ...
 
 
 @pytest.fixture
-async def split_over(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SplitOver]:
+async def split_over(encoder: Encoder) -> AsyncIterator[SplitOver]:
     """Makes the two sides over a forward pass that can be made to fail."""
     made: list[tuple[Split, FakeBackend]] = []
     tasks: list[asyncio.Task[None]] = []
 
-    async def make(backend: FakeBackend, **settings: Any) -> Split:
-        fake = Encoder(encoder.tokenizer, (backend,), FAKE_DIM)
-        monkeypatch.setattr(served_encoder, "load_encoder", lambda *asked, **options: fake)
-        monkeypatch.setattr(served_encoder, "check_parity", lambda *asked: None)
-        monkeypatch.setattr(front_end, "ORPHANED_TIMEOUT_S", 3600)  # it would end the tests
+    async def make(
+        backend: FakeBackend, *, patience: Patience = PATIENCE, **settings: Any
+    ) -> Split:
         given = Settings(**{"model": [PLAIN], "threads": 1, "frontends": 2, **settings})
-        models, metrics = ServedModels.find(given), Metrics([PLAIN], [PLAIN])
+        opener = FakeOpener(given, encoder.tokenizer, backend)
+        models = ServedModels.find(given, opener=opener, patience=patience)
+        metrics = Metrics([PLAIN], [PLAIN])
         service = EngineService(models, metrics, given)
         ours, theirs = socket.socketpair()
         link = await service.connect(ours)
         tasks.append(asyncio.create_task(service.keep_telling()))
         welcome = await asyncio.to_thread(receive_frame, theirs)
         assert welcome is not None
-        far = FrontEnd(Welcome.read(welcome.content), theirs)
-        app = far._app
-        made.append((Split(app, far, link, models, metrics), backend))
-        loading = asyncio.create_task(far._models.load(app.state.services.metrics))
+        app = FrontEnd(Welcome.read(welcome.content), theirs).app
+        split = Split(app, link, service, models, metrics, opener)
+        made.append((split, backend))
+        loading = asyncio.create_task(split.remote.load(app.state.services.metrics))
         await models.load(metrics)
         await loading
-        assert far._models.phase is Phase.READY
-        return made[-1][0]
+        assert split.remote.phase is Phase.READY
+        return split
 
     yield make
     for task in tasks:
         task.cancel()
     for split, backend in made:
         backend.gate.set()
-        split.front_end._models.close()
-        split.front_end._server.should_exit = True
+        split.remote.close()
         split.link.channel.abort()
         await split.link.lost.wait()
         split.models.close()
         await asyncio.to_thread(split.models.join)
-        await asyncio.to_thread(split.front_end._models.join)
+        await asyncio.to_thread(split.remote.join)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import Limits
 from server.catalog.card import Card
-from server.engine import replica, served_encoder
 from server.engine.interface import Phase
+from server.engine.patience import Patience
 from server.errors import CardError, ModelLoadError
-from server.frontends.channel import Kind
+from server.frontends.channel import Channel, Kind, Parts, receive_frame
+from server.frontends.engine_service import FrontEndLink
 from server.frontends.front_end import registry_of
 from server.frontends.messages import Welcome
 from server.frontends.remote_counters import RemoteCounters
@@ -102,21 +104,23 @@ def admitted(split: Split) -> float:
 
 async def test_each_key_has_a_share_of_its_own(split_over: SplitOver) -> None:
     backend = FakeBackend()
-    split = await split_over(backend, api_key=["sk-one", "sk-other"])
+    split = await split_over(
+        backend, **OWN_IDS, api_key=["sk-one", "sk-other"], max_batch_tokens=200
+    )
     backend.gate.clear()
-    loaded = split.models._models[PLAIN].loaded
-    assert loaded is not None
-    loads = loaded.engine._admission._loads
     async with split.client as client:
-        answers = [
-            asyncio.create_task(post(client, asked(1), key))
-            for key in ("sk-one", "sk-other", "sk-one", "sk-one")
-        ]
-        await until(lambda: sum(load.requests for load in loads.values()) == 4)
-        assert sorted(load.requests for load in loads.values()) == [1, 3]
+        answers = []
+        for key, length in [*[("sk-one", 100)] * 4, ("sk-other", 150)]:
+            before = admitted(split)
+            body = {"model": PLAIN, "input": [[1] * length] * 4}
+            answers.append(asyncio.create_task(post(client, body, key)))
+            await until(lambda: admitted(split) == before + 4 * length)  # noqa: B023
+        await until(lambda: len(backend.shapes) == 2)  # one was made at the start
         backend.gate.set()
-        assert [(await answer).status_code for answer in answers] == [200] * 4
-    assert loads == {}
+        assert [(await answer).status_code for answer in answers] == [200] * 5
+    # The other key's turn comes next, though what came before it fills seven micro-batches more.
+    assert [tokens for _, tokens in backend.shapes[1:4]].count(150) >= 1
+    assert admitted(split) == 0
 
 
 async def test_who_leaves_takes_the_waiting_work_along(split_over: SplitOver) -> None:
@@ -146,27 +150,26 @@ async def test_a_lost_front_end_takes_its_waiting_work_along(split_over: SplitOv
         await until(lambda: split.models.in_flight == 0)
         codes = [(await answer).json()["error"]["code"] for answer in answers]
         assert codes == ["server_draining"] * 5
-    assert split.front_end._models.phase is Phase.DRAINING  # it ends itself
+    assert split.remote.phase is Phase.DRAINING  # it ends itself
     backend.gate.set()
 
 
 async def test_a_model_that_fails_turns_the_front_end_unready_until_it_works_again(
-    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+    split_over: SplitOver,
 ) -> None:
-    monkeypatch.setattr(replica, "PROBE_INTERVAL_S", 0.05)
     backend = FakeBackend()
-    split = await split_over(backend, **OWN_IDS)
+    split = await split_over(backend, **OWN_IDS, patience=Patience(probe_interval_s=0.05))
     async with split.client as client:
         assert (await client.get("/readyz")).status_code == 200
         backend.broken.set()
         for _ in range(3):
             await post(client, asked(1))
-        await until(lambda: not split.front_end._models._models[PLAIN].state.sound)
+        await until(lambda: not split.remote.states()[0].sound)
         for refused in (await client.get("/readyz"), await post(client, asked(1))):
             assert refused.json()["error"]["code"] == "model_failing"
         assert (await client.get("/health")).json()["status"] == "failing"
         backend.broken.clear()
-        await until(lambda: split.front_end._models._models[PLAIN].state.sound)
+        await until(lambda: split.remote.states()[0].sound)
         assert (await post(client, asked(1))).status_code == 200
 
 
@@ -174,27 +177,24 @@ async def test_a_model_is_loaded_when_asked_for_and_told_when_unloaded(
     split_over: SplitOver,
 ) -> None:
     split = await split_over(FakeBackend(), **OWN_IDS, lazy=True, unload_after_s=0.2)
-    front_end = split.front_end._models
     async with split.client as client:
         for _ in range(2):
-            assert not front_end.states()[0].loaded
+            assert not split.remote.states()[0].loaded
             assert (await post(client, asked(1, 2))).status_code == 200
-            assert front_end.states()[0].loaded
-            assert front_end._models[PLAIN].loaded is not None
-            await until(lambda: not front_end.states()[0].loaded)
-            assert front_end._models[PLAIN].loaded is None
+            assert split.remote.states()[0].loaded
+            with split.remote.work(PLAIN) as model:
+                assert model.loaded is not None
+            await until(lambda: not split.remote.states()[0].loaded)
+            with split.remote.work(PLAIN) as model:
+                assert model.loaded is None
     assert "load" in split.app.state.services.metrics.page().decode()
 
 
 async def test_a_model_that_cannot_be_loaded_is_told_as_by_one_process(
-    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+    split_over: SplitOver,
 ) -> None:
     split = await split_over(FakeBackend(), **OWN_IDS, lazy=True)
-
-    def fail(card: object, **options: object) -> None:
-        raise ModelLoadError("the disk is gone")
-
-    monkeypatch.setattr(served_encoder, "load_encoder", fail)
+    split.opener.fails = ModelLoadError("the disk is gone")
     async with split.client as client:
         for _ in range(2):
             refused = await post(client, asked(1))
@@ -211,13 +211,27 @@ async def test_the_end_of_a_drain_answers_what_is_in_flight(split_over: SplitOve
         answer = asyncio.create_task(post(client, asked(1)))
         await until(lambda: admitted(split) == 1)
         split.link.channel.tell(Kind.DRAIN)
-        await until(lambda: split.front_end._models.phase is Phase.DRAINING)
+        await until(lambda: split.remote.phase is Phase.DRAINING)
         assert (await post(client, asked(1))).json()["error"]["code"] == "server_draining"
         assert not answer.done()
-        split.front_end._models.close()
+        split.remote.close()
         assert (await answer).json()["error"]["code"] == "server_draining"
         await until(lambda: split.models.in_flight == 0)
     backend.gate.set()
+
+
+async def another_front_end(split: Split) -> tuple[FrontEndLink, Channel]:
+    """The engine process's side of one more, and the bare channel at the other end."""
+    ours, theirs = socket.socketpair()
+    link = await split.service.connect(ours)
+    await asyncio.to_thread(receive_frame, theirs)  # the welcome
+
+    async def answer(kind: Kind, content: bytes) -> Parts:
+        raise AssertionError
+
+    channel = Channel(theirs, answer, told=lambda kind, content: None, lost=lambda: None)
+    await channel.open()
+    return link, channel
 
 
 @pytest.mark.parametrize(
@@ -234,9 +248,10 @@ async def test_a_question_that_makes_no_sense_ends_the_channel_but_not_the_engin
     split_over: SplitOver, kind: Kind, content: bytes
 ) -> None:
     split = await split_over(FakeBackend(), **OWN_IDS)
-    split.front_end._channel.tell(kind, content)
+    link, channel = await another_front_end(split)
+    channel.tell(kind, content)
     async with asyncio.timeout(10):
-        await split.link.lost.wait()
+        await link.lost.wait()
     with split.models.work(PLAIN) as model:
         assert model.encoder.sound
 
@@ -245,14 +260,16 @@ async def test_limits_a_minute_are_counted_by_the_engine_process(
     split_over: SplitOver,
 ) -> None:
     split = await split_over(FakeBackend())
-    ask = split.front_end._channel.ask
-    await asyncio.gather(*(ask(Kind.COUNT, b'["a",1]') for _ in range(20)))
-    counters = RemoteCounters(split.front_end._channel)
+    link, channel = await another_front_end(split)
+    await asyncio.gather(*(channel.ask(Kind.COUNT, b'["a",1]') for _ in range(20)))
+    counters = RemoteCounters(channel)
     counted, ends_in_s = await counters.count("a", 3)
     assert counted == 23
     assert 0 < ends_in_s <= 60
     assert (await counters.look("a"))[0] == 23
     assert (await counters.look("b"))[0] == 0
+    channel.abort()
+    await link.lost.wait()
 
 
 def test_a_front_end_shows_the_fingerprint_of_what_the_engine_computes_in(
