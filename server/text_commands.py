@@ -136,8 +136,10 @@ def _write_out(lines: bytes) -> None:
     from server.errors import OutputFileError
 
     try:
-        sys.stdout.buffer.write(lines)
-        sys.stdout.buffer.flush()
+        # A buffer of our own: with PYTHONUNBUFFERED Python has none, and a write that takes only the
+        # first part, since the disk is full or the reader went away, would pass for a whole one.
+        with open(sys.stdout.fileno(), "wb", closefd=False) as out:
+            out.write(lines)
     except BrokenPipeError:  # the reader has what it wanted; typer ends quietly
         raise
     except OSError as error:

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import pty
 import re
+import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,36 +20,9 @@ import pytest
 from server import __version__
 from server.settings import Settings
 from tests.catalog import FILES, card_table, pins, variant_table, write_card, write_model
+from tests.command_line import PATIENCE_S, Outcome, assert_mistake, run, start, user_environment
 
 MODELS_DIR = Path(__file__).parent.parent / "models"
-# Tests wait for a process that does not end, but not for ever.
-PATIENCE_S = 60
-
-Outcome = subprocess.CompletedProcess[str]
-
-
-def command(*arguments: str | Path, environ: dict[str, str] | None = None) -> Outcome:
-    """Run the command as a user's shell would, without settings in the environment."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("EMBEDDING_")}
-    for shaping in ("COLUMNS", "FORCE_COLOR", "TERMINAL_WIDTH", "TTY_COMPATIBLE"):
-        clean.pop(shaping, None)
-    return subprocess.run(
-        [sys.executable, "-m", "server", *map(str, arguments)],
-        env=clean | (environ or {}),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-
-
-def assert_mistake(outcome: Outcome, *named: str) -> None:
-    """One line on standard error that names these, nothing else, and exit code 2."""
-    assert len(outcome.stderr.splitlines()) == 1, outcome.stderr
-    assert outcome.stderr.startswith("embedding-server: ")
-    assert [text for text in named if text not in outcome.stderr] == []
-    assert outcome.stdout == ""
-    assert outcome.returncode == 2
 
 
 @pytest.fixture
@@ -57,32 +34,78 @@ def models_dir(tmp_path: Path) -> Path:
 
 
 def serve(models_dir: Path, *arguments: str | Path) -> Outcome:
-    return command("serve", "--model", "tiny", "--models-dir", models_dir, *arguments)
+    return run("serve", "--model", "tiny", "--models-dir", models_dir, *arguments)
+
+
+def test_what_a_command_changes_in_the_process_of_its_test_is_put_back(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def state() -> object:
+        root = logging.getLogger()
+        return (
+            dict(os.environ),
+            (sys.argv, sys.stdin, sys.stdout, sys.stderr),
+            (root.level, root.handlers[:], logging.getLogger("uvicorn").level),
+            (warnings.showwarning, warnings.filters[:]),
+            [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+            resource.getrlimit(resource.RLIMIT_NOFILE),
+        )
+
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))
+    try:
+        before = state()
+        outcome = serve(models_dir, "--port", "0", "--log-level", "debug")
+        assert outcome.exit_code == 2
+        assert state() == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_the_version_is_printed() -> None:
-    outcome = command("--version")
+    outcome = run("--version")
     assert (outcome.stdout, outcome.stderr) == (f"embedding-server {__version__}\n", "")
-    assert outcome.returncode == 0
+    assert outcome.exit_code == 0
 
 
 def test_the_installed_command_is_the_module() -> None:
     script = Path(sys.executable).with_name("embedding-server")
     outcome = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
-    assert outcome.stdout == command("--version").stdout
+    assert outcome.stdout == run("--version").stdout
+
+
+def test_a_process_tells_its_version_without_loading_what_computes_or_serves() -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "server", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert outcome.stdout == f"embedding-server {__version__}\n"
+    imported = {line.rsplit("|", 1)[-1].strip() for line in outcome.stderr.splitlines()}
+    assert "server.cli" in imported
+    assert imported.isdisjoint({"torch", "onnxruntime", "tokenizers", "numpy", "fastapi", "rich"})
+
+
+def test_a_mistake_ends_a_process_with_one_line_and_code_2() -> None:
+    running = start("serve", "--model", "tinny")
+    out, errors = running.communicate(timeout=PATIENCE_S)
+    outcome = Outcome(running.returncode, out.decode(), errors.decode())
+    assert_mistake(outcome, "model tinny not found")
 
 
 class TestHelp:
     def test_serve_has_a_flag_for_every_setting(self) -> None:
-        outcome = command("serve", "--help")
+        outcome = run("serve", "--help")
         flags = set(re.findall(r"(?<!\S)--[a-z-]+", outcome.stdout))
         expected = {"--" + name.replace("_", "-") for name in Settings.model_fields}
         assert expected <= flags
-        assert outcome.returncode == 0
+        assert outcome.exit_code == 0
 
     def test_serve_tells_what_each_setting_is_for_and_no_secret(self) -> None:
-        environ = {"EMBEDDING_SERVER_API_KEY": "sk-do-not-print-me"}
-        outcome = command("serve", "--help", environ=environ)
+        env = {"EMBEDDING_SERVER_API_KEY": "sk-do-not-print-me"}
+        outcome = run("serve", "--help", env=env)
         text = " ".join(re.findall(r"[^\s│]+", outcome.stdout))  # without line breaks and frames
         descriptions = [field.description or "" for field in Settings.model_fields.values()]
         assert [each for each in descriptions if each not in text] == []
@@ -91,7 +114,7 @@ class TestHelp:
 
 class TestMistakes:
     def test_an_unknown_model_is_named_with_those_there_are(self, models_dir: Path) -> None:
-        outcome = command("serve", "--model", "tinny", "--models-dir", models_dir)
+        outcome = run("serve", "--model", "tinny", "--models-dir", models_dir)
         assert_mistake(outcome, "model tinny not found", "tiny", "did you mean tiny?")
 
     def test_a_models_folder_that_is_absent_is_named(self, tmp_path: Path) -> None:
@@ -104,7 +127,7 @@ class TestMistakes:
         for card in MODELS_DIR.glob("*/card.toml"):
             (tmp_path / card.parent.name).mkdir()
             shutil.copy(card, tmp_path / card.parent.name)
-        outcome = command("serve", "--models-dir", tmp_path)
+        outcome = run("serve", "--models-dir", tmp_path)
         assert_mistake(
             outcome, "all-MiniLM-L6-v2/model.safetensors", "embedding-server models pull"
         )
@@ -174,30 +197,30 @@ class TestMistakes:
         assert_mistake(outcome, "0.0.0.0", "--api-key", "--allow-no-keys")
 
     def test_a_switch_can_be_turned_off_again_by_its_flag(self, models_dir: Path) -> None:
-        outcome = command(
+        outcome = run(
             *("serve", "--models-dir", models_dir, "--model", "tiny", "--host", "0.0.0.0"),
             "--no-allow-no-keys",
-            environ={"EMBEDDING_SERVER_ALLOW_NO_KEYS": "true"},
+            env={"EMBEDDING_SERVER_ALLOW_NO_KEYS": "true"},
         )
         assert_mistake(outcome, "refusing to listen on 0.0.0.0")
 
     def test_a_configuration_file_that_is_no_toml_is_named(self, tmp_path: Path) -> None:
         config = tmp_path / "settings.toml"
         config.write_text("port = 80 80")
-        assert_mistake(command("serve", "--config", config), str(config), "line 1")
+        assert_mistake(run("serve", "--config", config), str(config), "line 1")
 
     def test_a_configuration_file_that_is_absent_is_named(self, tmp_path: Path) -> None:
         config = tmp_path / "settings.toml"
-        assert_mistake(command("serve", "--config", config), str(config), "No such file")
+        assert_mistake(run("serve", "--config", config), str(config), "No such file")
 
     def test_an_unknown_setting_is_named_with_the_nearest(self, tmp_path: Path) -> None:
         config = tmp_path / "settings.toml"
         config.write_text("prot = 8080")
-        outcome = command("serve", environ={"EMBEDDING_SERVER_CONFIG": str(config)})
+        outcome = run("serve", env={"EMBEDDING_SERVER_CONFIG": str(config)})
         assert_mistake(outcome, str(config), "unknown setting prot", "did you mean port?")
 
     def test_a_bad_value_in_the_environment_is_named(self) -> None:
-        outcome = command("serve", environ={"EMBEDDING_SERVER_THREADS": "many"})
+        outcome = run("serve", env={"EMBEDDING_SERVER_THREADS": "many"})
         assert_mistake(outcome, "setting threads (EMBEDDING_SERVER_THREADS)")
 
     def test_a_key_file_that_is_absent_is_named(self, models_dir: Path, tmp_path: Path) -> None:
@@ -213,15 +236,15 @@ class TestMistakes:
     def test_an_empty_key_in_the_environment_does_not_open_the_server(
         self, models_dir: Path, value: str
     ) -> None:
-        environ = {"EMBEDDING_SERVER_API_KEY": value}
-        outcome = command("serve", "--models-dir", models_dir, "--model", "tiny", environ=environ)
+        env = {"EMBEDDING_SERVER_API_KEY": value}
+        outcome = run("serve", "--models-dir", models_dir, "--model", "tiny", env=env)
         assert_mistake(outcome, "setting api_key: key number")
 
     def test_a_variable_that_looks_like_a_key_but_is_none_stops_the_start(
         self, models_dir: Path
     ) -> None:
-        environ = {"EMBEDDING_SERVER_API_KEYS": "sk-secret"}
-        outcome = command("serve", "--models-dir", models_dir, "--model", "tiny", environ=environ)
+        env = {"EMBEDDING_SERVER_API_KEYS": "sk-secret"}
+        outcome = run("serve", "--models-dir", models_dir, "--model", "tiny", env=env)
         assert_mistake(outcome, "EMBEDDING_SERVER_API_KEYS names no setting")
         assert "sk-secret" not in outcome.stderr
 
@@ -230,19 +253,19 @@ class TestMistakes:
         assert_mistake(outcome, "model_token_ids", "other")
 
     def test_an_unknown_flag_ends_with_the_same_code_and_names_the_nearest(self) -> None:
-        outcome = command("serve", "--prot", "8080")
+        outcome = run("serve", "--prot", "8080")
         assert "--prot" in outcome.stderr
         assert "--port" in outcome.stderr
         assert "Traceback" not in outcome.stderr
-        assert outcome.returncode == 2
+        assert outcome.exit_code == 2
 
     @pytest.mark.parametrize("log_format", ["text", "json"])
     def test_an_environment_variable_that_names_no_setting_is_a_line_of_the_log(
         self, models_dir: Path, log_format: str
     ) -> None:
-        outcome = command(
+        outcome = run(
             *("serve", "--models-dir", models_dir, "--model", "tinny", "--log-format", log_format),
-            environ={"EMBEDDING_SERVER_PROT": "8080"},
+            env={"EMBEDDING_SERVER_PROT": "8080"},
         )
         warning, mistake = outcome.stderr.splitlines()
         if log_format == "json":
@@ -252,7 +275,7 @@ class TestMistakes:
         assert mistake.startswith("embedding-server: model tinny not found")
 
     def test_pulling_an_unknown_model_is_refused(self, models_dir: Path) -> None:
-        outcome = command("models", "pull", "tinny", "--models-dir", models_dir)
+        outcome = run("models", "pull", "tinny", "--models-dir", models_dir)
         assert_mistake(outcome, "model tinny not found", "did you mean tiny?")
 
 
@@ -270,27 +293,27 @@ class TestModelsList:
         return models_dir
 
     @pytest.mark.parametrize(
-        "environ",
+        "env",
         [{"COLUMNS": "40"}, {"FORCE_COLOR": "1"}],
-        ids=lambda environ: next(iter(environ)),
+        ids=lambda env: next(iter(env)),
     )
-    def test_in_a_pipe_nothing_is_cut(self, listed: Path, environ: dict[str, str]) -> None:
-        outcome = command("models", "list", "--models-dir", listed, environ=environ)
+    def test_in_a_pipe_nothing_is_cut(self, listed: Path, env: dict[str, str]) -> None:
+        outcome = run("models", "list", "--models-dir", listed, env=env)
         wanted = ["tiny", "variant", "8, 4, 2", "1024", self.LONG, *self.ALIASES]
         wanted += [f"{self.LONG}/{file}" for file in FILES]
         assert [text for text in wanted if text not in outcome.stdout] == []
         assert "…" not in outcome.stdout
-        assert outcome.returncode == 0
+        assert outcome.exit_code == 0
 
     def test_each_model_says_whether_its_files_are_there(self, listed: Path) -> None:
         (listed / "tiny" / "graph.onnx").unlink()
-        outcome = command("models", "list", "--models-dir", listed)
+        outcome = run("models", "list", "--models-dir", listed)
         rows = {line.split()[1]: line for line in outcome.stdout.splitlines() if "│" in line}
         assert "missing: tiny/graph.onnx" in rows["tiny"]
         assert "missing: tiny/graph.onnx" in rows["variant"]
 
     def test_a_model_whose_files_are_there_is_present(self, models_dir: Path) -> None:
-        outcome = command("models", "list", "--models-dir", models_dir)
+        outcome = run("models", "list", "--models-dir", models_dir)
         assert "present" in outcome.stdout
         assert "missing" not in outcome.stdout
 
@@ -304,20 +327,20 @@ class TestModelsVerify:
 
     def test_each_model_on_this_machine_gets_a_line(self, both: Path, tmp_path: Path) -> None:
         write_model(tmp_path / "data" / "models", card_table("installed"))
-        outcome = command("models", "verify", "--models-dir", both, "--data-dir", tmp_path / "data")
+        outcome = run("models", "verify", "--models-dir", both, "--data-dir", tmp_path / "data")
         assert outcome.stdout.splitlines() == [
             "tiny: 3 files, 30 bytes, sha256 as the card says",
             "variant: 4 files, 40 bytes, sha256 as the card says",
             "installed: 3 files, 30 bytes, sha256 as the card says",
         ]
-        assert (outcome.returncode, outcome.stderr) == (0, "")  # no bar where nobody looks
+        assert (outcome.exit_code, outcome.stderr) == (0, "")  # no bar where nobody looks
 
     def test_all_wrong_files_are_named_and_the_code_is_2(self, both: Path) -> None:
         (both / "tiny" / "graph.onnx").unlink()
         (both / "tiny" / "tokenizer.json").write_bytes(b"A tokenizer")
         (both / "variant" / "rotation.safetensors").write_bytes(b"a rot")
-        outcome = command("models", "verify", "--models-dir", both)
-        assert outcome.returncode == 2
+        outcome = run("models", "verify", "--models-dir", both)
+        assert outcome.exit_code == 2
         tiny, variant = outcome.stdout.splitlines()
         base = [f"{both}/tiny/graph.onnx: No such file", f"{both}/tiny/tokenizer.json has sha256"]
         own = f"{both}/variant/rotation.safetensors has 5 bytes, but the card says 10"
@@ -329,21 +352,21 @@ class TestModelsVerify:
 
     def test_only_the_models_that_are_named_are_read(self, both: Path) -> None:
         (both / "variant" / "rotation.safetensors").unlink()
-        outcome = command("models", "verify", "tiny", "--models-dir", both)
-        assert (outcome.returncode, len(outcome.stdout.splitlines())) == (0, 1)
+        outcome = run("models", "verify", "tiny", "--models-dir", both)
+        assert (outcome.exit_code, len(outcome.stdout.splitlines())) == (0, 1)
 
     def test_a_wrong_base_makes_its_variant_wrong(self, both: Path) -> None:
         (both / "tiny" / "graph.onnx").unlink()
-        outcome = command("models", "verify", "variant", "--models-dir", both)
-        assert outcome.returncode == 2
+        outcome = run("models", "verify", "variant", "--models-dir", both)
+        assert outcome.exit_code == 2
         assert outcome.stdout.startswith(f"variant: {both}/tiny/graph.onnx: No such file")
 
     def test_an_unknown_model_is_named(self, both: Path) -> None:
-        outcome = command("models", "verify", "tinny", "--models-dir", both)
+        outcome = run("models", "verify", "tinny", "--models-dir", both)
         assert_mistake(outcome, "model tinny not found", "did you mean tiny?")
 
     def test_a_folder_without_models_is_no_success(self, tmp_path: Path) -> None:
-        outcome = command("models", "verify", "--models-dir", tmp_path, "--data-dir", tmp_path)
+        outcome = run("models", "verify", "--models-dir", tmp_path, "--data-dir", tmp_path)
         assert_mistake(outcome, f"there is no model in {tmp_path}")
 
     def test_a_terminal_sees_a_bar_in_bytes(self, both: Path) -> None:
@@ -354,7 +377,7 @@ class TestModelsVerify:
             [sys.executable, "-m", "server", "models", "verify", "--models-dir", str(both)],
             stderr=follower,
             stdout=subprocess.PIPE,
-            env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+            env=user_environment({"TERM": "xterm", "COLUMNS": "100"}),
             text=True,
         ) as verifying:
             os.close(follower)

@@ -18,13 +18,27 @@ from server import network_namespace
 from server.catalog.card import read_card, write_card
 from server.doctor import available_bytes
 from server.errors import SettingError
+from tests.command_line import PATIENCE_S, Outcome, run
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.test_offline import namespace_command
 
+SPIES = """
+import socket
+datagrams = socket.socket(type=socket.SOCK_DGRAM)
+for attempt in (
+    lambda: datagrams.sendto(b"?", ("127.0.0.53", 53)),
+    lambda: datagrams.sendto(b"?", ("192.0.2.1", 53)),
+    lambda: socket.create_connection(("192.0.2.1", 80), 1),
+):
+    try:
+        attempt()
+    except OSError:
+        pass
+"""
 
-def doctor(*flags: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server", "doctor", *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+def doctor(*flags: str | Path) -> Outcome:
+    return run("doctor", *flags)
 
 
 @pytest.fixture
@@ -38,7 +52,7 @@ def models_dir(tmp_path: Path) -> Path:
 
 def test_a_sound_installation_passes_line_by_line() -> None:
     outcome = doctor()
-    assert (outcome.returncode, outcome.stderr) == (0, "")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
     lines = outcome.stdout.splitlines()
     assert all(line.startswith("ok ") for line in lines)
     for expected in ("software: embedding-server", "cores usable", "GB available"):
@@ -53,7 +67,7 @@ def test_a_changed_byte_is_found_and_hides_no_other_check(models_dir: Path) -> N
     content = tokenizer.read_bytes()
     tokenizer.write_bytes(content.replace(b"quick", b"quack", 1))
     outcome = doctor("--models-dir", models_dir, "--model", PLAIN, "--model", MATRYOSHKA)
-    assert outcome.returncode == 2
+    assert outcome.exit_code == 2
     bad = [line for line in outcome.stdout.splitlines() if line.startswith("BAD")]
     assert len(bad) == 4  # files and vectors of both models
     assert all(str(tokenizer) in line for line in bad)
@@ -63,7 +77,7 @@ def test_a_changed_byte_is_found_and_hides_no_other_check(models_dir: Path) -> N
 def test_a_missing_file_is_found(models_dir: Path) -> None:
     (models_dir / PLAIN / "graph.onnx").unlink()
     outcome = doctor("--models-dir", models_dir, "--model", PLAIN)
-    assert outcome.returncode == 2
+    assert outcome.exit_code == 2
     assert f"BAD  {PLAIN}: model {PLAIN}: missing or incomplete: {PLAIN}/graph.onnx" in (
         outcome.stdout
     )
@@ -81,48 +95,50 @@ def test_vectors_unlike_the_reference_are_found(models_dir: Path) -> None:
     (folder / "reference.safetensors").write_bytes(content)
     write_card(folder, table)
     outcome = doctor("--models-dir", models_dir, "--model", PLAIN)
-    assert outcome.returncode == 2
+    assert outcome.exit_code == 2
     (bad,) = [line for line in outcome.stdout.splitlines() if line.startswith("BAD")]
     assert "reference vectors: smallest cosine" in bad
 
 
 def test_more_threads_than_cores_are_told() -> None:
     outcome = doctor("--threads", "1000")
-    assert outcome.returncode == 2
+    assert outcome.exit_code == 2
     assert "BAD  processor: " in outcome.stdout
 
 
-def test_offline_proves_that_serving_stays_on_this_machine() -> None:
+def doctor_offline(cwd: Path, **variables: str) -> Outcome:
+    """`doctor --offline` as a process, since it leaves its network for good."""
     namespace_command()  # skips where nobody may make one, never in CI
-    outcome = doctor("--offline", "--model", PLAIN)
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    assert outcome.stdout.splitlines()[-1] == (
-        "ok   offline: served 1 vector where only loopback exists; nothing tried to leave"
-    )
-
-
-def test_offline_asks_its_own_server_whatever_is_set_for_others(tmp_path: Path) -> None:
-    """Keys, a database, a proxy and a folder called as this package are none of its business."""
-    namespace_command()
-    (tmp_path / "server").mkdir()
-    (tmp_path / "server" / "__main__.py").write_text("raise SystemExit('another server')")
     command = "from server.cli import main; main()"
     outcome = subprocess.run(
         [sys.executable, "-P", "-c", command, "doctor", "--offline", "--model", PLAIN],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
-            "EMBEDDING_SERVER_API_KEY": "sk-abc",
-            "EMBEDDING_SERVER_DATABASE_URL": "postgresql://user@192.0.2.1/keys",
-            "http_proxy": "http://192.0.2.1:3128",
-        },
-        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **variables},
+        cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    return Outcome(outcome.returncode, outcome.stdout, outcome.stderr)
+
+
+def test_offline_proves_that_serving_stays_on_this_machine_whatever_is_set_for_others(
+    tmp_path: Path,
+) -> None:
+    """Keys, a database, a proxy and a folder called as this package are none of its business."""
+    (tmp_path / "server").mkdir()
+    for file in ("__init__.py", "__main__.py"):
+        (tmp_path / "server" / file).write_text("raise SystemExit('another server')")
+    variables = {
+        "EMBEDDING_SERVER_API_KEY": "sk-abc",
+        "EMBEDDING_SERVER_DATABASE_URL": "postgresql://user@192.0.2.1/keys",
+        "http_proxy": "http://192.0.2.1:3128",
+    }
+    outcome = doctor_offline(tmp_path, **variables)
+    assert outcome.exit_code == 0, outcome.stdout + outcome.stderr
+    assert outcome.stdout.splitlines()[-1] == (
+        "ok   offline: served 1 vector where only loopback exists; nothing tried to leave"
+    )
 
 
 def test_offline_without_the_right_to_be_oneself_is_told_in_one_line(
@@ -140,42 +156,15 @@ def test_offline_without_the_right_to_be_oneself_is_told_in_one_line(
         network_namespace.enter_network_namespace()
 
 
-@pytest.mark.parametrize(
-    "spy", ["s.sendto(b'?', ('127.0.0.53', 53))", "s.sendto(b'?', ('192.0.2.1', 53))"]
-)
-def test_offline_finds_who_asks_for_a_name(tmp_path: Path, spy: str) -> None:
-    """systemd's resolver is on loopback, from where it would ask the world."""
-    namespace_command()
-    code = f"import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\ntry: {spy}\nexcept OSError: pass"
-    (tmp_path / "sitecustomize.py").write_text(code)
-    outcome = subprocess.run(
-        [sys.executable, "-m", "server", "doctor", "--offline", "--model", PLAIN],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert outcome.returncode == 2
-    assert "BAD  offline: 1 attempts to leave this machine" in outcome.stdout
+def test_offline_counts_who_tries_to_leave_or_asks_for_a_name(tmp_path: Path) -> None:
+    """A module that every Python start imports stands for a library that reports home.
 
-
-def test_offline_finds_what_tries_to_leave(tmp_path: Path) -> None:
-    """A module that every Python start imports stands for a library that reports home."""
-    namespace_command()
-    spy = "import socket\ntry: socket.create_connection(('192.0.2.1', 80), 1)\nexcept OSError: pass"
-    (tmp_path / "sitecustomize.py").write_text(spy)
-    command = [sys.executable, "-m", "server", "doctor", "--offline", "--model", PLAIN]
-    outcome = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert outcome.returncode == 2
-    assert "BAD  offline: 1 attempts to leave this machine" in outcome.stdout
+    systemd's resolver is on loopback, from where it would ask the world.
+    """
+    (tmp_path / "sitecustomize.py").write_text(SPIES)
+    outcome = doctor_offline(tmp_path, PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    assert outcome.exit_code == 2
+    assert "BAD  offline: 3 attempts to leave this machine" in outcome.stdout
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from numpy.typing import NDArray
 
 from server.catalog.card import Card
 from server.catalog.registry import read_registry
-from server.cli import app
-from server.errors import EmbeddingServerError, FitRefused, TextFileError
+from server.fitting import measuring
 from server.fitting import rotation as rotations
+from server.fitting.measuring import embed_visibly
 from server.inference.loader import load_rotation
+from server.offline.embedder import OfflineModel
+from tests.command_line import Outcome, assert_mistake, run
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
-from tests.test_cli import assert_mistake, command
 
 SUBJECTS = (
     "cat",
@@ -49,16 +51,27 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def fit_rotation(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(app, ["models", "fit-rotation", *map(str, arguments)])
-    if isinstance(result.exception, EmbeddingServerError | KeyboardInterrupt):
-        raise result.exception
-    return result
+def fit_rotation(*arguments: str | Path) -> Outcome:
+    return run("models", "fit-rotation", *arguments)
 
 
-@pytest.fixture(autouse=True)
-def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotations, "STEPS", 2)
+@pytest.fixture(scope="module", autouse=True)
+def _little_work() -> Iterator[None]:
+    """Few steps, and the same texts are embedded once for all fits."""
+    known: dict[str, NDArray[np.float32]] = {}
+
+    def embed_once(
+        model: OfflineModel, texts: list[str], title: str, *, prompt: str
+    ) -> NDArray[np.float32]:
+        key = repr((model.card.encoder.name, texts, prompt))
+        if key not in known:
+            known[key] = embed_visibly(model, texts, title, prompt=prompt)
+        return known[key].copy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rotations, "STEPS", 2)
+        patch.setattr(measuring, "embed_visibly", embed_once)
+        yield
 
 
 def card_in(data_dir: Path, name: str) -> Card:
@@ -76,14 +89,12 @@ def fitted(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     pairs = folder / "pairs.csv"
     pairs.write_text("A cat sleeps,A cat naps,5\nA cat sleeps,It snows,0\nHi,Hello there,4\n")
     data_dir = folder / "data"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rotations, "STEPS", 2)
-        result = fit_rotation(
-            PLAIN, "--text", text, "--name", "org/mine", "--data-dir", data_dir,
-            "--evaluate", pairs, "--plot", folder / "plot.svg", "--dimensions", "128,32",
-        )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    return data_dir, result.output
+    outcome = fit_rotation(
+        PLAIN, "--text", text, "--name", "org/mine", "--data-dir", data_dir,
+        "--evaluate", pairs, "--plot", folder / "plot.svg", "--dimensions", "128,32",
+    )  # fmt: skip
+    assert outcome.exit_code == 0, outcome.stderr
+    return data_dir, outcome.stdout
 
 
 class TestFitting:
@@ -114,9 +125,11 @@ class TestFitting:
         assert np.abs(rotation.T @ rotation - np.eye(384)).max() < 2e-6
 
     def test_the_new_model_embeds(self, fitted: Any, text: Path, tmp_path: Path) -> None:
+        some = tmp_path / "some.txt"
+        some.write_text("\n".join(text.read_text().splitlines()[:20]))
         flags = ("--data-dir", fitted[0], "--model", "org/mine", "--dimensions", "32")
-        outcome = command("embed", text, "-o", tmp_path / "a.npy", *flags)
-        assert outcome.returncode == 0, outcome.stderr
+        outcome = run("embed", some, "-o", tmp_path / "a.npy", *flags)
+        assert outcome.exit_code == 0, outcome.stderr
         vectors = np.load(tmp_path / "a.npy")
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
 
@@ -125,10 +138,11 @@ class TestFitting:
     ) -> None:
         data_dir, _ = fitted
         flags = (PLAIN, "--text", text, "--data-dir", data_dir)
-        with pytest.raises(FitRefused, match=r"org/mine is there already .*--force"):
-            fit_rotation(*flags, "--name", "org/mine")
+        refused = fit_rotation(*flags, "--name", "org/mine")
+        assert_mistake(refused, "org/mine is there already ", "--force")
         before = card_in(data_dir, "org/mine")
-        fit_rotation(*flags, "--name", "org/mine", "--force", "--max-texts", "1000")
+        named = (*flags, "--name", "org/mine")
+        assert fit_rotation(*named, "--force", "--max-texts", "960").exit_code == 0
         assert card_in(data_dir, "org/mine").fingerprint != before.fingerprint
         assert len(files_below(data_dir)) == 2
 
@@ -138,9 +152,8 @@ def test_with_force_the_shipped_variants_place_and_aliases_are_taken(
 ) -> None:
     shipped = card_in(tmp_path, MATRYOSHKA)
     flags = (PLAIN, "--text", text, "--data-dir", tmp_path, "--max-texts", "960")
-    with pytest.raises(FitRefused, match=f"{MATRYOSHKA} is there already"):
-        fit_rotation(*flags)
-    fit_rotation(*flags, "--force")
+    assert_mistake(fit_rotation(*flags), f"{MATRYOSHKA} is there already")
+    assert fit_rotation(*flags, "--force").exit_code == 0
     card = card_in(tmp_path, MATRYOSHKA)
     assert card.folder == tmp_path / "models" / MATRYOSHKA
     assert card.aliases == shipped.aliases
@@ -154,11 +167,9 @@ def test_ctrl_c_leaves_nothing_behind(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(rotations, when, interrupt)
-    result = CliRunner().invoke(
-        app, ["models", "fit-rotation", PLAIN, "--text", str(text), "--name", "mine",
-              "--data-dir", str(tmp_path), "--max-texts", "960"],
-    )  # fmt: skip
-    assert result.exit_code != 0
+    outcome = fit_rotation(PLAIN, "--text", text, "--name", "mine", "--data-dir", tmp_path,
+                           "--max-texts", "960")  # fmt: skip
+    assert (outcome.exit_code, outcome.stderr) == (130, "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,33 +177,39 @@ def test_a_rotation_that_does_not_help_is_not_kept(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rotations, "nearest_orthogonal", lambda matrix: matrix[:, ::-1].copy())
-    with pytest.raises(FitRefused, match="keeps no more neighbours"):
-        fit_rotation(PLAIN, "--text", text, "--name", "mine", "--data-dir", tmp_path,
-                     "--max-texts", "960")  # fmt: skip
+    outcome = fit_rotation(PLAIN, "--text", text, "--name", "mine", "--data-dir", tmp_path,
+                           "--max-texts", "960")  # fmt: skip
+    assert "keeps no more neighbours" in outcome.stderr
+    assert outcome.exit_code == 2
     assert list(tmp_path.iterdir()) == []
 
 
 class TestMistakes:
     def test_a_variant_of_a_variant_is_refused_with_its_base(self, text: Path) -> None:
-        with pytest.raises(FitRefused, match=f"fit one to its base {PLAIN}$"):
-            fit_rotation(MATRYOSHKA, "--text", text)
+        outcome = fit_rotation(MATRYOSHKA, "--text", text)
+        assert_mistake(outcome, f"fit one to its base {PLAIN}\n")
 
-    @pytest.mark.parametrize("name", ["../mine", "a/b/c", ""])
-    def test_a_name_that_is_none_is_refused(self, text: Path, name: str) -> None:
-        with pytest.raises(FitRefused):
-            fit_rotation(PLAIN, "--text", text, f"--name={name}")
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("../mine", "--name ../mine: not a model's name"),
+            ("a/b/c", "--name a/b/c: not a model's name"),
+            ("", f"{MATRYOSHKA} is there already"),
+        ],
+    )
+    def test_a_name_that_is_none_is_refused(self, text: Path, name: str, reason: str) -> None:
+        assert_mistake(fit_rotation(PLAIN, "--text", text, f"--name={name}"), reason)
 
     @pytest.mark.parametrize("name", [PLAIN, "text-embedding-3-small"])
     def test_a_name_of_another_model_is_refused_also_with_force(
         self, text: Path, name: str
     ) -> None:
-        with pytest.raises(FitRefused, match=name):
-            fit_rotation(PLAIN, "--text", text, "--name", name, "--force")
+        assert_mistake(fit_rotation(PLAIN, "--text", text, "--name", name, "--force"), name)
 
     def test_too_few_texts_are_refused(self, text: Path) -> None:
-        with pytest.raises(TextFileError, match="959 distinct texts, at least 960"):
-            fit_rotation(PLAIN, "--text", text, "--name", "mine", "--max-texts", "959")
+        outcome = fit_rotation(PLAIN, "--text", text, "--name", "mine", "--max-texts", "959")
+        assert_mistake(outcome, "959 distinct texts, at least 960")
 
     def test_they_are_one_line(self, text: Path) -> None:
-        outcome = command("models", "fit-rotation", PLAIN, "--text", text)
+        outcome = fit_rotation(PLAIN, "--text", text)
         assert_mistake(outcome, f"{MATRYOSHKA} is there already")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import pytest
 from server.access.database import Database
 from server.access.keys import ANONYMOUS
 from server.access.ledger import Ledger
+from tests.command_line import Outcome, assert_mistake, run
 
 
 class Commands:
@@ -24,28 +22,19 @@ class Commands:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
 
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        environ = {**os.environ, "EMBEDDING_SERVER_DATA_DIR": str(self.data_dir), **environment}
-        return subprocess.run(
-            [sys.executable, "-m", "server", *arguments],
-            capture_output=True,
-            text=True,
-            env=environ,
-            check=False,
-        )
+    def run(self, *arguments: str, **env: str) -> Outcome:
+        return run(*arguments, env={"EMBEDDING_SERVER_DATA_DIR": str(self.data_dir), **env})
 
     def json(self, *arguments: str) -> Any:
         done = self.run(*arguments, "--json")
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
         return json.loads(done.stdout)
 
     def mistake(self, *arguments: str) -> str:
         """The one line that says what is wrong."""
         done = self.run(*arguments)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        (line,) = done.stderr.splitlines()
-        return line
+        assert_mistake(done)
+        return done.stderr
 
 
 @pytest.fixture
@@ -58,7 +47,7 @@ LIMITED = ("--rpm", "60", "--tpm", "100000", "--token-budget", "5000000")
 
 def test_a_created_key_is_shown_with_its_secret_once(commands: Commands) -> None:
     done = commands.run("keys", "create", "--name", "team a")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     secret = done.stdout.splitlines()[-1]
     assert re.fullmatch(r"sk-[A-Za-z0-9_-]{43}", secret)
     for arguments in (["list"], ["show", "team a"], ["list", "--json"]):
@@ -198,6 +187,6 @@ def test_usage_is_shown_by_each_of_its_parts(commands: Commands, tmp_path: Path)
 def test_the_database_is_found_by_its_variable(commands: Commands, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'other.db'}"
     made = commands.run("keys", "create", "--name", "a", EMBEDDING_SERVER_DATABASE_URL=url)
-    assert made.returncode == 0
+    assert made.exit_code == 0
     assert [key["name"] for key in commands.json("keys", "list", "--database-url", url)] == ["a"]
     assert not commands.data_dir.exists()

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from server.catalog.card import read_card
+from tests.command_line import Outcome, assert_mistake, run
 from tests.importing.folders import DIM, make_folder
 
 
-def import_folder(folder: Path, data_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server", "models", "import", str(folder)]
-    return subprocess.run(
-        [*command, "--data-dir", str(data_dir), *flags],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+def import_folder(folder: Path, data_dir: Path, *flags: str) -> Outcome:
+    return run("models", "import", folder, "--data-dir", data_dir, *flags)
 
 
 def test_every_flag_reaches_the_card(tmp_path: Path) -> None:
@@ -33,7 +25,7 @@ def test_every_flag_reaches_the_card(tmp_path: Path) -> None:
         *("--query-prompt", "q: ", "--document-prompt", "d: "),
         *("--pooling", "cls", "--normalize", "--graph", "own"),
     )
-    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     models = tmp_path / "data" / "models"
     card = read_card(models / "team" / "mine", models)
     assert (card.name, card.aliases) == ("team/mine", ("one", "two"))
@@ -57,7 +49,5 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     tmp_path: Path, flags: tuple[str, ...], reason: str
 ) -> None:
     outcome = import_folder(make_folder(tmp_path / "bert"), tmp_path / "data", *flags)
-    assert outcome.returncode == 2
-    (line,) = outcome.stderr.splitlines()
-    assert line.startswith(f"embedding-server: {reason}")
+    assert_mistake(outcome, f"embedding-server: {reason}")
     assert not (tmp_path / "data" / "models").exists()

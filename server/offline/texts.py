@@ -60,7 +60,7 @@ class Window(TextInputs):
 
 
 class TextReader:
-    """The texts of one input; a context manager that lets go of the file.
+    """The texts of one input; a context manager that closes the file, but not standard input.
 
     Args:
         path: a `.txt` file (one text a line), a `.jsonl` file (one string a line, or one object
@@ -83,6 +83,7 @@ class TextReader:
         self._field = field
         self._skip_blank = skip_blank
         self._file, self.size_bytes = _open(path, self.name)
+        self._is_ours = str(path) != STDIN
         self._hash = hashlib.sha256()
         self._mark = START
 
@@ -95,7 +96,10 @@ class TextReader:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        if (
+            self._is_ours
+        ):  # closing waits for a thread that reads, which a silent pipe never lets go
+            self._file.close()
 
     def skip(self, mark: Mark) -> None:
         """Go to a place that was reached before.
