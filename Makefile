@@ -70,9 +70,9 @@ services:
 	     && { $(APT_INSTALL) || { apt-get -q update && $(APT_INSTALL); }; }; } \
 	|| echo "Some tests need: apt-get install redis-server postgresql"
 
-# Two processes: the tests that fill the machine stay in one of them (tests/conftest.py).
+# Two processes; which tests go together: tests/conftest.py.
 test: install services $(VENV)/.torch tests/node/node_modules
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder $(if $(STSB),--stsb=$(STSB)) $(if $(DURATIONS),--junit-xml=$(DURATIONS))
+	$(BIN)/pytest -n 2 --no-loadscope-reorder $(if $(STSB),--stsb=$(STSB)) $(if $(DURATIONS),--junit-xml=$(DURATIONS))
 
 test-fast: install $(VENV)/.dev
 	$(BIN)/pytest -m "not torch and not server and not slow"

@@ -78,34 +78,54 @@ def _has_gpu() -> bool:
     return Path("/proc/driver/nvidia/version").exists()
 
 
-# In the order in which two workers take them: the longest first, so that none is left for the end.
-LONG_GROUPS = ["machine", "importer", "torch_backend", "parity"]
+# These fill or measure the machine: with several processes one runs all of them, one after another.
+MACHINE = [
+    "tests/api/test_overload.py",
+    "tests/frontends/test_processes.py",
+    "tests/scripts/test_bench_gpu.py",
+    "tests/test_serving.py",
+]
+# These take longest; begun early, none of them is left for the end.
+LONG = [
+    "tests/importing/test_importer.py",
+    "tests/inference/test_torch_backend.py",
+    "tests/test_parity.py",
+]
+
+
+def _group(file: str) -> str:
+    """What runs in one process: a file's tests, so that each of its fixtures is made once."""
+    return "machine" if file in MACHINE else file
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what cannot run here, mark what is costly, and share out the rest.
-
-    A file's tests stay together, so that each of its fixtures is made once. What fills or measures
-    the machine (marker `machine`) is one group: nothing of it runs beside anything else of it.
-    """
+    """Leave out what cannot run here, mark what is costly, and put what takes long in front."""
     lacking = {"stsb"} if config.getoption("--stsb") is None else set()
     lacking |= set() if _has_gpu() else {"cuda"}
     needing = [item for item in items if lacking & set(getattr(item, "fixturenames", ()))]
     config.hook.pytest_deselected(items=needing)
     items[:] = [item for item in items if item not in needing]
-    places: dict[str, int] = {name: place for place, name in enumerate(LONG_GROUPS)}
-    groups: dict[pytest.Item, str] = {}
     for item in items:
         if any(item.path.match(f"tests/{pattern}") for pattern in WITH_TORCH):
             item.add_marker(pytest.mark.torch)
         if {"server", "http"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.server)
-        file = item.path.relative_to(REPOSITORY / "tests").with_suffix("").as_posix()
-        group = "machine" if item.get_closest_marker("machine") else file.replace("test_", "")
-        groups[item] = group
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: places.get(groups[item].split("/")[-1], len(places)))
+    first = [*MACHINE, *LONG]
+    places = {file: place for place, file in enumerate(first)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(first)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Share the tests out by `_group`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid.partition("::")[0])
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,6 @@ import pytest
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.server_process import ServerProcess
 
-pytestmark = pytest.mark.machine
-
 # Some seconds of work for one thread.
 LONG_WORK = {"model": PLAIN, "input": ["word " * 250] * 60}
 
