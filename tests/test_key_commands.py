@@ -16,6 +16,7 @@ import pytest
 from server.access.database import Database
 from server.access.keys import ANONYMOUS
 from server.access.ledger import Ledger
+from server.key_commands import _read_secrets
 
 
 class Commands:
@@ -201,3 +202,11 @@ def test_the_database_is_found_by_its_variable(commands: Commands, tmp_path: Pat
     assert made.returncode == 0
     assert [key["name"] for key in commands.json("keys", "list", "--database-url", url)] == ["a"]
     assert not commands.data_dir.exists()
+
+
+def test_a_file_of_secrets_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "secrets.txt"
+    file.write_text("\ufeff# from the old gateway\nteam a sk-old-0123456789abc\n", encoding="utf-8")
+    assert _read_secrets(file) == [("team a", "sk-old-0123456789abc")]
+    file.write_text("\ufeffteam a sk-old-0123456789abc\n", encoding="utf-8")
+    assert _read_secrets(file) == [("team a", "sk-old-0123456789abc")]
