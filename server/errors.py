@@ -22,6 +22,7 @@
         ModelNotFound             404  invalid_request_error, model_not_found
         MethodNotAllowed          405  invalid_request_error, method_not_allowed
         BodyTooLarge              413  invalid_request_error, body_too_large
+        UnsupportedContentEncoding  415  invalid_request_error, unsupported_content_encoding
         RateLimitExceeded         429  rate_limit_error, rate_limit_exceeded, with Retry-After
         InferenceFailed           500  internal_server_error
         Unavailable               503  upstream_error, with Retry-After
@@ -57,6 +58,7 @@ length or type, never a whole secret. This module knows nothing of the HTTP fram
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 MAX_RETRY_AFTER_S = 60
@@ -275,8 +277,9 @@ class UrlNotFound(ApiError):
     type = "invalid_request_error"
     code = "unknown_url"
 
-    def __init__(self, method: str, path: str) -> None:
-        super().__init__(f"Unknown request URL: {method} {path[:200]}.")
+    def __init__(self, method: str, path: str, *, right_path: str | None = None) -> None:
+        hint = f" Use {right_path[:200]}: a base URL ends with /v1." if right_path else ""
+        super().__init__(f"Unknown request URL: {method} {path[:200]}.{hint}")
 
 
 class ModelNotFound(ApiError):
@@ -319,6 +322,26 @@ class BodyTooLarge(ApiError):
 
     def __init__(self, max_body_bytes: int) -> None:
         super().__init__(f"The request body is larger than this server's {max_body_bytes} bytes.")
+
+
+class UnsupportedContentEncoding(ApiError):
+    """The body is compressed in a way that this server does not read."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
+
+    def __init__(self, encoding: str, supported: Sequence[str]) -> None:
+        self.supported = ", ".join(supported)
+        super().__init__(
+            f"Unsupported Content-Encoding {encoding[:100]!r}; supported, one at a time: "
+            f"{self.supported}.",
+            param="content-encoding",
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Accept-Encoding": self.supported}
 
 
 class RateLimitExceeded(ApiError):

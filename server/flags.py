@@ -10,9 +10,12 @@ from typing import Annotated, Any, get_origin
 import typer
 from pydantic import SecretStr
 
+from server.errors import SettingError
 from server.settings import ENV_PREFIX, Settings, load_settings
 
 FOLDERS = ("models_dir", "data_dir")  # settings that tell where models lie
+# Whoever gives two means both; the last one would win without a word.
+GIVEN_ONCE = ("host",)
 
 ConfigFile = Annotated[
     Path | None,
@@ -40,13 +43,21 @@ def flag(name: str) -> inspect.Parameter:
         show_default=False,
         metavar=None if switch else spelled.rsplit("-", 1)[-1].upper(),
     )
-    kind: Any = list[str] if many else bool if switch else str
+    kind: Any = list[str] if many or name in GIVEN_ONCE else bool if switch else str
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
         annotation=Annotated[kind | None, option],
     )
+
+
+def _only(name: str, values: list[str]) -> str:
+    if len(values) > 1:
+        raise SettingError(
+            f"setting {name} (--{name}): takes one value, not {len(values)}: {', '.join(values)}"
+        )
+    return values[0]
 
 
 def with_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -59,6 +70,8 @@ def with_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., Non
         def run(config: Path | None, **given: Any) -> None:
             flags = {name: given.pop(name) for name in names}
             flags = {name: value for name, value in flags.items() if value not in (None, [])}
+            for name in flags.keys() & GIVEN_ONCE:
+                flags[name] = _only(name, flags[name])
             command(load_settings(flags, config), **given)
 
         _, *own = inspect.signature(command, eval_str=True).parameters.values()

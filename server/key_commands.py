@@ -334,7 +334,7 @@ def _first_day(given: str | None) -> str | None:
 def _read_secrets(file: Path) -> list[tuple[str, str]]:
     """Names and secrets of a file; messages tell lines, never secrets."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise KeyRefused(f"{file}: {getattr(error, 'strerror', None) or 'is no text'}") from error
     pairs: list[tuple[str, str]] = []

@@ -24,7 +24,9 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family, address = _resolve(host, port)
-        return socket.create_server(address, family=family, backlog=BACKLOG)
+        return socket.create_server(
+            address, family=family, backlog=BACKLOG, dualstack_ipv6=_takes_ipv4_too(address[0])
+        )
     except (OSError, UnicodeError) as error:  # UnicodeError: no host name at all
         raise _address_error(host, port, error) from error
 
@@ -88,7 +90,8 @@ class SharedAddress:
         """As socket.create_server does."""
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if self._family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            ipv6_only = not _takes_ipv4_too(address[0])
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, ipv6_only)
         listener.bind(address)
 
 
@@ -122,6 +125,11 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = found[0]
     return family, (str(address[0]), port)
+
+
+def _takes_ipv4_too(address: str) -> bool:
+    """Whether it means every address of the machine; else only those of its own family."""
+    return address == "::" and socket.has_dualstack_ipv6()
 
 
 def _address_error(host: str, port: int, error: Exception) -> AddressError:

@@ -7,8 +7,10 @@ This module knows of no other room.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import ipaddress
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -55,6 +57,25 @@ def _only_if_lazy(seconds: float | None, others: ValidationInfo) -> float | None
     return seconds
 
 
+def _host_alone(host: str) -> str:
+    """Take an IPv6 address out of the brackets that URLs have around it; refuse a port behind."""
+    bracketed = re.fullmatch(r"\[(.*)\]", host)
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(bracketed[1] if bracketed else host))
+    if with_port := re.fullmatch(r"(\[[^]/[]+\]|[^]:/[]+):(\d+)", host):
+        address, port = with_port[1].strip("[]"), with_port[2]
+        raise PydanticCustomError(
+            "host_and_port",
+            "holds a port as well: write {address} here, and the port in the setting port (--port {port})",
+            {"address": address, "port": port},
+        )
+    if re.search(r"[]:/[]", host):
+        raise PydanticCustomError(
+            "no_host", "must be one address or name, without anything around it"
+        )
+    return host
+
+
 # In the environment a list is written with commas; NoDecode keeps it from being read as JSON.
 StrList = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
 SecretList = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split_keys)]
@@ -78,7 +99,9 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=False
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: Annotated[str, AfterValidator(_host_alone)] = Field(
+        "127.0.0.1", description="Address to listen on; `::` takes IPv4 as well."
+    )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     model: StrList = Field(
         ["all-MiniLM-L6-v2-matryoshka", "all-MiniLM-L6-v2"],
@@ -202,7 +225,7 @@ class Settings(BaseSettings):
         description="Seconds from a request's head to its answer; then it is dropped with 503.",
     )
     max_body_bytes: int = Field(
-        32 * 1024 * 1024, ge=1024, description="Largest request body, in bytes."
+        32 * 1024 * 1024, ge=1024, description="Largest request body, decompressed, in bytes."
     )
     truncate_inputs: bool = Field(
         False, description="Cut over-long inputs when the request does not say `truncate`."
@@ -252,7 +275,7 @@ class Settings(BaseSettings):
         _check_keys("setting api_key", keys)
         if self.api_key_file is not None:
             try:
-                lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
+                lines = self.api_key_file.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no file name
                 raise SettingError(f"api_key_file {self.api_key_file}: {_reason(error)}") from error
             file_keys = [line.strip() for line in lines]
@@ -367,7 +390,7 @@ def _check_keys(source: str, keys: list[str]) -> None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingError(f"configuration file {path}: {_reason(error)}") from error
     for name in table:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from server import __version__
+from server.cli import main
 from server.settings import Settings
 from tests.catalog import FILES, card_table, pins, variant_table, write_card, write_model
 from tests.command_line import PATIENCE_S, Outcome, assert_mistake, run, start, user_environment
@@ -390,3 +391,36 @@ class TestModelsVerify:
         os.close(leader)
         assert b"MB" in seen
         assert verifying.returncode == 0
+
+
+def mistake_in_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> str:
+    """The one line of a command that stops with exit code 2, without a process of its own."""
+    monkeypatch.setattr(sys, "argv", ["embedding-server", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("hosts", "reason"),
+    [
+        (["127.0.0.1:8233"], "holds a port as well: write 127.0.0.1 here"),
+        (["::1", "127.0.0.1"], "takes one value, not 2: ::1, 127.0.0.1"),
+        (["[::1"], "must be one address or name"),
+    ],
+)
+def test_a_host_that_is_not_one_host_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    hosts: list[str],
+    reason: str,
+) -> None:
+    flags = [f"--host={host}" for host in hosts]
+    line = mistake_in_process(monkeypatch, capsys, "serve", "--model=absent", *flags)
+    assert line.startswith(f"embedding-server: setting host (--host): {reason}")

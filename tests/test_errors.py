@@ -45,6 +45,7 @@ from server.errors import (
     TooManyTokens,
     Unavailable,
     UnrecognizedArgument,
+    UnsupportedContentEncoding,
     UrlNotFound,
 )
 
@@ -57,6 +58,7 @@ CONTRACT = {
     404: "invalid_request_error",
     405: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
     500: "internal_server_error",
     503: "upstream_error",
@@ -113,6 +115,10 @@ EXAMPLES: dict[
         (405, "method_not_allowed", None),
     ),
     BodyTooLarge: (lambda: BodyTooLarge(1024), (413, "body_too_large", None)),
+    UnsupportedContentEncoding: (
+        lambda: UnsupportedContentEncoding("br", ("gzip", "identity")),
+        (415, "unsupported_content_encoding", "content-encoding"),
+    ),
     InferenceFailed: (lambda: InferenceFailed("m"), (500, None, None)),
     Unavailable: (lambda: Unavailable("m"), (503, None, None)),
     ModelLoading: (ModelLoading, (503, "model_loading", None)),
@@ -252,6 +258,8 @@ def test_unknown_fields_are_named(names: list[str], message: str) -> None:
     [
         UnrecognizedArgument(["x" * 5_000] * 500),
         UrlNotFound("GET", "/" + "x" * 50_000),
+        UrlNotFound("GET", "/", right_path="/" + "x" * 50_000),
+        UnsupportedContentEncoding("x" * 50_000, ("gzip", "identity")),
         MethodNotAllowed("GET", "/" + "x" * 50_000, "POST"),
         ModelNotFound("x" * 50_000, ["tiny"]),
     ],
@@ -316,3 +324,10 @@ def test_the_drawing_of_the_tree_shows_every_error_below_its_parent(
     drawn = {line.split()[0]: len(line) - len(line.lstrip()) for line in lines if line.strip()}
     depth = len(inspect.getmro(kind)) - len(inspect.getmro(EmbeddingServerError))
     assert drawn[kind.__name__] == 4 + 2 * depth
+
+
+def test_415_names_the_encodings_that_are_read() -> None:
+    error = UnsupportedContentEncoding("br", ("gzip", "deflate", "identity"))
+    assert error.headers == {"Accept-Encoding": "gzip, deflate, identity"}
+    assert "'br'" in error.message
+    assert "gzip, deflate, identity" in error.message

@@ -6,13 +6,18 @@ import json
 import math
 import socket
 import time
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Self
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from server.http_protocol import MAX_HEAD_BYTES
+from tests.conftest import REPOSITORY
 from tests.server_process import ServerProcess
 
 BODY = b'{"model": "all-MiniLM-L6-v2", "input": "x"}'
@@ -273,3 +278,15 @@ def test_who_reads_slowly_gets_the_whole_answer(impatient: ServerProcess) -> Non
         assert status == 200
         assert isinstance(data, list)
         assert len(data) == 2048
+
+
+def test_only_the_uvicorn_whose_private_parts_are_known_is_allowed() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (uvicorn,) = [
+        requirement.specifier
+        for requirement in map(Requirement, project["dependencies"])
+        if requirement.name == "uvicorn"
+    ]
+    installed = Version(version("uvicorn"))
+    assert installed in uvicorn
+    assert f"{installed.major}.{installed.minor + 1}.0" not in uvicorn

@@ -190,3 +190,15 @@ def test_the_database_is_found_by_its_variable(commands: Commands, tmp_path: Pat
     assert made.exit_code == 0
     assert [key["name"] for key in commands.json("keys", "list", "--database-url", url)] == ["a"]
     assert not commands.data_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["# old\nteam a sk-old-0123456789abc\n", "b sk-old-0123456789abc\n"]
+)
+def test_a_file_of_secrets_may_begin_with_a_byte_order_mark(
+    commands: Commands, tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "secrets.txt"
+    file.write_text(f"\ufeff{text}", encoding="utf-8")
+    done = commands.json("keys", "import", str(file))
+    assert [key["name"] for key in done["imported"]] in (["team a"], ["b"])

@@ -46,3 +46,18 @@ def test_an_address_in_use_is_refused_whoever_uses_it() -> None:
 def test_a_host_that_is_none_is_refused_by_its_name(host: str) -> None:
     with pytest.raises(AddressError, match=f"cannot listen on {host} port 0: "):
         SharedAddress(host, 0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_all_addresses_of_ipv6_are_all_of_ipv4_too(shared: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        if shared:
+            address = stack.enter_context(contextlib.closing(SharedAddress("::", 0)))
+            listener = stack.enter_context(address.listener())
+        else:
+            listener = stack.enter_context(bind("::", 0))
+        listener.settimeout(10)
+        for host in ("127.0.0.1", "::1"):
+            where = (host, listener.getsockname()[1])
+            stack.enter_context(socket.create_connection(where, timeout=10))
+            listener.accept()[0].close()

@@ -392,3 +392,59 @@ class TestExposure:
     @pytest.mark.parametrize("host", BEYOND)
     def test_saying_so_allows_any_address(self, host: str) -> None:
         check_exposure({"host": host, "allow_no_keys": True})
+
+
+class TestHost:
+    @pytest.mark.parametrize(
+        ("given", "host"),
+        [
+            ("[::1]", "::1"),
+            ("[::]", "::"),
+            ("0::0", "::"),
+            ("fe80::1%eth0", "fe80::1%eth0"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("node-1.example.org", "node-1.example.org"),
+        ],
+    )
+    def test_an_address_may_stand_in_brackets(self, given: str, host: str) -> None:
+        assert load_settings({"host": given}).host == host
+
+    @pytest.mark.parametrize(
+        ("given", "host"),
+        [
+            ("127.0.0.1:8233", "127.0.0.1"),
+            ("localhost:8233", "localhost"),
+            ("[::1]:8233", "::1"),
+        ],
+    )
+    def test_a_port_behind_the_host_is_refused_with_the_flag_for_it(
+        self, given: str, host: str
+    ) -> None:
+        with pytest.raises(SettingError) as caught:
+            load_settings({"host": given})
+        assert caught.value.message == (
+            f"setting host (--host): holds a port as well: write {host} here, and the port in the "
+            "setting port (--port 8233)"
+        )
+
+    @pytest.mark.parametrize("given", ["http://localhost", "http://localhost:80", ":80", "[a]"])
+    def test_what_is_more_than_an_address_is_refused(self, given: str) -> None:
+        with pytest.raises(SettingError, match=r"setting host \(--host\): must be one address"):
+            load_settings({"host": given})
+
+    def test_all_addresses_in_brackets_are_as_exposed_as_without(self) -> None:
+        with pytest.raises(SettingError, match="refusing to listen on :: without API keys"):
+            check_exposure({"host": "[::]"})
+
+
+class TestByteOrderMark:
+    """Some editors begin every file with one."""
+
+    def test_a_configuration_file_may_begin_with_one(self, tmp_path: Path) -> None:
+        config = toml(tmp_path, "\ufeffport = 3001")
+        assert load_settings(config=config).port == 3001
+
+    def test_a_key_file_may_begin_with_one(self, tmp_path: Path) -> None:
+        keys = tmp_path / "keys"
+        keys.write_text("\ufeffsk-file-1\nsk-file-2\n", encoding="utf-8")
+        assert load_settings({"api_key_file": str(keys)}).secrets() == ["sk-file-1", "sk-file-2"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from server.access.keyring import Keyring
 from server.access.keys import Key
-from server.errors import AuthenticationFailed, Overloaded
+from server.errors import Overloaded
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,13 +56,6 @@ class Access:
         if self._shared is None or not key.limits.by_the_minute:
             return None
         return self._shared.rate_limits.of(key)
-
-    def limits_for(self, authorization: str | None) -> KeyLimits | None:
-        """The limits of whoever sends this header, also where no key is asked for."""
-        try:
-            return self.limits_of(self._keyring.find(authorization))
-        except AuthenticationFailed:
-            return None
 
     @contextlib.asynccontextmanager
     async def spend(

@@ -15,8 +15,10 @@ from starlette.requests import ClientDisconnect
 
 from server.access.access import Access
 from server.access.keys import Key, Scope
+from server.api.content_encoding import Decoder, content_encoding
+from server.api.request_record import RequestRecord
 from server.engine.interface import OfferedModels
-from server.errors import BodyTooLarge, Overloaded, RequestTimedOut
+from server.errors import AuthenticationFailed, BodyTooLarge, Overloaded, RequestTimedOut
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -110,27 +112,48 @@ def require_key(request: Request, scope: Scope) -> Key:
         AuthenticationFailed: the key is missing, unknown or no longer valid.
         ScopeMissing: it was not made for this.
     """
-    key = services_of(request).access.find_key(request.headers.get("authorization"))
-    key.check_scope(scope)
-    return key
+    caller = RequestRecord.of(request.scope).caller
+    if isinstance(caller, AuthenticationFailed):
+        raise caller
+    caller.check_scope(scope)
+    return caller
 
 
 async def read_body(request: Request, max_body_bytes: int, seat: Seat) -> bytearray:
-    """The whole body; a declared length that is too large is refused unread.
+    """The whole body, decompressed; a declared length that is too large is refused unread.
 
     Raises:
-        BodyTooLarge: it is longer than allowed.
+        UnsupportedContentEncoding: it is compressed in a way that this server does not know.
+        BodyTooLarge: it is longer than allowed, as it came or decompressed.
+        InvalidRequest: it is not what its `Content-Encoding` says.
         Overloaded: too many bytes are held for all requests together.
     """
+    encoding = content_encoding(request.headers.getlist("content-encoding"))
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_body_bytes:
         raise BodyTooLarge(max_body_bytes)
     body = bytearray()
-    async for part in request.stream():
-        body += part
+
+    def take(part: bytes | bytearray) -> None:
+        body.extend(part)
         if len(body) > max_body_bytes:
             raise BodyTooLarge(max_body_bytes)
         seat.hold(len(body))
+
+    if encoding is None:
+        async for part in request.stream():
+            take(part)
+        return body
+    decoder = Decoder(encoding)
+    received_bytes = 0
+    async for part in request.stream():
+        received_bytes += len(part)
+        if received_bytes > max_body_bytes:  # there are ways to compress nothing into very much
+            raise BodyTooLarge(max_body_bytes)
+        decoder.feed(part)
+        while decoder.has_more:
+            take(await decoder.read())
+    decoder.finish()
     return body
 
 

@@ -124,7 +124,9 @@ async def answer(
             async with access.spend(
                 key, record.limits, record.num_tokens, model=card.name, user=user
             ):
-                vectors, wait_s, compute_s = await engine.embed(token_ids, ticket)
+                # Of a request that fails here, nobody knows how much of it was waiting.
+                with record.stage("compute"):
+                    vectors, wait_s, compute_s = await engine.embed(token_ids, ticket)
             record.stages_s |= {"wait": wait_s, "compute": compute_s}
 
     layer_norm = card.matryoshka is not None and card.matryoshka.layer_norm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,6 +23,15 @@ DOCUMENTED: dict[str, Any] = {
 }
 
 
+def right_path(path: str) -> str | None:
+    """The path that was meant by one with a slash or /v1 too many or too few."""
+    parts = [part for part in path.split("/") if part]
+    parts = list(itertools.dropwhile("v1".__eq__, parts))
+    if parts == ["embeddings"] or parts[:1] == ["models"]:
+        return "/".join(("/v1", *parts))
+    return None
+
+
 def error_response(error: ApiError) -> JSONResponse:
     """The answer for an error of ours."""
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
@@ -37,7 +47,9 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     """Starlette's own refusals: no such path, or not with this method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return await _on_api_error(request, UrlNotFound(request.method, request.url.path))
+        path = request.scope["path"]
+        unknown = UrlNotFound(request.method, path, right_path=right_path(path))
+        return await _on_api_error(request, unknown)
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
         refused = MethodNotAllowed(request.method, request.url.path, allow)

@@ -26,10 +26,14 @@ async def metrics(request: Request) -> Response:
 
 
 def _is_local(request: Request) -> bool:
+    if request.client is None:
+        return False
     try:
-        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+        address = ipaddress.ip_address(request.client.host)
     except ValueError:
         return False
+    # A client by IPv4 on a socket that takes both.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _ready(services: Services) -> bool:

@@ -14,6 +14,7 @@ router = APIRouter()
 
 
 @router.get("/v1/models")
+@router.get("/v1/models/", include_in_schema=False)
 async def list_models(request: Request) -> dict[str, Any]:
     """Every served model that the key may use."""
     key = require_key(request, Scope.MODELS)

@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.access.access import Access
 from server.api.error_responses import error_response
 from server.api.request_record import RequestRecord
-from server.errors import ApiError, Draining
+from server.errors import ApiError, AuthenticationFailed, Draining
 from server.logs import ACCESS_LOGGER, request_id
-from server.metrics import EMBEDDINGS_ROUTE, OTHER_ROUTE, ROUTES, Metrics, refusal_reason
+from server.metrics import EMBEDDINGS_ROUTE, OTHER_ROUTE, ROUTES, STAGES, Metrics, refusal_reason
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger(ACCESS_LOGGER)
@@ -44,7 +44,7 @@ class RequestContext:
             return
         headers = Headers(scope=scope)
         record = RequestRecord(request_id(headers.get("x-request-id")))
-        record.limits = self._access.limits_for(headers.get("authorization"))
+        self._identify(record, headers.get("authorization"))
         record.put_into(scope)
         status = CLIENT_CLOSED_REQUEST
 
@@ -82,13 +82,22 @@ class RequestContext:
                 self._finish, scope, status, record, _elapsed_s(record)
             )
 
+    def _identify(self, record: RequestRecord, authorization: str | None) -> None:
+        """Find whose request it is, and the limits that every answer tells, also a refusal."""
+        try:
+            record.caller = self._access.find_key(authorization)
+            record.limits = self._access.limits_of(record.caller)
+        except AuthenticationFailed as error:
+            record.caller = error
+
     def _finish(self, scope: Scope, status: int, record: RequestRecord, seconds: float) -> None:
         self._count(scope, status, record, seconds)
         _log(scope, status, record, seconds)
 
     def _count(self, scope: Scope, status: int, record: RequestRecord, seconds: float) -> None:
         metrics = self._metrics
-        route = getattr(scope.get("route"), "path", scope["path"])
+        route: str = getattr(scope.get("route"), "path", None) or scope["path"]
+        route = route.removesuffix("/")
         route = route if route in ROUTES else OTHER_ROUTE
         metrics.requests.labels(route, str(status), record.model).inc()
         metrics.request_seconds.labels(route).observe(seconds)
@@ -118,8 +127,8 @@ def _log(scope: Scope, status: int, record: RequestRecord, seconds: float) -> No
         fields["model"] = record.model
     if record.num_inputs:
         fields |= {"inputs": record.num_inputs, "tokens": record.num_tokens}
-    stages = {name: round(s * 1000.0, 2) for name, s in record.stages_s.items()}
-    fields["ms"] = {"total": round(seconds * 1000.0, 2), **stages}
+    stages_s = {"total": seconds, **{s: record.stages_s[s] for s in STAGES if s in record.stages_s}}
+    fields["ms"] = {name: round(stage_s * 1000.0, 2) for name, stage_s in stages_s.items()}
     access_log.log(level, "request", extra={"fields": fields})
 
 

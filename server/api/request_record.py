@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
-from server.errors import ApiError
+from server.access.keys import Key
+from server.errors import ApiError, AuthenticationFailed, MissingApiKey
 
 if TYPE_CHECKING:
     from server.access.rate_limits import KeyLimits
@@ -20,7 +21,7 @@ _STATE_KEY = "request_record"
 
 @dataclass(slots=True)
 class RequestRecord:
-    """Filled in while the request is answered; never holds a text or a key."""
+    """Filled in while the request is answered; never holds a text or a secret."""
 
     request_id: str
     started_s: float = field(default_factory=time.perf_counter)
@@ -29,14 +30,18 @@ class RequestRecord:
     num_tokens: int = 0
     stages_s: dict[str, float] = field(default_factory=dict)  # by the names in metrics.STAGES
     error: ApiError | None = None
+    # Whose request it is, or why a route that asks for a key refuses it.
+    caller: Key | AuthenticationFailed = field(default_factory=MissingApiKey)
     limits: KeyLimits | None = None  # of its key, if that has any a minute
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside as this stage."""
+        """Time what happens inside as this stage, also if it fails there."""
         began_s = time.perf_counter()
-        yield
-        self.stages_s[name] = time.perf_counter() - began_s
+        try:
+            yield
+        finally:
+            self.stages_s[name] = time.perf_counter() - began_s
 
     def put_into(self, scope: Scope) -> None:
         """Let what answers this request find the record."""

@@ -6,6 +6,7 @@ Knows nothing of how vectors are made.
 from __future__ import annotations
 
 import binascii
+import codecs
 import contextlib
 import gc
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from server.inference.inputs import Inputs, TextInputs, TokenIdInputs
 MAX_INPUTS = 2048
 MAX_USER_CHARS = 512
 LARGE_BODY_BYTES = 1024 * 1024
+UTF8_PIECE_BYTES = 64 * 1024
 
 _ITEMS = {"minItems": 1, "maxItems": MAX_INPUTS}
 _TEXT = {"type": "string", "minLength": 1}
@@ -120,7 +122,8 @@ class EmbeddingRequest(BaseModel):
     model: str = Field(description="Name or alias of a served model.")
     input: Annotated[Inputs, PlainValidator(read_inputs), WithJsonSchema(_INPUT_SCHEMA)]
     dimensions: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Size of the vectors, for Matryoshka-capable models."
+        None,
+        description="Size of the vectors; below the native size for Matryoshka-capable models only.",
     )
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="How vectors are written: numbers (default) or base64 of float32."
@@ -139,12 +142,16 @@ class EmbeddingRequest(BaseModel):
         Raises:
             InvalidRequest: not JSON, or it violates the contract; names the field.
         """
+        mark_bytes = len(codecs.BOM_UTF8) if body.startswith(codecs.BOM_UTF8) else 0
         try:
             with _collector_paused(len(body)):
-                fields = orjson.loads(body)
+                fields = orjson.loads(memoryview(body)[mark_bytes:] if mark_bytes else body)
         except orjson.JSONDecodeError as error:
-            raise InvalidRequest(f"The request body is not valid JSON: {error.msg} at byte "
-                                 f"{error.pos}.") from None  # fmt: skip
+            check_utf8(body)
+            position = mark_bytes + len(error.doc[: error.pos].encode())
+            raise InvalidRequest(
+                f"The request body is not valid JSON: {error.msg} at byte {position}."
+            ) from None
         if not isinstance(fields, dict):
             found = _JSON_NAMES[type(fields)]
             raise InvalidRequest(f"The request body must be a JSON object, not {found}.")
@@ -155,6 +162,26 @@ class EmbeddingRequest(BaseModel):
             return cls.model_validate(fields)
         except ValidationError as error:
             raise _explain(error) from None
+
+
+def check_utf8(body: bytes | bytearray) -> None:
+    """Look for bytes that are no text; in pieces, since a text can take four times their memory.
+
+    Raises:
+        InvalidRequest: names the first.
+    """
+    position = 0
+    while position < len(body):
+        piece = body[position : position + UTF8_PIECE_BYTES]
+        is_last = position + UTF8_PIECE_BYTES >= len(body)
+        try:
+            _, read_bytes = codecs.utf_8_decode(piece, "strict", is_last)
+        except UnicodeDecodeError as error:
+            position += error.start
+            raise InvalidRequest(
+                f"The request body is not valid UTF-8: byte {position} is 0x{body[position]:02x}."
+            ) from None
+        position += read_bytes
 
 
 @contextlib.contextmanager

@@ -389,7 +389,7 @@ def _stays_below(name: str) -> bool:
 def _read_table(folder: Path) -> dict[str, Any]:
     path = folder / CARD_FILE
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CardError(f"card {path}: {reason}") from error

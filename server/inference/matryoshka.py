@@ -21,7 +21,7 @@ def check_dimensions(requested: int | None, card: Card) -> int:
     Raises:
         InvalidRequest: the model cannot be cut, or the size is not within 1 to its native size.
     """
-    if requested is None:
+    if requested is None or requested == card.embedding_dim:  # many clients always name the size
         return card.embedding_dim
     if card.matryoshka is None:
         raise InvalidRequest(

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from server.api.embeddings import EXPECT_FINGERPRINT
 from server.catalog.card import Card
-from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
+from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, client_of
+from tests.fakes import FakeBackend
 from tests.server_process import ServerProcess
 
 ERROR_KEYS = {"message", "type", "param", "code"}
@@ -253,7 +254,7 @@ def test_an_unknown_model_is_not_found(http: httpx.Client) -> None:
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
-        (b'{"model": "\xff", "input": "x"}', "not valid JSON"),
+        (b'{"model": "\xff", "input": "x"}', "not valid UTF-8: byte 11 is 0xff"),
         (b'{"model": "m", "input": "\\ud800"}', "not valid JSON"),
         (b'{"model": "m", "input": NaN}', "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
@@ -476,3 +477,19 @@ def test_a_setting_makes_cutting_the_default(prompted: httpx.Client) -> None:
     long = "hello " * 300
     assert post(prompted, model=PLAIN, input=long).json()["usage"]["prompt_tokens"] == 256
     refusal(post(prompted, model=PLAIN, input=long, truncate=False))
+
+
+async def test_the_native_size_is_accepted_by_a_model_that_cannot_be_cut(
+    app_over: AppOver, plain_card: Card
+) -> None:
+    app = await app_over(FakeBackend())
+    body = {"model": PLAIN, "input": ["x", "two words"]}
+    async with client_of(app) as client:
+        native = plain_card.embedding_dim
+        plain = await client.post("/v1/embeddings", json=body)
+        named = await client.post("/v1/embeddings", json={**body, "dimensions": native})
+        assert plain.status_code == 200
+        assert named.json() == plain.json()
+        for other in (1, native - 1, native + 1):
+            cut = await client.post("/v1/embeddings", json={**body, "dimensions": other})
+            assert "does not support specifying dimensions" in refusal(cut)["message"]

@@ -8,8 +8,18 @@ import socket
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from server.app import create_app
+from server.settings import Settings
+from tests.conftest import PLAIN, client_of
 from tests.server_process import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def app() -> FastAPI:
+    """Without any model in memory."""
+    return create_app(Settings(model=[PLAIN]))
 
 
 def refusal(response: httpx.Response, status: int) -> dict[str, str | None]:
@@ -92,3 +102,37 @@ def test_the_description_promises_no_422(http: httpx.Client) -> None:
         for operation in operations.values():
             assert {"4XX", "5XX"} <= set(operation["responses"])
             assert "422" not in operation["responses"]
+
+
+EMBEDDINGS_PATHS = [
+    "/v1/embeddings/", "//v1/embeddings", "/v1/v1/embeddings", "/embeddings", "/v1//embeddings",
+    "//embeddings//", "/v1/v1/v1/embeddings/",
+]  # fmt: skip
+MODELS_PATHS = ["//v1/models", "/v1/v1/models", "/models", "/models/", "//v1//models//"]
+
+
+@pytest.mark.parametrize(
+    ("path", "right"),
+    [
+        *((path, "/v1/embeddings") for path in EMBEDDINGS_PATHS),
+        *((path, "/v1/models") for path in MODELS_PATHS),
+        (f"/models/{PLAIN}", f"/v1/models/{PLAIN}"),
+        ("//v1/models/organisation/model", "/v1/models/organisation/model"),
+    ],
+)
+async def test_a_path_with_a_slash_or_a_v1_too_many_or_too_few_is_answered_with_the_right_one(
+    app: FastAPI, path: str, right: str
+) -> None:
+    async with client_of(app) as client:
+        for method in ("GET", "POST"):
+            response = await client.request(method, f"http://test{path}")
+            error = refusal(response, 404)
+            assert error["code"] == "unknown_url"
+            assert f"Unknown request URL: {method} {path}. Use {right}: " in str(error["message"])
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v2/embeddings", "/v1/embeddings/x", "/v1/model"])
+async def test_a_path_that_means_nothing_gets_no_guess(app: FastAPI, path: str) -> None:
+    async with client_of(app) as client:
+        error = refusal(await client.get(path), 404)
+        assert error["message"] == f"Unknown request URL: GET {path}."

@@ -250,6 +250,8 @@ def test_a_server_asks_those_from_elsewhere_for_a_key_unless_told_otherwise(publ
         ("127.0.0.1", True),
         ("127.8.9.10", True),
         ("::1", True),
+        ("::ffff:127.0.0.1", True),  # by IPv4, on a socket that takes both
+        ("::ffff:192.0.2.1", False),
         ("192.0.2.1", False),
         ("10.0.0.1", False),
         ("2001:db8::1", False),

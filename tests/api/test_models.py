@@ -3,8 +3,10 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from server.app import create_app
 from server.catalog.card import Card
-from tests.conftest import MATRYOSHKA, PLAIN
+from server.settings import Settings
+from tests.conftest import MATRYOSHKA, PLAIN, client_of
 
 
 def test_each_model_has_openais_fields_and_ours(
@@ -58,3 +60,14 @@ def test_an_unknown_model_is_not_found_also_with_a_slash(http: httpx.Client, nam
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_slash_behind_the_path_lists_the_models_too() -> None:
+    app = create_app(Settings(model=[PLAIN]))
+    async with client_of(app) as client:
+        response = await client.get("/v1/models/")
+        assert response.status_code == 200
+        assert response.json() == (await client.get("/v1/models")).json()
+        assert [model["id"] for model in response.json()["data"]] == [PLAIN]
+        page = (await client.get("/metrics")).text
+    assert 'requests_total{model="",route="/v1/models",status="200"} 2.0' in page

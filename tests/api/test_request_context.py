@@ -13,9 +13,11 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.access import keyring
+from server.access.keys import digest
 from server.api.request_context import _printable_path
 from server.app import create_app
-from server.logs import JsonFormatter, TextFormatter
+from server.logs import ACCESS_LOGGER, JsonFormatter, TextFormatter
 from server.settings import Settings
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.fakes import FakeBackend
@@ -229,8 +231,7 @@ async def test_what_the_model_fails_on_is_logged_without_the_text(
     (request,) = [line for line in lines if line["message"] == "request" and "fields" not in line]
     assert (request["status"], request["error"]) == (500, "internal_server_error")
     # A request that was not answered has no stages but those that it went through.
-    assert {"total", "read", "tokenize"} <= set(request["ms"])
-    assert "serialize" not in request["ms"]
+    assert list(request["ms"]) == ["total", "read", "tokenize", "compute"]
 
 
 async def test_a_failure_that_nobody_expected_is_logged_with_its_request_and_traceback(
@@ -266,3 +267,42 @@ async def test_an_unexpected_failure_is_a_500_in_the_one_shape_without_a_traceba
     assert "secret detail" not in response.text
     assert response.json()["error"]["type"] == "internal_server_error"
     assert response.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("body", "stages"),
+    [
+        ([], ["total", "read"]),
+        ({"model": PLAIN, "input": "word " * 999}, ["total", "read", "tokenize"]),
+    ],
+)
+async def test_the_log_line_of_a_refusal_tells_the_stage_in_which_it_failed(
+    app_over: AppOver, caplog: pytest.LogCaptureFixture, body: Any, stages: list[str]
+) -> None:
+    caplog.set_level("INFO", ACCESS_LOGGER)
+    async with client_of(await app_over(FakeBackend())) as client:
+        assert (await client.post("/v1/embeddings", json=body)).status_code == 400
+    (line,) = [record for record in caplog.records if record.name == ACCESS_LOGGER]
+    assert list(line.__dict__["fields"]["ms"]) == stages
+
+
+@pytest.mark.parametrize("secret", [KEY, f"{KEY}-wrong"])
+async def test_a_key_is_looked_up_once_a_request(
+    app_over: AppOver, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    app = await app_over(FakeBackend(), api_key=[KEY])
+    hashed: list[str] = []
+
+    def counting(secret: str) -> str:
+        hashed.append(secret)
+        return digest(secret)
+
+    monkeypatch.setattr(keyring, "digest", counting)
+    async with client_of(app) as client:
+        answer = await client.post(
+            "/v1/embeddings",
+            json={"model": PLAIN, "input": "x"},
+            headers={"Authorization": f"Bearer {secret}"},
+        )
+    assert answer.status_code == (200 if secret == KEY else 401)
+    assert hashed == [secret]

@@ -571,3 +571,10 @@ class TestEncoder:
         assert base.file_bytes == sum(map(len, FILES.values()))
         variant = read(tmp_path, variant_table(files=pins({"rotation": b"12345"})))
         assert variant.file_bytes == base.file_bytes + 5
+
+
+def test_a_card_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    folder = write_card(tmp_path, card_table())
+    file = folder / "card.toml"
+    file.write_text("\ufeff" + file.read_text(encoding="utf-8"), encoding="utf-8")
+    assert read_card(folder, tmp_path).name == "tiny"

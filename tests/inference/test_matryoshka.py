@@ -72,10 +72,12 @@ def test_a_prefix_of_zeros_stays_finite() -> None:
     assert truncate(vectors, 2, None).tolist() == [[0, 0]]
 
 
-def test_only_matryoshka_models_take_dimensions(plain_card: Card, matryoshka_card: Card) -> None:
-    assert check_dimensions(None, plain_card) == DIM
+def test_only_matryoshka_models_take_other_dimensions_than_their_own(
+    plain_card: Card, matryoshka_card: Card
+) -> None:
+    assert check_dimensions(None, plain_card) == check_dimensions(DIM, plain_card) == DIM
     with pytest.raises(InvalidRequest) as caught:
-        check_dimensions(DIM, plain_card)
+        check_dimensions(DIM - 1, plain_card)
     assert caught.value.message == "This model does not support specifying dimensions."
     assert caught.value.param == "dimensions"
     assert [check_dimensions(n, matryoshka_card) for n in (1, 100, DIM)] == [1, 100, DIM]
