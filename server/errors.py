@@ -59,6 +59,8 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+from server.command_lines import install_command
+
 MAX_RETRY_AFTER_S = 60
 
 
@@ -498,8 +500,7 @@ class MissingExtra(StartupError):
 
     def __init__(self, purpose: str, package: str, extra: str) -> None:
         super().__init__(
-            f"{purpose} needs {package}, which is not installed: "
-            f"pip install 'embedding-server[{extra}]'"
+            f"{purpose} needs {package}, which is not installed: {install_command(extra)}"
         )
 
 
