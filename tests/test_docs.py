@@ -295,3 +295,21 @@ def test_the_distribution_is_never_named_as_if_an_index_had_it(place: str) -> No
     files = [root] if root.is_file() else [*root.rglob("*.py"), *root.rglob("*.md")]
     for file in files:
         assert "embedding-server[" not in file.read_text(encoding="utf-8"), file
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_link_of_a_page_to_a_file_leads_to_one(name: str) -> None:
+    folder = REPOSITORY if name == "README.md" else REPOSITORY / "docs"
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[name]):
+        assert link.startswith("https://") or (folder / link).is_file(), link
+
+
+def test_each_claim_about_another_server_has_an_address() -> None:
+    text, addresses = PAGES["comparison.md"].split("\n\n[", 1)
+    cited = set(re.findall(r"\[([a-z]\d+)\]", text))
+    assert cited == set(re.findall(r"^\[?([a-z]\d+)\]: https://", addresses, re.MULTILINE))
+    rows = [row.strip("|").split(" | ") for row in text.splitlines() if row.startswith("| ")]
+    for row in (row for row in rows if len(row) > 3 and row[0].strip()):
+        for cell in row[2:]:  # the first is the question, the second this server
+            told = re.search(r"\[[a-z]\d+\]", cell) or "not found" in cell
+            assert told or not cell.strip(), (row[0], cell)
