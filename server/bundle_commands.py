@@ -67,8 +67,7 @@ def create(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="With --wheels: bring what installing embedding-server[NAME] needs, say shared "
-            "(repeatable).",
+            help="With --wheels: bring what the extra NAME needs, too, say shared (repeatable).",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,

@@ -61,6 +61,8 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
+from server.command_lines import install_command
+
 MAX_RETRY_AFTER_S = 60
 
 
@@ -521,8 +523,7 @@ class MissingExtra(StartupError):
 
     def __init__(self, purpose: str, package: str, extra: str) -> None:
         super().__init__(
-            f"{purpose} needs {package}, which is not installed: "
-            f"pip install 'embedding-server[{extra}]'"
+            f"{purpose} needs {package}, which is not installed: {install_command(extra)}"
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from server.command_lines import own_command
 from server.errors import ModelFileError, SettingError
 from server.flags import FOLDERS, with_flags
 from server.settings import Settings
@@ -118,7 +119,7 @@ def _pull_from_hub(
 
 def _tell_installed(card: Card) -> None:
     print(f"{card.name}: installed in {card.folder}, fingerprint {card.fingerprint}")
-    print(f"Serve it with: embedding-server serve --model {card.name}")
+    print(f"Serve it with: {own_command('serve', '--model', card.name)}")
 
 
 def _say(line: str) -> None:

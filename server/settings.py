@@ -35,6 +35,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from server.command_lines import own_command
 from server.errors import SettingError
 
 ENV_PREFIX = "EMBEDDING_SERVER_"
@@ -332,9 +333,10 @@ class Settings(BaseSettings):
         """
         if _is_loopback(self.host) or self.allow_no_keys or asks_for_keys:
             return
+        make_one = own_command("keys", "create", "--name", "NAME")
         raise SettingError(
             f"refusing to listen on {self.host} without API keys: anybody who reaches this address "
-            "could use the server. Make one with `embedding-server keys create`, set --api-key (or "
+            f"could use the server. Make one with `{make_one}`, set --api-key (or "
             "--api-key-file), or allow it with --allow-no-keys"
         )
 

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from pydantic import SecretStr
 
+from server.cli import app
 from server.metrics import PREFIX, Metrics
 from server.settings import Settings
 from tests.conftest import PLAIN, REPOSITORY
 from tests.server_process import ServerProcess
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(
-    r"^```(sh|python|js)\n(.*?)^```",
-    README.split("## Use it")[1].split("\n## ")[0],
-    re.MULTILINE | re.DOTALL,
-)
+
+
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    """Language and content of a page's blocks of code, in their order."""
+    return re.findall(r"^```(sh|python|js)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+EXAMPLES = blocks_of(README.split("## Use it")[1].split("\n## ")[0])
 COMMANDS = {
     "sh": ["bash", "-c"],
     "python": [sys.executable, "-W", "error", "-c"],
@@ -95,26 +104,35 @@ ACCESS = (REPOSITORY / "docs/access.md").read_text(encoding="utf-8")
 
 
 def answers_of(commands: list[str]) -> list[tuple[int, str]]:
-    """Status and body of each command of docs/access.md, after its preparation, in one shell."""
-    section = ACCESS.split("## What is checked")[1]
-    preparation = section.split("```sh\n")[1].split("```")[0]
+    """Status and body of each command of docs/access.md; the page's blocks run in one shell.
+
+    From top to bottom, as somebody pastes them; only the server's port is another one.
+    """
+    install, *blocks = [code for language, code in blocks_of(ACCESS) if language == "sh"]
+    assert install.startswith("make install\n")
+    (start,) = [place for place, code in enumerate(blocks) if "embedding-server serve" in code]
+    (stop,) = [place for place, code in enumerate(blocks) if code == "kill $!\n"]
+    asked = [command.replace("curl -s", MARKED_CURL) for command in commands]
+    lines = [*blocks[:start], f"echo {MARK}", "read -r URL", *blocks[start + 1 : start + 2]]
+    lines += ["echo", f"echo {MARK}", *asked, f"echo {MARK}", *blocks[start + 2 : stop]]
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/keys.db"
         environment = {**os.environ, "EMBEDDING_SERVER_DATABASE_URL": url}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-        with ServerProcess(environment=environment) as server:
-            script = preparation.replace("http://127.0.0.1:8000", server.url)
-            asked = "\n".join(f"{command.replace('curl -s', MARKED_CURL)}" for command in commands)
-            outcome = subprocess.run(
-                ["bash", "-euc", f"{script}\necho; echo {MARK}\n{asked}"],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=True,
-            )
-    lines = outcome.stdout.split(MARK + "\n")[1].splitlines()
-    return [(int(status), body) for body, status in zip(lines[::2], lines[1::2], strict=True)]
+        with subprocess.Popen(
+            ["bash", "-euc", "\n".join(lines)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as shell:
+            assert shell.stdout is not None
+            assert any(line == MARK + "\n" for line in shell.stdout), "keys were not made"
+            with ServerProcess(environment=environment) as server:
+                printed, _ = shell.communicate(f"{server.url}\n", timeout=120)
+            assert shell.returncode == 0
+    answers = printed.split(MARK + "\n")[1].splitlines()
+    return [(int(status), body) for body, status in zip(answers[::2], answers[1::2], strict=True)]
 
 
 MARK = "=== answers ==="
@@ -138,3 +156,160 @@ def test_each_refusal_of_the_access_page_is_answered_as_it_says() -> None:
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?:docs|CHANGELOG)[^)#]*)\)", README))
 def test_the_readmes_links_lead_somewhere(link: str) -> None:
     assert (REPOSITORY / link).is_file()
+
+
+# Commands, on all pages and in all messages.
+
+PAGES = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+}
+ACTIVATION = ". .venv/bin/activate"
+EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"][
+    "optional-dependencies"
+]
+
+
+def lines_of(page: str) -> Iterator[str]:
+    """What is pasted into a shell: the lines of its blocks, and what stands in the text."""
+    for language, code in blocks_of(page):
+        if language == "sh":
+            yield from code.replace("\\\n", " ").splitlines()
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    yield from re.findall(r"`([^`\n]+)`", prose)
+
+
+def commands_of(line: str) -> Iterator[list[str]]:
+    """The commands of a line, as words, without what a shell keeps for itself."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if set(word) <= set("();<>|&"):
+            yield words
+            words = []
+        else:
+            words.append(word)
+
+
+def own_commands_of(page: str) -> list[list[str]]:
+    """The arguments of each `embedding-server` of a page, wherever the command lies."""
+    found = []
+    for line in lines_of(page):
+        if "embedding-server " not in line:
+            continue
+        for words in commands_of(line):
+            program, *arguments = words or [""]
+            if program == "{" and arguments:  # a function of a shell
+                program, *arguments = arguments
+            if program.split("/")[-1] == "embedding-server":
+                found.append([word for word in arguments if word != "2"])
+    return found
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_command_of_a_page_is_one_that_the_software_has(name: str) -> None:
+    for arguments in own_commands_of(PAGES[name]):
+        command = typer.main.get_command(app)
+        words = list(arguments)
+        while words and isinstance(command, typer.core.TyperGroup):
+            command = command.commands[words.pop(0)]
+        if "$@" in words:  # a function's own arguments
+            words[words.index("$@") :] = ["--name", "NAME"]
+        if words:  # else it is only spoken of
+            command.make_context(" ".join(arguments), words)
+
+
+def test_the_pages_commands_are_found() -> None:
+    found = {" ".join(words) for page in PAGES.values() for words in own_commands_of(page)}
+    assert {"models verify", "serve --device cuda", "embed - --truncate", "serve"} <= found
+    assert "keys create --json $@" in found
+    assert len(found) > 35
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_says_how_its_command_comes_into_the_shell_before_it_uses_it(name: str) -> None:
+    code = "".join(code for language, code in blocks_of(PAGES[name]) if language == "sh")
+    bare = re.search(r"^(?:new\(\) { )?embedding-server ", code, re.MULTILINE)
+    assert bare is None or ACTIVATION in code[: bare.start()]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_installs_and_makes_can_be_had(name: str) -> None:
+    lines = list(lines_of(PAGES[name]))
+    makefile = (REPOSITORY / "Makefile").read_text("utf-8")
+    for words in (words for line in lines for words in commands_of(line) if words):
+        if words[0].split("/")[-1] == "pip" and words[1:2] == ["install"]:
+            match words[2:]:
+                case ["-e", where, "-c", constraints]:
+                    extras = re.fullmatch(r"\.\[(.+)\]", where)
+                    assert extras is not None
+                    assert {*extras[1].split(",")} <= {*EXTRAS, "EXTRA"}
+                    assert (REPOSITORY / constraints).is_file()
+                case ["--no-index", "--find-links", "wheels", "embedding-server"]:
+                    pass
+                case clients:
+                    assert {*clients} <= {"openai", "langchain-openai"}
+        if words[0] == "make":
+            targets = [word for word in words[1:] if "=" not in word]
+            assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+        if words[0] in ("python", "python3") and words[1].endswith(".py"):
+            assert (REPOSITORY / words[1]).is_file()
+
+
+def messages_of(file: Path) -> Iterator[str]:
+    """The texts in a module's code, its docstrings left out."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    told = {
+        ast.get_docstring(node, clean=False)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value not in told
+        ):
+            yield node.value
+
+
+def test_no_message_holds_a_command_that_a_shell_may_not_find() -> None:
+    """Those that do run come from server/command_lines.py."""
+    subcommands = "|".join(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    unrunnable = re.compile(rf"pip install|embedding-server(?:\[| (?:{subcommands})\b)")
+    found = {
+        f"{file.relative_to(REPOSITORY)}: {text}"
+        for file in sorted((REPOSITORY / "server").rglob("*.py"))
+        # What a bundle says is for another machine, and the same wherever the bundle is made.
+        if file.name != "bundle.py"
+        for text in messages_of(file)
+        if unrunnable.search(text)
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize("place", ["README.md", "docs", "server", "scripts", "CHANGELOG.md"])
+def test_the_distribution_is_never_named_as_if_an_index_had_it(place: str) -> None:
+    root = REPOSITORY / place
+    files = [root] if root.is_file() else [*root.rglob("*.py"), *root.rglob("*.md")]
+    for file in files:
+        assert "embedding-server[" not in file.read_text(encoding="utf-8"), file
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_link_of_a_page_to_a_file_leads_to_one(name: str) -> None:
+    folder = REPOSITORY if name == "README.md" else REPOSITORY / "docs"
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[name]):
+        assert link.startswith("https://") or (folder / link).is_file(), link
+
+
+def test_each_claim_about_another_server_has_an_address() -> None:
+    text, addresses = PAGES["comparison.md"].split("\n\n[", 1)
+    cited = set(re.findall(r"\[([a-z]\d+)\]", text))
+    assert cited == set(re.findall(r"^\[?([a-z]\d+)\]: https://", addresses, re.MULTILINE))
+    rows = [row.strip("|").split(" | ") for row in text.splitlines() if row.startswith("| ")]
+    for row in (row for row in rows if len(row) > 3 and row[0].strip()):
+        for cell in row[2:]:  # the first is the question, the second this server
+            told = re.search(r"\[[a-z]\d+\]", cell) or "not found" in cell
+            assert told or not cell.strip(), (row[0], cell)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.catalog.card import read_card
+from server.command_lines import own_command
 from tests.command_line import Outcome, assert_mistake, run
 from tests.importing.folders import DIM, make_folder
 
@@ -35,7 +36,7 @@ def test_every_flag_reaches_the_card(tmp_path: Path) -> None:
     assert (card.pooling, card.normalize) == ("cls", True)
     last = outcome.stdout.splitlines()[-2:]
     assert last[0].startswith(f"team/mine: installed in {models / 'team' / 'mine'}, fingerprint ")
-    assert last[1] == "Serve it with: embedding-server serve --model team/mine"
+    assert last[1] == f"Serve it with: {own_command('serve', '--model', 'team/mine')}"
 
 
 @pytest.mark.parametrize(

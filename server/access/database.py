@@ -31,6 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
+from server.command_lines import install_command
 from server.errors import DatabaseError
 
 PATIENCE_S = 2.0
@@ -235,7 +236,7 @@ def _why_no_engine(url: URL, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return (
             f"a {url.get_backend_name()} database needs the package {error.name}: "
-            "pip install 'embedding-server[shared]'"
+            f"{install_command('shared')}"
         )
     return f"setting database_url: {error}"
 

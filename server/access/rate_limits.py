@@ -20,6 +20,7 @@ from limits.storage import storage_from_string
 
 from server.access.counters import MINUTE_S, Counters, StorageCounters
 from server.access.keys import Key
+from server.command_lines import install_command
 from server.errors import (
     RateLimitExceeded,
     RequestAboveTokenLimit,
@@ -262,7 +263,7 @@ def _redis(url: str, patience_s: float) -> tuple[RedisStorage, BlockingConnectio
     except ModuleNotFoundError:
         raise SettingError(
             "setting rate_limit_storage: Redis needs the package redis: "
-            "pip install 'embedding-server[shared]'"
+            f"{install_command('shared')}"
         ) from None
     try:
         # The default pool fails when many ask at once; in this one they wait for their turn.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.machinery import PathFinder
 
+from server.command_lines import has_pip
 from server.errors import PipError
 
 _STDERR = 2
@@ -20,9 +20,7 @@ def run_pip(command: str, *arguments: str) -> None:
     Raises:
         PipError: there is no pip, or it failed; the message is the last line of its complaint.
     """
-    # Not importlib's find_spec: setuptools takes that for pip starting, leaves distutils to Python
-    # from then on, and with that torch can compile nothing in this process.
-    if PathFinder.find_spec("pip") is None:
+    if not has_pip():
         raise PipError("this Python environment has no pip")
     on_terminal = sys.stderr.isatty()
     outcome = subprocess.run(

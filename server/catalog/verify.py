@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from server.catalog.card import Card, FilePin
+from server.command_lines import own_command
 from server.errors import ModelFileError
 
 _CHUNK_BYTES = 1 << 18
@@ -37,7 +38,7 @@ def check_present(card: Card) -> None:
     if missing:
         raise ModelFileError(
             f"model {card.name}: missing or incomplete: {', '.join(missing)}; fetch with: "
-            f"embedding-server models pull {card.name}"
+            f"{own_command('models', 'pull', card.name)}"
         )
 
 
@@ -66,8 +67,8 @@ def check_files(card: Card) -> None:
     if wrong:
         raise ModelFileError(
             f"model {card.name}: {'; '.join(wrong.values())}; delete the file{'s' * (len(wrong) > 1)} "
-            f"and fetch again with: embedding-server models pull {card.name}, or bring the model "
-            "again from its bundle"
+            f"and fetch again with: {own_command('models', 'pull', card.name)}, or bring the "
+            "model again from its bundle"
         )
 
 

@@ -22,11 +22,8 @@ from packaging.version import Version
 import server
 from server.catalog.pip import run_pip
 from server.catalog.registry import read_registry
+from server.command_lines import CHECKOUT, DISTRIBUTION, is_checkout
 from server.errors import BundleError, PipError
-
-DISTRIBUTION = "embedding-server"
-
-_CHECKOUT = Path(server.__file__).resolve().parent.parent
 
 
 def collect_wheels(folder: Path, extras: Iterable[str] = ()) -> list[Path]:
@@ -44,7 +41,7 @@ def collect_wheels(folder: Path, extras: Iterable[str] = ()) -> list[Path]:
             is not installed here as it needs it.
     """
     own = f"{DISTRIBUTION}=={server.__version__}"
-    if (_CHECKOUT / "pyproject.toml").is_file():
+    if is_checkout():
         own = str(_copy_of_checkout(folder / "source"))
     wheels = folder / "wheels"
     try:
@@ -139,7 +136,7 @@ def _distribution_in(wheel: Path) -> Distribution:
 
 def _copy_of_checkout(folder: Path) -> Path:
     """What the software's wheel is made of, without the files that `models pull` fetches."""
-    models = _CHECKOUT / "models"
+    models = CHECKOUT / "models"
     fetched = {
         card.path(file)
         for card in read_registry(models).cards
@@ -152,7 +149,7 @@ def _copy_of_checkout(folder: Path) -> Path:
 
     folder.mkdir()
     for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(_CHECKOUT / file, folder)
+        shutil.copy(CHECKOUT / file, folder)
     for part in ("server", "models"):
-        shutil.copytree(_CHECKOUT / part, folder / part, ignore=leave_out)
+        shutil.copytree(CHECKOUT / part, folder / part, ignore=leave_out)
     return folder

@@ -37,6 +37,7 @@ from server.catalog.card import (
 from server.catalog.exchange import exchange
 from server.catalog.registry import read_registry
 from server.catalog.verify import sha256_of
+from server.command_lines import install_command
 from server.errors import EmbeddingServerError, ImportRefused
 from server.importing.families import Family, find_family
 from server.importing.folder import CONFIG_FILE, REFERENCE_FILE, ModelFolder, read_folder
@@ -289,8 +290,8 @@ def _write_graph(
     assert folder.graph is not None
     if folder.head.dense:
         raise ImportRefused(
-            f"{folder.path}: the publisher's graph lacks the dense layers; install the [torch] "
-            "extra, so that a graph can be made"
+            f"{folder.path}: the publisher's graph lacks the dense layers, and making another one "
+            f"needs torch: {install_command('torch')}"
         )
     report(f"using the publisher's {folder.graph.relative_to(folder.path)}")
     beside = [path.name for path in sorted(folder.graph.parent.glob(GRAPH_DATA))]
@@ -322,8 +323,8 @@ def _makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
         raise ImportRefused(f"{folder.path}: has no safetensors file to make a graph from")
     if not torch_is_there:
         raise ImportRefused(
-            f"{folder.path}: has no onnx/model.onnx, and making a graph needs the [torch] extra: "
-            "pip install 'embedding-server[torch]'"
+            f"{folder.path}: has no onnx/model.onnx, and making a graph needs torch: "
+            f"{install_command('torch')}"
         )
     return True
 
@@ -490,8 +491,10 @@ def _check_parity(
         ImportRefused: they differ too much.
     """
     if not folder.weights or not is_installed("sentence_transformers"):
-        missing = "[torch] extra" if folder.weights else "safetensors weights"
-        report(f"not compared with sentence-transformers, which needs the {missing}")
+        missing = "safetensors weights"
+        if folder.weights:
+            missing = f"its package: {install_command('torch')}"
+        report(f"not compared with sentence-transformers, which needs {missing}")
         return {}
     from server.importing import torch_reference
 

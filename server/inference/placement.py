@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from server.catalog.card import Card, Dtype
+from server.command_lines import install_command
 from server.errors import SettingError
 
 log = logging.getLogger(__name__)
@@ -73,9 +74,7 @@ def _find_devices(device: str) -> tuple[str, ...]:
         if device == "auto":
             log.info("there is an NVIDIA driver but no torch: computing on the CPU")
             return (CPU,)
-        raise SettingError(
-            f"setting device: {device} needs torch: pip install 'embedding-server[torch]'"
-        )
+        raise SettingError(f"setting device: {device} needs torch: {install_command('torch')}")
     from server.inference.torch_cuda import device_names
 
     found = device_names()

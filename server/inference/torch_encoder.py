@@ -18,6 +18,7 @@ from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from server.catalog.card import Card, PoolingMode
+from server.command_lines import own_command
 from server.errors import ModelLoadError
 from server.inference.torch_attention import PACKED_ATTENTION
 
@@ -35,7 +36,8 @@ def load_transformer(card: Card, dtype: torch.dtype, device: torch.device) -> Pr
     if card.torch is None:
         raise ModelLoadError(
             f"model {card.name}: its card has no [torch] table, so it can be computed on the CPU "
-            "only; `embedding-server models import --replace` with the [torch] extra writes one"
+            f"only; `{own_command('models', 'import', 'FOLDER', '--name', card.name, '--replace')}` "
+            "writes one, from the publisher's FOLDER"
         )
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from typing import Any
 
 import pytest
 
 from server.catalog.card import Card
+from server.command_lines import install_command
 from server.errors import SettingError
 from server.inference import placement, torch_cuda
 from server.inference.placement import Placement, find_placement
@@ -74,7 +76,7 @@ def test_torch_is_not_even_looked_for_without_a_driver(
 @pytest.mark.parametrize(
     ("device", "there", "line"),
     [
-        ("cuda", {"torch": False}, "cuda needs torch: pip install"),
+        ("cuda", {"torch": False}, f"cuda needs torch: {re.escape(install_command('torch'))}"),
         ("cuda", {}, "cuda is asked for, but torch finds no CUDA device"),
         ("cuda:0", {}, "cuda:0 is asked for, but torch finds no CUDA device"),
     ],

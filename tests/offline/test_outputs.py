@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from server.command_lines import install_command
 from server.errors import MissingExtra, OutputFileError
 from server.offline import outputs
 from server.offline.outputs import format_of, partial_of
@@ -113,7 +115,10 @@ def test_a_missing_package_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"pyarrow.*embedding-server\[parquet\]"):
+    with pytest.raises(
+        MissingExtra,
+        match=re.escape(f"pyarrow, which is not installed: {install_command('parquet')}"),
+    ):
         format_of(tmp_path / "out.parquet")
 
 
