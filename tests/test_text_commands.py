@@ -196,14 +196,20 @@ class TestResuming:
         assert output.read_bytes() == wanted.read_bytes()
         assert sorted(tmp_path.iterdir()) == [output, wanted]
 
-    def test_after_ctrl_c_it_goes_on_to_the_same_bytes(
-        self, long_input: Path, whole: Path, tmp_path: Path
+    @pytest.mark.parametrize(("ending", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_after_a_signal_it_goes_on_to_the_same_bytes(
+        self,
+        long_input: Path,
+        whole: Path,
+        tmp_path: Path,
+        ending: signal.Signals,
+        exit_code: int,
     ) -> None:
         output = tmp_path / "out.npy"
         running = start(long_input, "--dimensions", "64", "-o", output)
         wait_for_checkpoint(output, running, WINDOW_TEXTS)
-        code, errors = end(running, signal.SIGINT)
-        assert code == 130
+        code, errors = end(running, ending)
+        assert code == exit_code
         assert re.fullmatch(r"interrupted after [\d,]+ texts; go on with --resume\n", errors)
         command("embed", long_input, "--dimensions", "64", "-o", output, "--resume")
         assert output.read_bytes() == whole.read_bytes()
