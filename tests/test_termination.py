@@ -26,9 +26,11 @@ with ending_at_once():
 
 
 @pytest.fixture(autouse=True)
-def _handlers_come_back() -> Iterator[None]:
+def _handlers_of_each_test() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:  # the tests' own process must not end, nor ignore any
+        signal.signal(number, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -45,7 +47,6 @@ def test_sigterm_lets_a_command_tidy_up_undisturbed_by_a_second_one() -> None:
 def test_every_command_ends_with_the_code_that_shells_report(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(cli, "app", lambda: signal.raise_signal(number))
     with pytest.raises(SystemExit) as ended:
         cli.main()
