@@ -6,7 +6,6 @@ Imports what a command needs when it runs, so that `--version` and mistakes answ
 from __future__ import annotations
 
 import re
-import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +89,6 @@ def create(
         raise BundleError("--extra needs --wheels")
     check_output(output, force=force)  # before minutes of work
     cards = read_registry(*settings.model_folders()).select(names).cards
-    _clean_up_when_told_to_end()
     with tempfile.TemporaryDirectory(prefix="embedding-server-") as scratch:
         added = []
         if wheels_from:
@@ -158,7 +156,6 @@ def install(
     from server.catalog.install import install as install_models
 
     approved = _checked_digest(sha256)
-    _clean_up_when_told_to_end()
     with _opened(file) as bundle:
         settings.make_data_dir()
         fates = install_models(
@@ -189,8 +186,3 @@ def _checked_digest(text: str | None) -> str | None:
     if text is not None and not re.fullmatch(r"[0-9A-Fa-f]{64}", text):
         raise BundleError("--sha256: a sha256 has 64 hexadecimal digits")
     return text
-
-
-def _clean_up_when_told_to_end() -> None:
-    """Let SIGTERM end the command as Ctrl-C does, so that it removes its temporary files."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -19,10 +19,10 @@ from server.flags import with_flags
 from server.key_commands import keys_app, usage
 from server.model_commands import models_app
 from server.settings import Settings, unknown_environment_variables
+from server.termination import INTERRUPTED, raise_when_terminated
 from server.text_commands import dimensions, embed, fit_rotation
 
 MISTAKE = 2  # exit code of every error that a user can mend
-INTERRUPTED = 130  # as shells report SIGINT
 
 app = typer.Typer(
     name="embedding-server",
@@ -42,13 +42,14 @@ app.command("dimensions")(dimensions)
 
 
 def main() -> None:
-    """Entry point: errors of ours become one line and exit code 2."""
+    """Entry point: errors of ours become one line and exit code 2; signals, see `termination`."""
+    raise_when_terminated()
     try:
         app()
     except EmbeddingServerError as error:
         print(f"embedding-server: {error.message}", file=sys.stderr)
         raise SystemExit(MISTAKE) from None
-    except KeyboardInterrupt:  # before the server has its own handler
+    except KeyboardInterrupt:  # typer turns it into the same code while a command runs
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -110,13 +111,11 @@ def doctor(
         enter_network_namespace()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from server.doctor import examine
-    from server.termination import tidy_when_terminated
 
     bad = 0
-    with tidy_when_terminated():
-        for finding in examine(settings, offline=offline):
-            verdict = "ok " if finding.good else "BAD"
-            print(f"{verdict}  {finding.subject}: {finding.text}", flush=True)
-            bad += not finding.good
+    for finding in examine(settings, offline=offline):
+        verdict = "ok " if finding.good else "BAD"
+        print(f"{verdict}  {finding.subject}: {finding.text}", flush=True)
+        bad += not finding.good
     if bad:
         raise SelfTestFailed(f"{bad} of the checks failed")

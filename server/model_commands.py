@@ -1,4 +1,4 @@
-"""The commands `embedding-server models`: list, pull, import, verify.
+"""The commands `embedding-server models`: list, pull, import, clean, verify.
 
 Imports what a command needs when it runs, so that `--version` and mistakes answer at once.
 """
@@ -96,25 +96,27 @@ def pull_models(
 def _pull_from_hub(
     settings: Settings, repository: str, revision: str | None, name: str | None
 ) -> None:
-    import shutil
-
-    from server.catalog.hub import download_folder
+    from server.catalog.hub import downloaded
     from server.importing.importer import Wishes, check_free, import_model, is_installed
-    from server.termination import tidy_when_terminated
 
     name = name or repository.rsplit("/", 1)[-1]
     place = settings.installed_models_dir()
     # Before gigabytes are fetched.
     check_free(place, name, Wishes(), settings.models_dir)
     settings.make_data_dir()
-    downloads = settings.data_dir / "downloads"
     with_graph = not is_installed("torch")
-    folder, commit = download_folder(repository, revision, downloads, _say, with_graph=with_graph)
-    wishes = Wishes(name=name, origin=(repository, commit))
-    with tidy_when_terminated():
+    with downloaded(repository, revision, _downloads(settings), _say, with_graph=with_graph) as (
+        folder,
+        commit,
+    ):
+        wishes = Wishes(name=name, origin=(repository, commit))
         card = import_model(folder, place, wishes, _say, beside=settings.models_dir)
-    shutil.rmtree(folder)
     _tell_installed(card)
+
+
+def _downloads(settings: Settings) -> Path:
+    """Where models of the hub lie until they are imported."""
+    return settings.data_dir / "downloads"
 
 
 def _tell_installed(card: Card) -> None:
@@ -181,7 +183,6 @@ def import_folder(
     No code of the folder is run and nothing is unpickled.
     """
     from server.importing.importer import Wishes, import_model
-    from server.termination import tidy_when_terminated
 
     prompts: dict[Literal["query", "document"], str] = {}
     if query_prompt is not None:
@@ -201,8 +202,7 @@ def import_folder(
     )
     place = settings.installed_models_dir()
     settings.make_data_dir()
-    with tidy_when_terminated():
-        card = import_model(path, place, wishes, _say, beside=settings.models_dir)
+    card = import_model(path, place, wishes, _say, beside=settings.models_dir)
     _tell_installed(card)
 
 
@@ -212,6 +212,26 @@ def _read_sizes(text: str | None) -> tuple[int, ...]:
         if not part.isdecimal():
             raise SettingError(f"--matryoshka: {part!r} is no number")
     return tuple(map(int, parts))
+
+
+@models_app.command("clean")
+@with_flags(*FOLDERS)
+def clean(settings: Settings) -> None:
+    """Remove what failed or killed pulls and imports have left, and tell how much that freed.
+
+    No model is touched, nor what a running one uses. A download that the next pull would have gone
+    on with is removed, too.
+    """
+    from rich.filesize import decimal
+
+    from server.catalog.leftovers import clear_leftovers
+
+    total = 0
+    for folder, freed in clear_leftovers(*settings.model_folders(), _downloads(settings)):
+        told = "in use, left alone" if freed is None else f"removed, {decimal(freed)}"
+        print(f"{folder}: {told}")
+        total += freed or 0
+    print(f"freed {decimal(total)}")
 
 
 @models_app.command("verify")

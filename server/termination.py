@@ -1,24 +1,54 @@
-"""SIGTERM as an exception, so that a command clears away what it began. Main thread only."""
+"""How a signal ends a command: what was begun is cleared away, and the exit code names the signal.
+
+A server that runs has handlers of its own: it drains and ends with 0. Main thread only.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 
-TERMINATED = 143  # as shells report SIGTERM
+INTERRUPTED = 128 + signal.SIGINT  # 130 and 143, as shells report them
+TERMINATED = 128 + signal.SIGTERM
+
+
+class Terminated(SystemExit):
+    """SIGTERM came; an exception, so that `finally` and `with` clear away what was begun."""
+
+    def __init__(self) -> None:
+        super().__init__(TERMINATED)
+
+
+def raise_when_terminated() -> None:
+    """From now on SIGTERM raises Terminated, as SIGINT raises KeyboardInterrupt."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        # `timeout` and supervisors may send it twice; the second must not disturb the clearing.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 @contextlib.contextmanager
-def tidy_when_terminated() -> Iterator[None]:
-    """Let `finally` and `with` run in this block, then end with exit code TERMINATED."""
+def ending_at_once() -> Iterator[None]:
+    """In this block both signals end the process there and then, with the same exit codes.
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(TERMINATED)
+    For work in threads that Python would wait for, and that leaves nothing to clear away.
+    """
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def end(number: int, _frame: FrameType | None) -> None:
+        os._exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = {number: was for number, was in before.items() if was is not signal.SIG_IGN}
+    for number in heard:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, was in heard.items():
+            signal.signal(number, was)

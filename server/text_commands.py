@@ -14,6 +14,7 @@ import typer
 
 from server.flags import with_flags
 from server.settings import Settings
+from server.termination import Terminated
 
 if TYPE_CHECKING:
     from server.offline.embed_file import FileJob, Show
@@ -126,7 +127,7 @@ def embed(
 def _run_job(job: FileJob, model: OfflineModel, reader: TextReader, show: Show) -> Mark:
     try:
         return job.run(model, reader, show)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         if texts := job.begun_at.texts:
             print(f"interrupted after {texts:,} texts; go on with --resume", file=sys.stderr)
         raise

@@ -14,12 +14,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO
 from unittest import mock
 
 from server.cli import main
-from server.termination import TERMINATED
 
 # Tests wait for a command that does not end, but not for ever.
 PATIENCE_S = 120
@@ -161,11 +159,6 @@ def _standard_streams(*files: IO[bytes]) -> Iterator[None]:
 @contextlib.contextmanager
 def _time_limit() -> Iterator[None]:
     """Send SIGTERM to this process after PATIENCE_S, which ends whatever command runs."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(TERMINATED)
-
-    signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
     signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, 1)  # a drain is cut short by the second
     try:

@@ -224,14 +224,20 @@ class TestResuming:
         assert output.read_bytes() == wanted.read_bytes()
         assert sorted(tmp_path.iterdir()) == [output, wanted]
 
-    def test_after_ctrl_c_it_goes_on_to_the_same_bytes(
-        self, long_input: Path, whole: Path, tmp_path: Path
+    @pytest.mark.parametrize(("ending", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_after_a_signal_it_goes_on_to_the_same_bytes(
+        self,
+        long_input: Path,
+        whole: Path,
+        tmp_path: Path,
+        ending: signal.Signals,
+        exit_code: int,
     ) -> None:
         output = tmp_path / "out.npy"
         with start("embed", long_input, "--dimensions", "64", "-o", output) as running:
             wait_for_checkpoint(output, running, WINDOW_TEXTS)
-            outcome = end(running, signal.SIGINT)
-        assert outcome.exit_code == 130
+            outcome = end(running, ending)
+        assert outcome.exit_code == exit_code
         assert re.fullmatch(
             r"interrupted after [\d,]+ texts; go on with --resume\n", outcome.stderr
         )

@@ -28,6 +28,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from server import __version__
 from server.catalog.card import CARD_FILE, Card, FilePin, is_card_name
+from server.catalog.syncing import sync_folder
 from server.catalog.verify import check_present, ignore_progress, sha256_of
 from server.errors import BundleError
 
@@ -354,15 +355,6 @@ def check_output(file: Path, *, force: bool) -> None:
         raise BundleError(f"cannot write {file}: it is a folder")
     if not force and (file.exists() or file.is_symlink()):
         raise BundleError(f"{file} exists; --force replaces it")
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a crash of the machine."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 class _Format(BaseModel, extra="ignore"):

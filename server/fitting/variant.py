@@ -5,19 +5,16 @@ The folder appears complete or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import math
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.numpy import save
 
 from server.catalog.card import Card, Neighbours, is_card_name, read_card, write_card
-from server.catalog.exchange import exchange
+from server.catalog.placing import workshop
 from server.catalog.registry import Registry, read_registry
 from server.errors import FitRefused, OutputFileError
 from server.fitting.measuring import MIN_TEXTS, Kept
@@ -108,26 +105,17 @@ class VariantPlan:
         Raises:
             OutputFileError: the data folder cannot be written.
         """
-        data_dir = self._settings.data_dir
-        with contextlib.ExitStack() as stack:
-            try:
-                data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-                # Not below models/: a server that starts meanwhile would find it there.
-                scratch = Path(tempfile.mkdtemp(dir=data_dir, prefix=".fit-"))
-                stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-                made = scratch / "model"
-                made.mkdir()
+        try:
+            self._settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with workshop(self._settings.installed_models_dir()) as shop:
+                made = shop.new / self.name
+                made.mkdir(parents=True)
                 self._write(made, rotation, sizes, neighbours)
                 card = read_card(made, *self._settings.model_folders())
                 load_rotation(card)
-                self._folder.parent.mkdir(parents=True, exist_ok=True)
-                if not self._folder.exists():
-                    made.rename(self._folder)
-                elif not exchange(made, self._folder):
-                    self._folder.rename(scratch / "replaced")
-                    made.rename(self._folder)
-            except OSError as error:
-                raise OutputFileError(f"{self._folder}: {error.strerror}") from error
+                shop.put_in_place([self.name])
+        except OSError as error:
+            raise OutputFileError(f"{self._folder}: {error.strerror}") from error
         return read_card(self._folder, *self._settings.model_folders())
 
     def _write(

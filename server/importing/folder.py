@@ -8,12 +8,13 @@ functions; any thread may call.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from server.catalog.card import TOKENIZER_FILE, Activation, PoolingMode
+from server.catalog.card import TOKENIZER_FILE, Activation, PoolingMode, is_card_name
 from server.errors import ImportRefused
 
 CONFIG_FILE = "config.json"
@@ -109,6 +110,7 @@ def read_folder(
     Raises:
         ImportRefused: the folder is none, or needs what is not supported.
     """
+    _check_is_folder(path)
     if not (path / CONFIG_FILE).is_file():
         raise ImportRefused(f"{path}: no {CONFIG_FILE}: not a folder of a transformer model")
     config = read_json(path / CONFIG_FILE)
@@ -141,6 +143,20 @@ def read_folder(
         lower_case=sentence_bert.get("do_lower_case") is True,
         weights=_find_weights(path, head),
     )
+
+
+def _check_is_folder(path: Path) -> None:
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            return
+    except FileNotFoundError:
+        hint = ""
+        if "/" in str(path) and is_card_name(str(path)):  # as the hub calls models
+            hint = f"; if a model of the hub is meant: embedding-server models pull {path}"
+        raise ImportRefused(f"there is no folder {path}{hint}") from None
+    except OSError as error:
+        raise ImportRefused(f"{path}: {error.strerror}") from error
+    raise ImportRefused(f"{path} is a file, not a folder with a transformer model")
 
 
 def read_json(path: Path) -> dict[str, Any]:

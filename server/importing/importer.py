@@ -1,7 +1,7 @@
 """A Hugging Face folder to an installed model: card, graph, weights, tokenizer, and the proof.
 
-The model is put together in a folder beside its place and moved there at the end, so that an import
-that fails or is interrupted leaves nothing. Torch is needed only where a graph has to be made; it
+The model is put together in a workshop and moved to its place at the end, so that an import that
+fails or is interrupted leaves nothing. Torch is needed only where a graph has to be made; it
 is imported by the modules whose names begin with `torch_`. Knows nothing of queues, HTTP or keys.
 """
 
@@ -12,7 +12,6 @@ import datetime
 import importlib.util
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,7 @@ from server.catalog.card import (
     read_card,
     write_card,
 )
-from server.catalog.exchange import exchange
+from server.catalog.placing import workshop
 from server.catalog.registry import read_registry
 from server.catalog.verify import sha256_of
 from server.command_lines import install_command
@@ -119,23 +118,17 @@ def import_model(
     """
     folder = read_folder(path, pooling=wishes.pooling, normalize=wishes.normalize)
     name = choose_name(folder, wishes)
-    place = into / name
     check_free(into, name, wishes, beside)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=into, prefix=".import-") as scratch:
-            made = Path(scratch) / "model"
-            made.mkdir(mode=0o755)
+        with workshop(into) as shop:
+            made = shop.new / name
+            made.mkdir(parents=True)
             _make(folder, made, name, wishes, report)
             check_free(into, name, wishes, beside)  # another import may have been faster
-            if not place.exists():
-                made.rename(place)
-            elif not exchange(made, place):
-                place.rename(Path(scratch) / "replaced")
-                made.rename(place)
+            shop.put_in_place([name])
     except OSError as error:
         raise ImportRefused(f"{error.filename or into}: {error.strerror or error}") from error
-    return read_card(place, into)
+    return read_card(into / name, into)
 
 
 def check_free(into: Path, name: str, wishes: Wishes, beside: Path | None = None) -> None:

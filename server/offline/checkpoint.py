@@ -10,8 +10,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from server.catalog.syncing import sync_folder
 from server.errors import OutputFileError
-from server.offline.outputs import sync_folder
 from server.offline.texts import START, Mark
 
 Fact = str | int | bool | None

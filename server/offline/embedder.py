@@ -118,7 +118,7 @@ def embed_windows(
     Raises:
         TextFileError: a text is too long; windows before it are written.
         EmbeddingServerError: whatever `windows` or `write` raise.
-        KeyboardInterrupt: on SIGINT, once the last computed window is written.
+        KeyboardInterrupt, Terminated: on SIGINT or SIGTERM, once the last computed window is written.
     """
     progress = Progress(start.texts, 0, start.bytes)
     asyncio.run(_Run(model, windows, write, prompt, truncate, show, progress).run())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -18,6 +17,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from server.catalog.locking import try_lock
+from server.catalog.syncing import sync_folder
 from server.errors import MissingExtra, OutputFileError
 
 if TYPE_CHECKING:
@@ -133,11 +134,13 @@ class ParquetFile(NpyFile):
         scratch = self.path.with_name(self.path.name + ".writing")
         try:
             _write_parquet(scratch, self._dimensions, self._groups(texts))
+            with _open(scratch, "r+b") as file:
+                _sync(file)
+            _appear(scratch, self.path)
         except OSError as error:
             raise OutputFileError(f"{scratch}: {error.strerror or error}") from error
-        with _open(scratch, "r+b") as file:
-            _sync(file)
-        _appear(scratch, self.path)
+        finally:
+            scratch.unlink(missing_ok=True)
         self.partial.unlink()
 
     def _groups(self, texts: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -169,16 +172,6 @@ def format_of(path: Path) -> type[GrowingFile]:
     if kind is ParquetFile and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtra(f"writing {path}", "pyarrow", "parquet")
     return kind
-
-
-def sync_folder(folder: Path) -> None:
-    """Make sure that what was renamed in a folder stays so after a power cut."""
-    if sys.platform != "win32":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _write_parquet(
@@ -222,13 +215,8 @@ def _sync(file: BinaryIO) -> None:
 
 def _lock(file: BinaryIO, path: Path) -> None:
     """Keep a second process away until this one ends, however it ends."""
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputFileError(f"{path}: another process writes it") from None
+    if not try_lock(file):
+        raise OutputFileError(f"{path}: another process writes it")
 
 
 def _appear(partial: Path, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from server.catalog.card import HubSource, read_card
+from server.catalog.hub import downloaded, not_fetched
+from server.errors import ModelFileError
 from tests.catalog.test_pull import Hub
 from tests.importing.folders import make_folder
 from tests.server_process import ServerProcess
@@ -227,3 +230,64 @@ def test_a_commit_that_is_none_is_refused_before_it_names_a_folder(
     assert outcome.returncode == 2
     assert outcome.stderr.splitlines()[-1].startswith(f"embedding-server: {REPOSITORY}: the hub")
     assert hub.fetched() == []
+
+
+@pytest.fixture
+def into(hub: HubProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where downloads go that this process makes from the hub of this test."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+    return tmp_path / "downloads"
+
+
+def test_a_download_is_kept_for_another_try_until_it_was_imported(
+    hub: HubProcess, into: Path
+) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        downloaded(REPOSITORY, None, into, lambda _: None, with_graph=False),
+    ):
+        raise KeyboardInterrupt
+    hub.asked.clear()
+    with downloaded(REPOSITORY, None, into, lambda _: None, with_graph=False) as (folder, commit):
+        assert (folder / "model.safetensors").is_file()
+        assert commit == COMMIT
+    assert hub.fetched() == []
+    assert list(into.iterdir()) == []
+
+
+def test_of_two_pulls_of_one_model_the_second_is_refused(hub: HubProcess, into: Path) -> None:
+    first = downloaded(REPOSITORY, None, into, lambda _: None, with_graph=False)
+    second = downloaded(REPOSITORY, None, into, lambda _: None, with_graph=False)
+    with first as (folder, _):
+        with pytest.raises(ModelFileError, match=f"another process is fetching it into {folder}"):
+            second.__enter__()
+        assert (folder / "model.safetensors").is_file()
+
+
+def test_a_hub_out_of_reach_is_named_with_the_variable_that_names_another(
+    into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # nothing listens there
+        host = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://me:secret@{host}")
+        with pytest.raises(ModelFileError) as refused:
+            downloaded(REPOSITORY, None, into, lambda _: None, with_graph=False).__enter__()
+    assert refused.value.message == (
+        f"{REPOSITORY}: not fetched from {host} (HF_ENDPOINT names another hub): "
+        "[Errno 111] Connection refused"
+    )
+
+
+def test_the_networks_own_words_are_the_reason() -> None:
+    try:
+        try:
+            raise ConnectionError("Name or service not known")
+        except ConnectionError as error:
+            raise FileNotFoundError("cannot be located; please check your connection") from error
+    except FileNotFoundError as error:
+        message = not_fetched("org/tiny", error)
+    assert message.startswith("org/tiny: not fetched from ")
+    assert message.endswith(": Name or service not known")

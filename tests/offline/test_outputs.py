@@ -126,3 +126,21 @@ def test_a_missing_package_is_named_with_its_extra(
 def test_a_name_that_cannot_be_written_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputFileError, match=name):
         format_of(tmp_path / name)
+
+
+def test_a_parquet_file_that_was_not_written_to_its_end_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.parquet"
+
+    def interrupt(scratch: Path, *_: object) -> None:
+        scratch.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(outputs, "_write_parquet", interrupt)
+    file = format_of(path)(path, 3, 0)
+    file.append(0, VECTORS)
+    with pytest.raises(KeyboardInterrupt):
+        file.finish(5)
+    file.close()
+    assert list(tmp_path.iterdir()) == [partial_of(path)]
