@@ -17,13 +17,12 @@ to WordPiece, and is one token in however many windows it is seen.
 So the ids are exact unless one depends on what is more than MAX_WINDOW_CHARS away. If it does, the
 text is cut as if two texts met there, which makes a few tokens near the cut others. What is known:
 
-- one character or pattern that repeats for longer and that the vocabulary divides in several ways.
-  To a Unigram model these may be equally probable; then rounding, or the end of the text, decides
-  where the odd piece lies, as far away as the first tokens. In rare cases that is not noticed, and
-  such a run of more than SEAM_CHARS has its pieces in another order;
-- a longer run of characters inside of a word that the normaliser removes or puts in order, such as
-  combining marks;
-- a vocabulary with tokens of more than MAX_ENDS characters, in a text of such tokens only.
+- a Unigram model may find several divisions of a run equally probable ("!!" "!" and "!" "!!").
+  Rounding decides then, of a sum that begins with the text. Behind the first window such pieces may
+  lie in another order, and in a run of more than SEAM_CHARS a piece may be divided;
+- a run of more than MAX_WINDOW_CHARS that a vocabulary divides from its end, or that the normaliser
+  removes inside of a word or puts in order (combining marks);
+- a text of nothing but tokens of more than MAX_ENDS characters.
 
 Keeps no state; any thread may call.
 """

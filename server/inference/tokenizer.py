@@ -50,9 +50,9 @@ class Tokenizer:
         self._rust.no_padding()
         self._rust.no_truncation()
         self.max_input_tokens = max_input_tokens
-        added = self._rust.get_added_tokens_decoder()  # whose ids may leave a gap
+        self._added = self._rust.get_added_tokens_decoder()  # whose ids may leave a gap
         own = self._rust.get_vocab_size(with_added_tokens=False)
-        self.vocabulary_size: int = max([own, *(token_id + 1 for token_id in added)])
+        self.vocabulary_size: int = max([own, *(token_id + 1 for token_id in self._added)])
         bare = self._rust.encode("a", add_special_tokens=False).ids
         full = self._rust.encode("a", add_special_tokens=True).ids
         starts = (i for i in range(len(full)) if bare and full[i : i + len(bare)] == bare)
@@ -144,6 +144,8 @@ class Tokenizer:
 
     def token(self, token_id: int) -> str:
         """How the vocabulary writes a token; empty if it has none with this id."""
+        if token_id in self._added:
+            return self._added[token_id].content  # as it was added, not as it is normalised
         return self._rust.id_to_token(token_id) or ""
 
     def _fit(self, token_ids: TokenIds, truncate: bool, position: str) -> TokenIds:

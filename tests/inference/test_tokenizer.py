@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 import threading
 from concurrent.futures import CancelledError
@@ -179,3 +180,15 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
         Tokenizer(tmp_path / "tokenizer.json", max_input_tokens=8)
+
+
+def test_the_vocabulary_ends_behind_the_highest_id(tmp_path: Path, plain_card: Card) -> None:
+    content = json.loads(plain_card.path(TOKENIZER_FILE).read_text())
+    added = content["added_tokens"][-1]
+    content["added_tokens"].append({**added, "id": 40_000, "content": "[FAR]"})
+    (tmp_path / TOKENIZER_FILE).write_text(json.dumps(content))
+    tokenizer = Tokenizer(tmp_path / TOKENIZER_FILE, max_input_tokens=8)
+    last = tokenizer.vocabulary_size - 1
+    assert encode(tokenizer, "[FAR]") == [[CLS, last, SEP]]
+    assert tokenizer.token(last) == "[FAR]"
+    assert tokenizer.token(last + 1) == ""
