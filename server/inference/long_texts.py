@@ -110,11 +110,14 @@ def _find_seam(rust: RustTokenizer, window: str, tokens: _Tokens, ends: int) -> 
     if behind - first >= 2:
         return _find_pair(rust, tokens, window, (first, behind), ends)
     token_start, token_end = tokens.spans[behind - 1] if behind else (0, 0)
-    if token_end <= limit:
-        return _find_gap(rust, window, behind, (max(token_end, begin), limit), ends)
-    if token_end - token_start > ends:
-        return _find_unknown(rust, tokens, window, behind, ends)
-    return None
+    if token_end > limit:
+        longer = token_end - token_start > ends
+        return _find_unknown(rust, tokens, window, behind, ends) if longer else None
+    # Nothing here gives a token. A blank is between two words; what the normaliser removes may be
+    # inside of one.
+    gap = range(max(token_end, begin), limit)
+    blank = next((place for place in gap if window[place].isspace()), None)
+    return None if blank is None else _Seam(behind, blank, 0)
 
 
 def _find_pair(
@@ -133,24 +136,10 @@ def _find_pair(
     pairs = {pair: number for number, pair in enumerate(pairwise(certain), start=1)}
     for number in range(behind - 1, first, -1):
         left, right = ((ids[n], spans[n][0]) for n in (number - 1, number))
-        # Of equal tokens there may be a run, which other windows divide otherwise; some tokenizers
-        # make several tokens of one character.
-        if left[0] != right[0] and spans[number - 1][1] <= right[1] and (left, right) in pairs:
+        # Of equal tokens there may be a run, which rounding may divide otherwise from the text's start.
+        if left[0] != right[0] and (left, right) in pairs:
             return _Seam(number, start, pairs[left, right])
     return None
-
-
-def _find_gap(
-    rust: RustTokenizer, window: str, kept: int, zone: tuple[int, int], ends: int
-) -> _Seam | None:
-    """A place between two words where nothing gives a token, such as a run of blanks."""
-    begin, limit = zone
-    blank = next((place for place in range(begin, limit) if window[place].isspace()), None)
-    if blank is None:  # characters that the normaliser removes: perhaps inside of a word
-        return None
-    seen = _with_each_end(rust, window, blank, ends)
-    silent = all(one.begun(limit - blank) == 0 for one in seen)
-    return _Seam(kept, blank, 0) if silent else None
 
 
 def _find_unknown(

@@ -74,8 +74,8 @@ async def test_the_input_is_named_and_others_are_answered(card: Card) -> None:
                 assert error["type"] == "invalid_request_error"
                 assert error["param"] == "input"
                 assert "try" not in error["message"].lower()
-            body = {"model": PLAIN, "input": [NEW_ID - 1]}
-            assert (await client.post("/v1/embeddings", json=body)).status_code == 200
+            known = {"model": PLAIN, "input": [NEW_ID - 1]}
+            assert (await client.post("/v1/embeddings", json=known)).status_code == 200
     finally:
         models.close()
         await asyncio.to_thread(models.join)

@@ -39,7 +39,7 @@ def corpus() -> list[str]:
 
 def word_pieces() -> RustTokenizer:
     """As BERT's multilingual ones, but accents stay."""
-    tokenizer = RustTokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer = RustTokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.NFD()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return trained(tokenizer, trainers.WordPieceTrainer(vocab_size=400, special_tokens=["[UNK]"]))
@@ -198,6 +198,39 @@ def test_a_run_that_fits_a_grown_window_is_divided_as_in_one_pass(
     for char in ("a", "東", "🎉", "=", "13"):
         text = CHINESE * 60 + char * (WINDOW * 3 // len(char)) + CHINESE * 200
         assert in_windows(rust, text) == in_one_pass(rust, text)
+
+
+def unigram_of(**scores: float) -> RustTokenizer:
+    vocabulary = [("[UNK]", -20.0), *scores.items()]
+    return RustTokenizer(models.Unigram(vocabulary, unk_id=0))
+
+
+def test_where_the_end_of_a_run_decides_its_beginning_it_is_looked_at_to_its_end() -> None:
+    # "x" "ab" "cd" … or "xa" "bc" "da" …, as the run ends.
+    pieces = {"ab": -1.0, "cd": -1.0, "bc": -1.0, "da": -1.0, "xa": -1.0, "x": -1.0, "e": -1.0}
+    rust = unigram_of(**pieces, a=-5.0, b=-5.0, c=-5.0, d=-5.0)
+    begun = set()
+    for odd in range(4):
+        text = "e" * 50 + "x" + ("abcd" * WINDOW)[: WINDOW * 2 + odd] + "e" * 2 * WINDOW
+        found = in_windows(rust, text)
+        assert found == in_one_pass(rust, text)
+        begun.add(found[50])
+    assert len(begun) == 2
+
+
+def test_where_rounding_decides_it_is_the_rounding_of_the_whole_text() -> None:
+    rust = unigram_of(a=-6.0, aaa=-7.6, b=-2.4, c=-2.8)
+    draw = random.Random(0)
+    for odd in range(12):
+        begin = chars(draw, "bc", 100)
+        text = begin + "a" * (WINDOW * 2 + odd) + chars(draw, "bc", 3 * WINDOW)
+        assert in_windows(rust, text) == in_one_pass(rust, text)
+
+
+def test_marks_inside_of_a_word_do_not_part_it(minilm: RustTokenizer) -> None:
+    for count in (WINDOW - 8, WINDOW, 2 * WINDOW, 3 * WINDOW):
+        text = "one two b" + "\u0301" * count + "e three four" + " and so on" * WINDOW
+        assert in_windows(minilm, text) == in_one_pass(minilm, text)
 
 
 def test_marks_inside_of_a_word_over_the_largest_window_part_it_and_change_nothing_else(
