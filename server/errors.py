@@ -8,6 +8,7 @@
           ContextLengthExceeded        context_length_exceeded
           TooManyTokens                max_tokens_per_request
           RequestAboveTokenLimit       max_tokens_per_request
+          TokenWithoutEmbedding
           FingerprintMismatch          embedding_fingerprint_mismatch
         AuthenticationFailed      401  authentication_error
           MissingApiKey
@@ -171,6 +172,18 @@ class RequestAboveTokenLimit(InvalidRequest):
             "Send several smaller requests.",
             param="input",
         )
+
+
+class TokenWithoutEmbedding(InvalidRequest):
+    """An input holds a token that the tokenizer knows and the model's weights do not."""
+
+    def __init__(self, *, row: int, token: str, token_id: int, num_embeddings: int) -> None:
+        self.row = row
+        self.what = (
+            f"holds {token[:100]!r} (token id {token_id}), which the model's tokenizer knows, but "
+            f"not its weights: they end at {num_embeddings - 1}"
+        )
+        super().__init__(f"input[{row}] {self.what}. Leave it out.", param="input")
 
 
 class FingerprintMismatch(InvalidRequest):

@@ -42,6 +42,7 @@ from server.errors import (
     ScopeMissing,
     StartupError,
     StorageUnavailable,
+    TokenWithoutEmbedding,
     TooManyTokens,
     Unavailable,
     UnrecognizedArgument,
@@ -103,6 +104,10 @@ EXAMPLES: dict[
     RequestAboveTokenLimit: (
         lambda: RequestAboveTokenLimit(2000, 1000),
         (400, "max_tokens_per_request", "input"),
+    ),
+    TokenWithoutEmbedding: (
+        lambda: TokenWithoutEmbedding(row=3, token="[NEW]", token_id=9, num_embeddings=9),
+        (400, None, "input"),
     ),
     StorageUnavailable: (
         lambda: StorageUnavailable("budgets"),

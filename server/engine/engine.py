@@ -21,7 +21,7 @@ from server.engine.replica import Replica, probe
 from server.engine.request_tokenizer import RequestTokenizer
 from server.engine.sequence import MicroBatch, SequenceGroup
 from server.engine.waiting_queue import WaitingQueue
-from server.errors import Draining, InferenceFailed
+from server.errors import Draining, InferenceFailed, TokenWithoutEmbedding
 from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs
 from server.inference.loader import Encoder
@@ -142,9 +142,11 @@ class Engine:
             ticket: from `admit`.
 
         Raises:
+            TokenWithoutEmbedding: the weights lack a token; nothing is computed.
             InferenceFailed: the model failed on one of the sequences.
             Draining: the engine was closed before all were computed.
         """
+        self._check_embeddings(token_ids)
         ticket.correct(sum(map(len, token_ids)))
         group = SequenceGroup(token_ids, self._encoder.embedding_dim, ticket)
         began_s = time.perf_counter()
@@ -183,6 +185,17 @@ class Engine:
         if ended:
             self._replicas.clear()  # they point back here
         return ended
+
+    def _check_embeddings(self, token_ids: Sequence[TokenIds]) -> None:
+        """Here, where all ways to a vector meet: front ends know the tokenizer alone."""
+        most = self._encoder.num_embeddings
+        if most is None or np.concatenate(token_ids).max() < most:
+            return
+        row, token_id = next(
+            (row, int(ids.max())) for row, ids in enumerate(token_ids) if ids.max() >= most
+        )
+        token = self._encoder.tokenizer.token(token_id)
+        raise TokenWithoutEmbedding(row=row, token=token, token_id=token_id, num_embeddings=most)
 
     def _deliver(self, micro_batch: MicroBatch) -> None:
         """Called by a replica: hand a computed micro-batch over to the event loop."""

@@ -54,6 +54,7 @@ GRAPH_DATA = "model.onnx[_.]data*"
 MAX_COMPARED_TOKENS = 2048
 SPARE_BYTES = 64 * 1024 * 1024  # of disk that an import leaves free
 ALIAS = re.compile(r"[^\s,]+")  # settings separate names by commas
+SHOWN_TOKENS = 10  # of those that a warning names
 HUB_CACHE = re.compile(r"models--(?P<organisation>.+?)--(?P<name>.+)")
 
 REFERENCE_TEXTS = ("The quick brown fox jumps over the lazy dog.", "¿Dónde está la biblioteca? 42")
@@ -214,6 +215,7 @@ def _make(
         embedding_dim = backend.forward([np.zeros(1, np.int32)]).shape[1]
         encoder = Encoder(tokenizer, (backend,), embedding_dim)
         reference = direct.embed_texts(encoder, REFERENCE_TEXTS)
+    _tell_unknown_tokens(encoder, report)
     if head.normalize and not np.allclose(np.linalg.norm(reference, axis=1), 1, atol=1e-3):
         raise ImportRefused(
             f"{folder.path}: modules.json says Normalize, but the graph's vectors have other "
@@ -355,6 +357,21 @@ def _write_tokenizer(folder: ModelFolder, made: Path) -> None:
     own = tokenizer.normalizer
     tokenizer.normalizer = NormalizerSequence([Lowercase(), *([own] if own else [])])
     tokenizer.save(str(made / TOKENIZER_FILE))
+
+
+def _tell_unknown_tokens(encoder: Encoder, report: Callable[[str], None]) -> None:
+    """Warn of tokens that were added to the tokenizer and not to the weights."""
+    tokenizer = encoder.tokenizer
+    known = encoder.backends[0].count_embeddings(tokenizer.vocabulary_size)
+    unknown = [i for i in range(known, tokenizer.vocabulary_size) if tokenizer.token(i)]
+    if not unknown:
+        return
+    named = ", ".join(f"{tokenizer.token(i)!r} ({i})" for i in unknown[:SHOWN_TOKENS])
+    more = f" and {len(unknown) - SHOWN_TOKENS} more" if len(unknown) > SHOWN_TOKENS else ""
+    report(
+        f"warning: the tokenizer knows tokens that the weights do not, and texts with one of them "
+        f"will be refused: {named}{more}"
+    )
 
 
 def _pin(made: Path) -> dict[str, dict[str, int | str]]:

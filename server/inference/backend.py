@@ -66,6 +66,10 @@ class Backend(Protocol):
         """
         ...
 
+    def count_embeddings(self, vocabulary_size: int) -> int:
+        """How many of the ids below `vocabulary_size`, from 0 on, the weights hold a vector for."""
+        ...
+
 
 def pad(sequences: Sequence[TokenIds]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`input_ids` and `attention_mask`, both (sequences, longest), padded on the right by zeros.

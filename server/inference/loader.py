@@ -34,6 +34,9 @@ class Encoder:
     backends: tuple[Backend, ...]  # one a device, all computing the same
     embedding_dim: int
     pace: Pace = CPU_PACE
+    # Token ids from this one on are the tokenizer's only: the weights hold no vector for them.
+    # None: there are no such ids.
+    num_embeddings: int | None = None
 
 
 def load_encoder(
@@ -71,7 +74,10 @@ def load_encoder(
             f"model {card.name}: the graph gives vectors of {vector.shape[-1]} dimensions, the card "
             f"says {card.embedding_dim}"
         )
-    return Encoder(tokenizer, backends, card.embedding_dim, pace)
+    vocabulary_size = tokenizer.vocabulary_size
+    known = min(backend.count_embeddings(vocabulary_size) for backend in backends)
+    num_embeddings = known if known < vocabulary_size else None
+    return Encoder(tokenizer, backends, card.embedding_dim, pace, num_embeddings)
 
 
 def _load_backends(

@@ -8,6 +8,7 @@ micro-batch over the cores when it is the only one there is.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from server.inference.backend import OutOfMemory, TokenIds, pad
 from server.inference.pooling import normalize, pool
 
 _ERROR_SEVERITY = 3
+_FATAL_SEVERITY = 4
 # From so many tokens on a pass alone on the machine is spread over its cores. On 2 cores of an AMD
 # EPYC, one thread against two, in ms: 128 tokens 34 and 20, 256 tokens 70 and 37; below 64 tokens
 # waking a core that sleeps costs more than it brings (12 tokens: 5.4 and 7.5 after 20 ms of rest).
@@ -78,11 +80,9 @@ class OnnxBackend:
 
     def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
         """See `Backend.forward`."""
-        input_ids, attention_mask = pad(sequences)
-        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        wide = alone and input_ids.size >= WIDE_FROM_TOKENS
-        if self._token_types:
-            feeds["token_type_ids"] = np.zeros_like(input_ids)
+        feeds = self._feeds(sequences)
+        attention_mask = feeds["attention_mask"]
+        wide = alone and attention_mask.size >= WIDE_FROM_TOKENS
         try:
             (found,) = (self._wide if wide else self._session).run([self._output], feeds)
         except Exception as error:
@@ -93,6 +93,33 @@ class OnnxBackend:
         if embeddings.ndim == 3:
             embeddings = pool(embeddings, attention_mask, self._pooling)
         return normalize(embeddings) if self._normalize else embeddings
+
+    def count_embeddings(self, vocabulary_size: int) -> int:
+        """See `Backend.count_embeddings`.
+
+        Found by trying: publishers give the table any name, and a session shows no weights. One
+        pass of one token if there are enough, else about twenty.
+        """
+        if self._looks_up(vocabulary_size - 1):
+            return vocabulary_size
+        return bisect_left(range(vocabulary_size), True, key=lambda n: not self._looks_up(n))
+
+    def _looks_up(self, token_id: int) -> bool:
+        quiet = ort.RunOptions()
+        quiet.log_severity_level = _FATAL_SEVERITY
+        try:
+            feeds = self._feeds([np.array([token_id], np.int32)])
+            self._session.run([self._output], feeds, quiet)
+        except Exception:  # ONNX Runtime's classes share no base but Exception
+            return False
+        return True
+
+    def _feeds(self, sequences: Sequence[TokenIds]) -> dict[str, NDArray[np.int64]]:
+        input_ids, attention_mask = pad(sequences)
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._token_types:
+            feeds["token_type_ids"] = np.zeros_like(input_ids)
+        return feeds
 
 
 def _open(graph: Path, *, threads: int) -> ort.InferenceSession:

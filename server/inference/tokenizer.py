@@ -6,8 +6,8 @@ releases the GIL and keeps no state.
 
 from __future__ import annotations
 
+import functools
 import os
-import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -23,17 +23,10 @@ from tokenizers import Tokenizer as RustTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, TooManyTokens
 from server.inference.backend import TokenIds
 from server.inference.inputs import TextInputs, TokenIdInputs
+from server.inference.long_texts import WINDOW_CHARS, encode_windows
 
-# Longer texts are encoded slice by slice, so that a body of one huge text cannot take gigabytes.
-SLICE_CHARS = 65_536
-# As a slice is never cut inside a word, this bounds it; its tokens may take 0.5 kB a character.
-MAX_RUN_CHARS = 4 * SLICE_CHARS
-# How much is encoded between two looks at the request's token limit.
-CHUNK_CHARS = 4 * SLICE_CHARS
-# Between two words, tokenizers of every family cut before the blank as they would without a cut.
-_WORD_GAP = re.compile(r"(?<=[^\W_]) (?=[^\W_])")
-_CUT_WINDOW_CHARS = 4096
-_WHITE_SPACE = re.compile(r"\s")
+# How much is encoded between two looks at the request's token limit; a longer text comes alone.
+CHUNK_CHARS = 4 * WINDOW_CHARS
 
 
 def use_all_cores() -> None:
@@ -57,7 +50,9 @@ class Tokenizer:
         self._rust.no_padding()
         self._rust.no_truncation()
         self.max_input_tokens = max_input_tokens
-        self.vocabulary_size: int = self._rust.get_vocab_size(with_added_tokens=True)
+        self._added = self._rust.get_added_tokens_decoder()  # whose ids may leave a gap
+        own = self._rust.get_vocab_size(with_added_tokens=False)
+        self.vocabulary_size: int = max([own, *(token_id + 1 for token_id in self._added)])
         bare = self._rust.encode("a", add_special_tokens=False).ids
         full = self._rust.encode("a", add_special_tokens=True).ids
         starts = (i for i in range(len(full)) if bare and full[i : i + len(bare)] == bare)
@@ -82,13 +77,15 @@ class Tokenizer:
     ) -> list[TokenIds]:
         """Token ids of each text with special tokens and `prompt` in front, in input order.
 
+        Time and memory are bounded whatever a text holds; see `long_texts` for how far a text over
+        WINDOW_CHARS has the ids that one pass over all of it would give.
+
         Args:
             truncate: cut what is over `max_input_tokens` (special tokens stay) or refuse it.
             max_request_tokens: most tokens of all texts together, counted after the cut.
             stop: set from elsewhere when nobody waits for the outcome any more.
 
         Raises:
-            InvalidRequest: a text has more than MAX_RUN_CHARS characters without white space.
             CancelledError: `stop` was set.
             ContextLengthExceeded: a text is too long and `truncate` is off.
             TooManyTokens: all texts together are too long.
@@ -99,10 +96,9 @@ class Tokenizer:
         for chunk in _chunks(inputs.texts):
             if stop.is_set():
                 raise CancelledError
-            if len(chunk) == 1 and len(chunk[0]) > SLICE_CHARS:
+            if len(chunk) == 1 and len(chunk[0]) > WINDOW_CHARS:
                 enough = self.max_input_tokens if truncate else max_request_tokens
-                position = inputs.position(len(encoded))
-                sequences = [self._encode_slices(prompt + chunk[0], enough, position, stop)]
+                sequences = [self._encode_long(prompt + chunk[0], enough, stop)]
             else:
                 prompted = [prompt + text for text in chunk] if prompt else chunk
                 sequences = [
@@ -146,6 +142,12 @@ class Tokenizer:
                 raise TooManyTokens(max_request_tokens=max_request_tokens, position=position)
         return sequences
 
+    def token(self, token_id: int) -> str:
+        """How the vocabulary writes a token; empty if it has none with this id."""
+        if token_id in self._added:
+            return self._added[token_id].content  # as it was added, not as it is normalised
+        return self._rust.id_to_token(token_id) or ""
+
     def _fit(self, token_ids: TokenIds, truncate: bool, position: str) -> TokenIds:
         if len(token_ids) <= self.max_input_tokens:
             return token_ids
@@ -161,34 +163,31 @@ class Tokenizer:
             return np.concatenate((token_ids[: kept - len(suffix)], suffix))
         return token_ids[:kept]
 
-    def _encode_slices(
-        self, text: str, enough: int, position: str, stop: threading.Event
-    ) -> TokenIds:
-        """Ids of a huge text; what lies behind the first `enough` tokens may be left out."""
+    def _encode_long(self, text: str, enough: int, stop: threading.Event) -> TokenIds:
+        """Ids of a long text; what lies behind the first `enough` tokens may be left out."""
         parts = [self._prefix]
         total = len(self._prefix) + len(self._suffix)
-        for piece in _slices(text):
+        for ids in encode_windows(self._rust, text, self._longest_token):
             if stop.is_set():
                 raise CancelledError
-            if len(piece) > MAX_RUN_CHARS:
-                raise InvalidRequest(
-                    f"{position} has more than {MAX_RUN_CHARS} characters without white space.",
-                    param="input",
-                )
-            ids = self._rust.encode_batch_fast([piece], add_special_tokens=False)[0].ids
             parts.append(np.asarray(ids, dtype=np.int32))
             total += len(ids)
             if total > enough:
                 break
         return np.concatenate((*parts, self._suffix))
 
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        """Characters of the vocabulary's longest token; looking takes 0.3 s in a large one."""
+        return max(map(len, self._rust.get_vocab()))
+
 
 def _chunks(texts: list[str]) -> Iterator[list[str]]:
-    """Texts in order, about CHUNK_CHARS a chunk; a text over SLICE_CHARS comes alone."""
+    """Texts in order, about CHUNK_CHARS a chunk; a text over WINDOW_CHARS comes alone."""
     chunk: list[str] = []
     chars = 0
     for text in texts:
-        alone = len(text) > SLICE_CHARS
+        alone = len(text) > WINDOW_CHARS
         if chunk and (alone or chars + len(text) > CHUNK_CHARS):
             yield chunk
             chunk, chars = [], 0
@@ -199,22 +198,3 @@ def _chunks(texts: list[str]) -> Iterator[list[str]]:
             chunk, chars = [], 0
     if chunk:
         yield chunk
-
-
-def _slices(text: str) -> Iterator[str]:
-    """The text in pieces of about SLICE_CHARS, cut where no tokenizer notices, if there is one."""
-    start = 0
-    while len(text) - start > SLICE_CHARS:
-        end = start + SLICE_CHARS
-        window = text[end - _CUT_WINDOW_CHARS : end]
-        gaps = [match.start() for match in _WORD_GAP.finditer(window)]
-        blanks = gaps or [i for i, char in enumerate(window) if char.isspace() and i]
-        if blanks:
-            end -= _CUT_WINDOW_CHARS - blanks[-1]
-        else:  # a cut inside a word would make two of it
-            blank = _WHITE_SPACE.search(text, end)
-            end = blank.start() if blank else len(text)
-        yield text[start:end]
-        start = end
-    if start < len(text):
-        yield text[start:]

@@ -109,6 +109,10 @@ class TorchBackend:
         empty_cache()
         raise OutOfMemory(reason)
 
+    def count_embeddings(self, vocabulary_size: int) -> int:
+        """See `Backend.count_embeddings`."""
+        return min(self._vocabulary_size, vocabulary_size)
+
     def prepare(self, max_batch_tokens: int | None) -> tuple[int, float]:
         """Find out what fits into memory and record the usual shapes; before `forward`.
 

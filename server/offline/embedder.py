@@ -23,7 +23,13 @@ from server.catalog.registry import read_registry
 from server.catalog.verify import check_present
 from server.engine.admission import Ticket
 from server.engine.engine import Engine, warm_up
-from server.errors import ContextLengthExceeded, InferenceFailed, TextFileError, TooManyTokens
+from server.errors import (
+    ContextLengthExceeded,
+    InferenceFailed,
+    TextFileError,
+    TokenWithoutEmbedding,
+    TooManyTokens,
+)
 from server.inference.backend import TokenIds
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder, load_encoder, load_rotation
@@ -116,7 +122,8 @@ def embed_windows(
         show: called in this thread a few times a second.
 
     Raises:
-        TextFileError: a text is too long; windows before it are written.
+        TextFileError: a text is too long, or holds a token that the weights lack; windows before
+            it are written.
         EmbeddingServerError: whatever `windows` or `write` raise.
         KeyboardInterrupt, Terminated: on SIGINT or SIGTERM, once the last computed window is written.
     """
@@ -238,6 +245,8 @@ class _Run:
             watching = asyncio.ensure_future(self._watch(window, total, ticket))
             try:
                 vectors = (await engine.embed(token_ids, ticket)).vectors
+            except TokenWithoutEmbedding as error:
+                raise TextFileError(f"{window.position(error.row)} {error.what}") from None
             except InferenceFailed as error:
                 first, last = window.lines[0], window.lines[-1]
                 raise InferenceFailed(

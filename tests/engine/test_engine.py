@@ -14,7 +14,13 @@ import pytest
 
 from server.engine.engine import Engine, warm_up
 from server.engine.patience import Patience
-from server.errors import Draining, InferenceFailed, Overloaded, TooManyTokens
+from server.errors import (
+    Draining,
+    InferenceFailed,
+    Overloaded,
+    TokenWithoutEmbedding,
+    TooManyTokens,
+)
 from server.inference.backend import Backend, TokenIds
 from server.inference.inputs import TextInputs, TokenIdInputs
 from server.inference.loader import Encoder
@@ -548,3 +554,18 @@ async def test_a_worker_that_dies_during_the_drain_is_not_replaced(
         await asyncio.sleep(0)
     assert value(metrics, "replica_restarts_total") == 0
     assert value(metrics, "replicas_alive") == 0
+
+
+async def test_a_token_that_the_weights_lack_is_refused_before_anything_is_computed(
+    encoder: Encoder,
+) -> None:
+    backend = FakeBackend()
+    engine = start_engine(Encoder(encoder.tokenizer, (backend,), FAKE_DIM, num_embeddings=80))
+    with pytest.raises(
+        TokenWithoutEmbedding, match=r"^input\[1\] holds .* \(token id 80\)"
+    ) as caught:
+        await embed(engine, [ids(5, 79), ids(7, 80), ids(81)])
+    assert caught.value.row == 1
+    assert backend.shapes == []
+    assert len(await embed(engine, [ids(5, 79)])) == 1
+    engine.close()

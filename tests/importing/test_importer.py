@@ -19,11 +19,13 @@ import onnx
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer as RustTokenizer
 
-from server.catalog.card import Card, read_card, write_card
+from server.catalog.card import TOKENIZER_FILE, Card, read_card, write_card
 from server.catalog.registry import read_registry
 from server.catalog.verify import check_files
 from server.errors import ImportRefused, StartupError
+from server.importing import importer
 from server.importing.folder import read_folder
 from server.importing.importer import PARITY_TEXTS, Wishes, import_model
 from server.inference.loader import load_encoder
@@ -613,3 +615,21 @@ def test_texts_are_put_into_lower_case_where_the_folder_says_so(tmp_path: Path) 
     tokenizer = load_encoder(card).tokenizer
     upper, lower = (tokenizer._rust.encode(text).ids for text in ("THE FOX", "the fox"))
     assert upper == lower
+
+
+def test_tokens_that_the_weights_lack_are_named_and_the_import_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing is compared: that is not what this is about, and takes most of the time.
+    monkeypatch.setattr(importer, "is_installed", lambda package: package == "torch")
+    folder = make_folder(tmp_path / "bert")
+    tokenizer = RustTokenizer.from_file(str(folder / TOKENIZER_FILE))
+    first = tokenizer.get_vocab_size()
+    tokenizer.add_tokens([f"[NEW{number}]" for number in range(12)])
+    tokenizer.save(str(folder / TOKENIZER_FILE))
+    told: list[str] = []
+    card = import_model(folder, tmp_path / "models", Wishes(), told.append)
+    (warning,) = [line for line in told if line.startswith("warning:")]
+    assert f"'[NEW0]' ({first}), '[NEW1]' ({first + 1})" in warning
+    assert warning.endswith(f"'[NEW9]' ({first + 9}) and 2 more")
+    assert load_encoder(card).num_embeddings == first

@@ -86,3 +86,12 @@ def test_many_threads_may_use_both_sessions_at_once(narrow: OnnxBackend, wide: O
         )
         for vector, known in zip(got, expected, strict=True):
             assert np.abs(vector - known).max() < 1e-5
+
+
+def test_the_ids_that_the_weights_hold_are_counted_without_a_word(
+    narrow: OnnxBackend, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert [narrow.count_embeddings(size) for size in (1, 30_522, 30_523, 50_000)] == [
+        1, 30_522, 30_522, 30_522,
+    ]  # fmt: skip
+    assert capfd.readouterr() == ("", "")

@@ -38,6 +38,9 @@ class Skewed:
         turned: NDArray[np.float32] = self._cosine * vectors + np.sqrt(1 - self._cosine**2) * across
         return turned.astype(np.float32, copy=False)
 
+    def count_embeddings(self, vocabulary_size: int) -> int:
+        return self._backend.count_embeddings(vocabulary_size)
+
 
 def skewed(encoder: Encoder, cosine: float) -> Encoder:
     return dataclasses.replace(encoder, backends=(*encoder.backends, Skewed(encoder, cosine)))

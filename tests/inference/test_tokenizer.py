@@ -1,19 +1,20 @@
 from __future__ import annotations
 
+import json
+import random
 import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 
 from server.catalog.card import TOKENIZER_FILE, Card
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, TooManyTokens
 from server.inference import tokenizer as module
 from server.inference.inputs import TextInputs, TokenIdInputs
-from server.inference.tokenizer import SLICE_CHARS, Tokenizer
+from server.inference.long_texts import MAX_WINDOW_CHARS, WINDOW_CHARS
+from server.inference.tokenizer import Tokenizer
 
 CLS, SEP = 101, 102
 
@@ -77,7 +78,7 @@ def test_a_huge_text_gives_the_ids_that_one_pass_gives(
     tokenizer: Tokenizer, reference: RustTokenizer, truncate: bool
 ) -> None:
     text = "The naïve fox, 12 km away, jumps over 東京 lazily. " * 4000
-    assert len(text) > 2 * SLICE_CHARS
+    assert len(text) > 2 * WINDOW_CHARS
     if truncate:
         reference_ids = reference.encode(text[:5000]).ids
         assert encode(tokenizer, text, truncate=True)[0] == [*reference_ids[:255], SEP]
@@ -87,36 +88,39 @@ def test_a_huge_text_gives_the_ids_that_one_pass_gives(
         assert f"requested {len(reference.encode(text).ids)} tokens" in caught.value.message
 
 
-@given(st.text(max_size=400), st.integers(20, 60))
-def test_slicing_changes_no_id_where_there_are_blanks_to_cut_at(
-    tokenizer: Tokenizer, reference: RustTokenizer, text: str, slice_chars: int
-) -> None:
-    words = " ".join(text[i : i + 5] for i in range(0, len(text), 5)) or "x"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SLICE_CHARS", slice_chars)
-        patch.setattr(module, "_CUT_WINDOW_CHARS", 20)
-        sliced = tokenizer._encode_slices(words, 10**9, "input", threading.Event()).tolist()
-    assert sliced == reference.encode(words).ids
-
-
-@pytest.mark.parametrize("char", ["a", "🎉"])
-@pytest.mark.parametrize("chars", [SLICE_CHARS + 1, module.MAX_RUN_CHARS])
-def test_a_word_longer_than_a_slice_stays_one_word(
+@pytest.mark.parametrize("char", ["a", "東", "🎉"])
+@pytest.mark.parametrize("chars", [WINDOW_CHARS, WINDOW_CHARS + 1, MAX_WINDOW_CHARS + 1])
+def test_a_text_without_blanks_is_read_or_cut_like_others(
     tokenizer: Tokenizer, reference: RustTokenizer, char: str, chars: int
 ) -> None:
     text = f"{char * chars} end"
-    assert encode(tokenizer, text) == [reference.encode(text).ids]
+    expected = reference.encode(text).ids
+    if len(expected) > 256:
+        expected = [*expected[:255], SEP]
+    assert encode(tokenizer, "fine", text, truncate=True)[1] == expected
 
 
-def test_a_run_without_end_is_refused_by_its_position(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InvalidRequest, match=r"input\[1\] has more than 262144 characters without"):
-        encode(tokenizer, "fine", "東" * (module.MAX_RUN_CHARS + 1), truncate=True)
+@pytest.mark.parametrize("alphabet", ["東京都に住", "abcdefgh/+"])
+def test_a_text_without_blanks_that_may_not_be_cut_is_refused_by_its_count(
+    tokenizer: Tokenizer, reference: RustTokenizer, alphabet: str
+) -> None:
+    text = "".join(random.Random(0).choices(alphabet, k=MAX_WINDOW_CHARS + 1))
+    count = len(reference.encode(text).ids)
+    with pytest.raises(ContextLengthExceeded, match=rf"requested {count} tokens \(input\[1\]\)"):
+        encode(tokenizer, "fine", text)
+
+
+def test_32_mib_of_one_run_are_read_to_their_end(tokenizer: Tokenizer) -> None:
+    run = "a" * 2**25
+    unknown = 100
+    assert encode(tokenizer, run + " end", truncate=True) == [[CLS, unknown, 2203, SEP]]
+    assert encode(tokenizer, run + "b") == [[CLS, unknown, SEP]]
 
 
 def test_encoding_stops_when_nobody_waits(tokenizer: Tokenizer) -> None:
     stop = threading.Event()
     stop.set()
-    for texts in (["short"], [" " * (3 * SLICE_CHARS)]):
+    for texts in (["short"], [" " * (3 * WINDOW_CHARS)]):
         with pytest.raises(CancelledError):
             tokenizer.encode_texts(
                 TextInputs(is_list=True, texts=texts),
@@ -140,7 +144,7 @@ def test_all_texts_together_are_limited_after_the_cut(tokenizer: Tokenizer) -> N
 
 def test_the_prompt_is_read_and_counted(tokenizer: Tokenizer, reference: RustTokenizer) -> None:
     assert encode(tokenizer, "fox", prompt="query: ") == [reference.encode("query: fox").ids]
-    huge = "fox " * SLICE_CHARS
+    huge = "fox " * WINDOW_CHARS
     (cut,) = encode(tokenizer, huge, prompt="query: ", truncate=True)
     assert cut[:4] == reference.encode("query: fox fox").ids[:4]
 
@@ -176,3 +180,15 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
         Tokenizer(tmp_path / "tokenizer.json", max_input_tokens=8)
+
+
+def test_the_vocabulary_ends_behind_the_highest_id(tmp_path: Path, plain_card: Card) -> None:
+    content = json.loads(plain_card.path(TOKENIZER_FILE).read_text())
+    added = content["added_tokens"][-1]
+    content["added_tokens"].append({**added, "id": 40_000, "content": "[FAR]"})
+    (tmp_path / TOKENIZER_FILE).write_text(json.dumps(content))
+    tokenizer = Tokenizer(tmp_path / TOKENIZER_FILE, max_input_tokens=8)
+    last = tokenizer.vocabulary_size - 1
+    assert encode(tokenizer, "[FAR]") == [[CLS, last, SEP]]
+    assert tokenizer.token(last) == "[FAR]"
+    assert tokenizer.token(last + 1) == ""

@@ -66,6 +66,9 @@ class TestTheRealModel:
         assert backend.packs
         assert cosines(backend.forward(texts), encoder.backends[0].forward(texts)).min() > least
 
+    def test_it_tells_how_many_ids_its_weights_hold(self, exact: TorchBackend) -> None:
+        assert [exact.count_embeddings(size) for size in (7, 30_522, 50_000)] == [7, 30_522, 30_522]
+
     @settings(max_examples=15)
     @given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.randoms())
     def test_a_vector_depends_neither_on_order_nor_on_company(
