@@ -106,13 +106,12 @@ class VariantPlan:
         """Write the card and its rotation; returns the card as it is read from there.
 
         Raises:
-            OutputFileError: the data folder cannot be written.
+            SettingError, OutputFileError: the data folder cannot be made or written.
         """
-        data_dir = self._settings.data_dir
         with contextlib.ExitStack() as stack:
             try:
-                data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
                 # Not below models/: a server that starts meanwhile would find it there.
+                data_dir = self._settings.make_data_dir()
                 scratch = Path(tempfile.mkdtemp(dir=data_dir, prefix=".fit-"))
                 stack.callback(shutil.rmtree, scratch, ignore_errors=True)
                 made = scratch / "model"

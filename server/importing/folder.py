@@ -8,13 +8,14 @@ functions; any thread may call.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from server.catalog.card import TOKENIZER_FILE, Activation, PoolingMode
-from server.errors import ImportRefused
+from server.errors import ImportRefused, unusable
 
 CONFIG_FILE = "config.json"
 GRAPH_FILE = "onnx/model.onnx"
@@ -109,7 +110,13 @@ def read_folder(
     Raises:
         ImportRefused: the folder is none, or needs what is not supported.
     """
-    if not (path / CONFIG_FILE).is_file():
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise ImportRefused(f"{path} is not a folder")
+        described = (path / CONFIG_FILE).is_file()
+    except OSError as error:
+        raise ImportRefused(unusable(str(path), error)) from error
+    if not described:
         raise ImportRefused(f"{path}: no {CONFIG_FILE}: not a folder of a transformer model")
     config = read_json(path / CONFIG_FILE)
     if not isinstance(config.get("model_type"), str):
