@@ -58,9 +58,10 @@ def _cgroup_folders(root: Path) -> Iterator[Path]:
             own["cgroup"] = path
     for line in mounts:
         fields, _, described = line.partition(" - ")
-        kind, options = described.partition(" ")[0], described.rpartition(" ")[2]
-        if kind not in own or (kind == "cgroup" and "cpu" not in options.split(",")):
+        kind = described.partition(" ")[0]
+        if kind not in own:
             continue
+        # Other controllers of version 1 have mounts of their own, without the files that count.
         mounted, place = map(_unescaped, fields.split(" ")[3:5])
         top = root / place.lstrip("/")
         below = _below(own[kind], mounted)
@@ -74,10 +75,9 @@ def _below(path: str, mounted: str) -> PurePosixPath:
     namespace can name ("/..").
     """
     try:
-        below = PurePosixPath(path).relative_to(mounted)
+        return PurePosixPath(path).relative_to(mounted)
     except ValueError:
         return PurePosixPath()
-    return PurePosixPath() if ".." in below.parts else below
 
 
 def _unescaped(field: str) -> str:
@@ -89,9 +89,8 @@ def _quotas(folder: Path) -> Iterator[float]:
     """CPUs' worth of time that one cgroup allows, by the files of version 2 or 1, if it limits."""
     try:
         limit, period = (folder / "cpu.max").read_text().split()
-        if limit != "max":
-            yield int(limit) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
+        yield int(limit) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
         pass
     try:
         limit_us = int((folder / "cpu.cfs_quota_us").read_text())

@@ -303,10 +303,12 @@ async def test_a_front_end_asks_for_keys_once_a_database_appears(
     async with split.client as client:
         assert (await post(client, asked(1))).status_code == 200
         database = Database(f"sqlite:///{tmp_path / 'embedding-server.db'}")
-        _, secret = KeyStore(database).create("key", limits=Limits(requests_per_minute=2))
+        key, secret = KeyStore(database).create("key", limits=Limits(requests_per_minute=2))
         database.close()
         await until(lambda: keys.asks_for_keys and keys._shared is not None)
         assert (await post(client, asked(1))).status_code == 401
         answer = await post(client, asked(1), secret)
         assert answer.headers["x-ratelimit-remaining-requests"] == "1"
+        everybodys = RemoteCounters(split.front_end._channel)
+        assert (await everybodys.look(f"embedding-server/{key.id}/requests"))[0] == 1
     await keys.close()
