@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.errors import BundleError
+from server.errors import BundleError, unusable
 from server.flags import FOLDERS, with_flags
 from server.settings import Settings
 
@@ -87,8 +87,11 @@ def create(
         raise BundleError("--wheels and --wheels-from exclude each other")
     if extra and not wheels:
         raise BundleError("--extra needs --wheels")
+    settings.check_data_dir()
     check_output(output, force=force)  # before minutes of work
-    cards = read_registry(*settings.model_folders()).select(names).cards
+    there = read_registry(*settings.model_folders())
+    cards = there.select(names).cards
+    there.warn_of_broken()
     with tempfile.TemporaryDirectory(prefix="embedding-server-") as scratch:
         added = []
         if wheels_from:
@@ -156,13 +159,14 @@ def install(
     from server.catalog.install import install as install_models
 
     approved = _checked_digest(sha256)
+    place = settings.installed_models_dir()
     with _opened(file) as bundle:
         settings.make_data_dir()
         fates = install_models(
-            bundle, *settings.model_folders(), approved_sha256=approved, replace=replace
+            bundle, settings.models_dir, place, approved_sha256=approved, replace=replace
         )
     for name, fate in fates.items():
-        print(f"{name}: {fate} in {settings.installed_models_dir() / name}")
+        print(f"{name}: {fate} in {place / name}")
 
 
 @contextmanager
@@ -177,7 +181,7 @@ def _opened(file: Path) -> Iterator[BundleReader]:
             raise BundleError(f"bundle {file} is no regular file")
         opened = file.open("rb")
     except OSError as error:
-        raise BundleError(f"bundle {file}: {error.strerror}") from error
+        raise BundleError(unusable(f"bundle {file}", error)) from error
     with opened, byte_progress(file.name, status.st_size) as report:
         yield BundleReader(opened, file, report)
 

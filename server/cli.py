@@ -18,7 +18,7 @@ from server.errors import EmbeddingServerError, SelfTestFailed, SettingError
 from server.flags import with_flags
 from server.key_commands import keys_app, usage
 from server.model_commands import models_app
-from server.settings import Settings, unknown_environment_variables
+from server.settings import Settings, kubernetes_variables, unknown_environment_variables
 from server.termination import INTERRUPTED, raise_when_terminated
 from server.text_commands import dimensions, embed, fit_rotation
 
@@ -74,10 +74,17 @@ def serve(settings: Settings) -> None:
     from server.inference.cpu_cores import usable_cores
 
     logs.configure(settings.log_level, settings.log_format)
+    log = logging.getLogger(__name__)
+    if names := kubernetes_variables(os.environ):
+        log.info("ignored, since Kubernetes sets them for Services: %s", ", ".join(names))
     for name in unknown_environment_variables(os.environ):
         if "KEY" in name.upper():
             raise SettingError(f"{name} names no setting, and looks as if it should set a key")
-        logging.getLogger(__name__).warning("%s names no setting", name)
+        log.warning("%s names no setting", name)
+    try:
+        settings.check_data_dir()
+    except SettingError as error:  # it may be made later, for example by `keys create`
+        log.warning("%s", error.message)
     access = Access(settings)
     settings.check_exposure(asks_for_keys=access.asks_for_keys)
     models = ServedModels.find(settings)
@@ -112,6 +119,7 @@ def doctor(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from server.doctor import examine
 
+    settings.check_data_dir()
     bad = 0
     for finding in examine(settings, offline=offline):
         verdict = "ok " if finding.good else "BAD"

@@ -66,8 +66,9 @@ def examine(settings: Settings, *, offline: bool) -> Iterator[Finding]:
         StartupError: the settings or a card are wrong, so that there is nothing to test.
     """
     placement = find_placement(settings.device, settings.dtype)
-    found = read_registry(*settings.model_folders()).select(settings.model).cards
-    cards = tuple(placement.apply(card) for card in found)
+    there = read_registry(*settings.model_folders())
+    cards = tuple(placement.apply(card) for card in there.select(settings.model).cards)
+    there.warn_of_broken()
     yield _software()
     yield _processor(settings)
     yield _memory(cards)
@@ -168,7 +169,8 @@ def _stays_inside(settings: Settings, card: Card) -> Finding:
     """Serve and embed where there is only loopback; the kernel counts what tried to leave."""
     before = attempts_to_leave()
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / "models").symlink_to(settings.installed_models_dir().resolve())
+        for installed in settings.model_folders()[1:]:
+            (Path(scratch) / "models").symlink_to(installed.resolve())
         flags = ["--host", "127.0.0.1", "--port", "0", "--model", card.name]
         # A data folder of its own: neither keys nor the ledger are those of the running server.
         flags += ["--device", settings.device, "--dtype", settings.dtype]

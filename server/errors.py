@@ -551,5 +551,17 @@ class KeyNotFound(KeyRefused):
         super().__init__(f"there is no key {name}")
 
 
+def unusable(subject: str, error: Exception) -> str:
+    """The line that says why a file or folder cannot be used; a missing one is called missing.
+
+    Args:
+        subject: what it is, and its path.
+    """
+    if isinstance(error, FileNotFoundError):
+        return f"{subject} does not exist"
+    reason = error.strerror if isinstance(error, OSError) else None
+    return f"{subject}: {reason or error}"
+
+
 def _whole_seconds(seconds: float) -> int:
     return min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S)

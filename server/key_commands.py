@@ -16,7 +16,7 @@ import orjson
 import typer
 
 from server.access.keys import DEFAULT_SCOPES, Key, Limits, Scope
-from server.errors import KeyRefused
+from server.errors import KeyRefused, unusable
 from server.flags import with_flags
 from server.settings import Settings
 
@@ -69,7 +69,7 @@ def create(
 ) -> None:
     """Make a key and show its secret, this once."""
     limits = _limits(rpm, tpm, token_budget)
-    with _store(settings) as store:
+    with _store(settings, make=True) as store:
         key, secret = store.create(
             _checked_name(name),
             scopes=scope or DEFAULT_SCOPES,
@@ -196,7 +196,7 @@ def import_keys(
     limits, expires_at = _limits(rpm, tpm, token_budget), _moment(expires)
     pairs = _read_secrets(file)
     imported: list[Key] = []
-    with _store(settings) as store:
+    with _store(settings, make=True) as store:
         taken = {key.name for key in store.all()}
         new = [(name, secret) for name, secret in pairs if not store.knows(secret)]
         for name, _ in new:
@@ -249,9 +249,11 @@ def usage(
 
 
 @contextmanager
-def _database(settings: Settings) -> Iterator[Database]:
+def _database(settings: Settings, *, make: bool = False) -> Iterator[Database]:
     from server.access.database import Database
 
+    if settings.database_url is None and not make:
+        settings.check_data_dir()
     database = Database(settings.database())
     try:
         yield database
@@ -260,10 +262,15 @@ def _database(settings: Settings) -> Iterator[Database]:
 
 
 @contextmanager
-def _store(settings: Settings) -> Iterator[KeyStore]:
+def _store(settings: Settings, *, make: bool = False) -> Iterator[KeyStore]:
+    """The keys.
+
+    Args:
+        make: make the data folder if it is missing; a command that only looks must not.
+    """
     from server.access.key_store import KeyStore
 
-    with _database(settings) as database:
+    with _database(settings, make=make) as database:
         yield KeyStore(database)
 
 
@@ -336,7 +343,7 @@ def _read_secrets(file: Path) -> list[tuple[str, str]]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise KeyRefused(f"{file}: {getattr(error, 'strerror', None) or 'is no text'}") from error
+        raise KeyRefused(unusable(str(file), error)) from error
     pairs: list[tuple[str, str]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):

@@ -35,8 +35,11 @@ def list_models(settings: Settings) -> None:
     from server.catalog.registry import read_registry
     from server.catalog.verify import missing_files
 
+    settings.check_data_dir()
     table = Table("model", "dimensions", "max tokens", "Matryoshka", "files", "also called")
-    for card in read_registry(*settings.model_folders()).cards:
+    registry = read_registry(*settings.model_folders())
+    registry.warn_of_broken()
+    for card in registry.cards:
         sizes = ", ".join(map(str, card.matryoshka.dimensions)) if card.matryoshka else "no"
         missing = missing_files(card)
         table.add_row(
@@ -80,12 +83,15 @@ def pull_models(
 
     registry = read_registry(*settings.model_folders())
     there = {called for card in registry.cards for called in (card.name, *card.aliases)}
+    there |= {called for card in registry.broken for called in (card.name, *card.aliases)}
     from_hub = [asked for asked in names or () if "/" in asked and asked not in there]
     if (revision or name) and (len(from_hub) != 1 or len(names or ()) != 1):
         raise SettingError("--revision and --name go with one model of the hub")
     pulled: set[str] = set()
     known = [asked for asked in names or settings.model if asked not in from_hub]
-    for card in registry.select(known).cards if known else ():
+    cards = registry.select(known).cards if known else ()
+    registry.warn_of_broken()
+    for card in cards:
         if card.name not in pulled:  # as another one's base
             pull(card, _say)
             pulled |= {card.name, card.encoder.name}
@@ -250,9 +256,15 @@ def verify_models(
     from server.catalog.verify import differences
     from server.progress import byte_progress
 
+    settings.check_data_dir()
     folders = settings.model_folders()
     registry = read_registry(*folders)
-    cards = registry.select(names).cards if names else registry.cards
+    if names:
+        cards = registry.select(names).cards
+        registry.warn_of_broken()
+    else:
+        registry.check_whole()
+        cards = registry.cards
     if not cards:
         raise ModelFileError(f"there is no model in {', '.join(map(str, folders))}")
     # A base is read once, however many share it.

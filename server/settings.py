@@ -36,9 +36,22 @@ from pydantic_settings import (
 )
 
 from server.command_lines import own_command
-from server.errors import SettingError
+from server.errors import SettingError, unusable
 
 ENV_PREFIX = "EMBEDDING_SERVER_"
+
+# What Kubernetes sets for a Service named embedding-server, embedding-server-gpu and the like. Name
+# and value must both be of its form, so that a setting, or a typing error in one, is not taken for
+# it; a port's own name may be anything.
+_ADDRESS = r"(\d{1,3}(\.\d{1,3}){3}|[0-9a-fA-F]*:[0-9a-fA-F:.]+)"
+_URL = rf"(tcp|udp|sctp)://(\[{_ADDRESS}\]|{_ADDRESS}):\d{{1,5}}"
+_KUBERNETES = re.compile(
+    rf"{ENV_PREFIX.rstrip('_')}(_[A-Z0-9_]+)?("
+    rf"_SERVICE_HOST={_ADDRESS}|_SERVICE_PORT(_[A-Z0-9_]+)?=\d{{1,5}}|_PORT={_URL}|"
+    rf"_PORT_\d{{1,5}}_(TCP|UDP|SCTP)"
+    rf"(={_URL}|_PROTO=(tcp|udp|sctp)|_PORT=\d{{1,5}}|_ADDR={_ADDRESS}))",
+    re.ASCII,
+)
 
 
 def _split_commas(value: object) -> object:
@@ -88,9 +101,13 @@ def default_models_dir() -> Path:
     return checkout if checkout.is_dir() else Path(sys.prefix, "share/embedding-server/models")
 
 
-def default_data_dir() -> Path:
-    """Where the platform keeps a user's data."""
-    return Path(platformdirs.user_data_dir("embedding-server", appauthor=False))
+def default_data_dir() -> Path | None:
+    """Where the platform keeps a user's data; None for a user who has no home folder."""
+    try:
+        folder = Path(platformdirs.user_data_dir("embedding-server", appauthor=False))
+    except RuntimeError:  # no HOME and no entry in the password file, as in a bare container
+        return None
+    return folder if folder.is_absolute() else None  # older platformdirs: "~/.local/share/…"
 
 
 class Settings(BaseSettings):
@@ -137,10 +154,10 @@ class Settings(BaseSettings):
     allow_no_keys: bool = Field(
         False, description="Allow listening beyond this machine without API keys."
     )
-    data_dir: Path = Field(
+    data_dir: Path | None = Field(
         default_factory=default_data_dir,
         description="Folder for what this server writes: installed models, keys, usage; default: "
-        "the platform's for user data.",
+        "the platform's for user data, none for a user without a home folder.",
     )
     database_url: SecretStr | None = Field(
         None,
@@ -278,7 +295,7 @@ class Settings(BaseSettings):
             try:
                 lines = self.api_key_file.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no file name
-                raise SettingError(f"api_key_file {self.api_key_file}: {_reason(error)}") from error
+                raise SettingError(unusable(f"api_key_file {self.api_key_file}", error)) from error
             file_keys = [line.strip() for line in lines]
             file_keys = [key for key in file_keys if key and not key.startswith("#")]
             if not file_keys:
@@ -287,21 +304,42 @@ class Settings(BaseSettings):
             keys += file_keys
         return keys
 
-    def model_folders(self) -> tuple[Path, Path]:
+    def model_folders(self) -> tuple[Path, ...]:
         """Where models lie: those this software came with, and those that were installed."""
+        if self.data_dir is None:
+            return (self.models_dir,)
         return self.models_dir, self.installed_models_dir()
 
     def installed_models_dir(self) -> Path:
-        """Where `models import` and `bundle install` put models."""
-        return self.data_dir / "models"
+        """Where `models import` and `bundle install` put models.
+
+        Raises:
+            SettingError: there is no data folder.
+        """
+        return self.own_data_dir() / "models"
 
     def database_file(self) -> Path:
-        """The SQLite file that is used when no other database is named."""
-        return self.data_dir / "embedding-server.db"
+        """The SQLite file that is used when no other database is named.
+
+        Raises:
+            SettingError: there is no data folder.
+        """
+        return self.own_data_dir() / "embedding-server.db"
 
     def has_database(self) -> bool:
-        """Whether keys and usage are kept: a database is named, or the file is there."""
-        return self.database_url is not None or self.database_file().exists()
+        """Whether keys and usage are kept: a database is named, or the file is there.
+
+        Raises:
+            SettingError: the data folder cannot be looked into.
+        """
+        if self.database_url is not None:
+            return True
+        if self.data_dir is None:
+            return False
+        try:
+            return self.database_file().exists()
+        except OSError as error:  # nobody may take that for a server without keys
+            raise SettingError(unusable(f"data_dir {self.data_dir}", error)) from error
 
     def database(self) -> str:
         """The URL of the database; the default file's folder is made if need be.
@@ -314,16 +352,46 @@ class Settings(BaseSettings):
         self.make_data_dir()
         return f"sqlite:///{self.database_file()}"
 
-    def make_data_dir(self) -> None:
+    def own_data_dir(self) -> Path:
+        """The data folder.
+
+        Raises:
+            SettingError: there is none.
+        """
+        if self.data_dir is None:
+            raise SettingError(
+                "setting data_dir: this user has no home folder; name a folder with --data-dir "
+                f"({ENV_PREFIX}DATA_DIR)"
+            )
+        return self.data_dir
+
+    def make_data_dir(self) -> Path:
         """Make the data folder if need be, for nobody else to look into: it may hold keys.
 
         Raises:
-            SettingError: it cannot be made.
+            SettingError: there is none, or it cannot be made.
         """
+        folder = self.own_data_dir()
         try:
-            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise SettingError(f"data_dir {folder} is not a folder") from error
         except OSError as error:
-            raise SettingError(f"data_dir {self.data_dir}: {_reason(error)}") from error
+            raise SettingError(unusable(f"data_dir {folder}", error)) from error
+        return folder
+
+    def check_data_dir(self) -> None:
+        """Refuse a data folder that was named and is not there.
+
+        Raises:
+            SettingError: it is missing, or cannot be looked into.
+        """
+        if self.data_dir is None or "data_dir" not in self.model_fields_set:
+            return
+        try:
+            self.data_dir.stat()
+        except OSError as error:
+            raise SettingError(unusable(f"data_dir {self.data_dir}", error)) from error
 
     def check_exposure(self, *, asks_for_keys: bool) -> None:
         """Refuse to listen beyond this machine when anybody could use the server.
@@ -353,7 +421,7 @@ def load_settings(
     """
     by_source = {
         "flags": dict(flags or {}),
-        "environment": EnvSettingsSource(Settings)(),
+        "environment": _read_environment(),
         "file": _read_toml(config) if config is not None else {},
     }
     values: dict[str, Any] = {}
@@ -377,8 +445,33 @@ def unknown_environment_variables(environ: Mapping[str, str]) -> list[str]:
     """Names that look like settings of this server but are none (most likely typing errors)."""
     known = {ENV_PREFIX + name.upper() for name in (*Settings.model_fields, "config")}
     return sorted(
-        key for key in environ if key.upper().startswith(ENV_PREFIX) and key.upper() not in known
+        key
+        for key, value in environ.items()
+        if key.upper().startswith(ENV_PREFIX)
+        and key.upper() not in known
+        and not _is_kubernetes(key, value)
     )
+
+
+def kubernetes_variables(environ: Mapping[str, str]) -> list[str]:
+    """Names under which Kubernetes tells of Services that are called like this software.
+
+    It sets them in every pod of a Service's namespace; they are no settings.
+    """
+    return sorted(key for key, value in environ.items() if _is_kubernetes(key, value))
+
+
+def _is_kubernetes(name: str, value: str) -> bool:
+    return _KUBERNETES.fullmatch(f"{name}={value}") is not None
+
+
+def _read_environment() -> dict[str, Any]:
+    given = EnvSettingsSource(Settings)()
+    return {
+        name: value
+        for name, value in given.items()
+        if not _is_kubernetes(ENV_PREFIX + name.upper(), str(value))
+    }
 
 
 def _check_keys(source: str, keys: list[str]) -> None:
@@ -394,7 +487,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingError(f"configuration file {path}: {_reason(error)}") from error
+        raise SettingError(unusable(f"configuration file {path}", error)) from error
     for name in table:
         if name not in Settings.model_fields:
             near = difflib.get_close_matches(name, Settings.model_fields, n=1)
@@ -408,7 +501,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -95,6 +95,7 @@ def embed(
 
     if resume and output is None:
         raise SettingError("--resume needs --output: standard output cannot be gone on with")
+    settings.check_data_dir()
     card = find_card(settings, model or settings.model[0])
     size = check_dimensions(dimensions, card)
     prompt = card.prompt(input_type)
@@ -184,6 +185,7 @@ def dimensions(
 
     if plot:
         check_plot(plot)
+    settings.check_data_dir()
     card = find_card(settings, name)
     recommended = card.matryoshka.dimensions if card.matryoshka else ()
     wanted = sizes or ",".join(map(str, recommended or recommended_sizes(card.embedding_dim)))

@@ -212,7 +212,7 @@ class TestMistakes:
 
     def test_a_configuration_file_that_is_absent_is_named(self, tmp_path: Path) -> None:
         config = tmp_path / "settings.toml"
-        assert_mistake(run("serve", "--config", config), str(config), "No such file")
+        assert_mistake(run("serve", "--config", config), str(config), "does not exist")
 
     def test_an_unknown_setting_is_named_with_the_nearest(self, tmp_path: Path) -> None:
         config = tmp_path / "settings.toml"

@@ -130,13 +130,12 @@ def test_a_file_that_is_wrong_imports_nothing_and_is_told_without_secrets(
     line = commands.mistake("keys", "import", str(file))
     assert reason in line
     assert "0123456789" not in line
-    assert commands.json("keys", "list") == []
+    assert not commands.data_dir.exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["show", "nobody"], "there is no key nobody"),
         (["create", "--name", "a", "--rpm", "0"], "--rpm 0"),
         (["create", "--name", "a", "--tpm", "many"], "--tpm many"),
         (["create", "--name", "a", "--token-budget", "-5"], "--token-budget -5"),
@@ -156,6 +155,11 @@ def test_mistakes_are_told_in_one_line(
     commands: Commands, arguments: list[str], reason: str
 ) -> None:
     assert reason in commands.mistake("keys", *arguments)
+
+
+def test_a_key_that_there_is_not_is_named(commands: Commands) -> None:
+    commands.data_dir.mkdir()
+    assert "there is no key nobody" in commands.mistake("keys", "show", "nobody")
 
 
 def test_a_name_is_given_once(commands: Commands) -> None:

@@ -1,19 +1,22 @@
 """Who may do how much: what the routes ask.
 
 Without a database there are only the keys that were given at start, or none, and nothing is
-counted; then no database library is loaded either. Lives in the event loop's thread.
+counted; then no database library is loaded either. The default database may appear while the server
+runs: from then on all is as if the server had been started again. Lives in the event loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
+import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from server.access.keyring import Keyring
 from server.access.keys import Key
-from server.errors import Overloaded
+from server.errors import Overloaded, StartupError
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from server.access.rate_limits import KeyLimits
     from server.access.shared import Shared
     from server.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+# How often it is looked whether a database has appeared.
+LOOK_INTERVAL_S = 1.0
 
 
 class Access:
@@ -34,12 +42,13 @@ class Access:
     """
 
     def __init__(self, settings: Settings, counters: Counters | None = None) -> None:
+        self._settings = settings
+        self._counters = counters
         self._keyring = Keyring(settings.secrets())
-        self._shared: Shared | None = None
-        if settings.has_database():
-            from server.access.shared import Shared
-
-            self._shared = Shared(settings, self._keyring, counters)
+        self._shared: Shared | None = self._open() if settings.has_database() else None
+        self._trouble = ""  # why a database that has appeared cannot be used
+        self._metrics: Metrics | None = None
+        self._ending = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
     @property
@@ -93,24 +102,73 @@ class Access:
 
     def troubles(self) -> dict[str, str]:
         """What is away, and what that means; for people."""
-        return {} if self._shared is None else self._shared.troubles()
+        if self._shared is not None:
+            return self._shared.troubles()
+        return {"database": "cannot be opened; its keys are not known"} if self._trouble else {}
 
     def show_in(self, metrics: Metrics) -> None:
         """Let the metrics show what is away and what is not written yet."""
+        self._metrics = metrics
         if self._shared is not None:
             self._shared.show_in(metrics)
 
     def start(self) -> None:
-        """Keep keys, ledger and budgets in step with the database from now on."""
-        if self._shared is not None:
-            self._running = asyncio.create_task(self._shared.run())
+        """Keep keys, ledger and budgets in step with the database from now on, or look for one."""
+        self._running = asyncio.create_task(self._run())
 
     async def close(self) -> None:
         """Write what is left; tell the log what could not be written."""
-        if self._shared is None:
-            return
+        self._ending.set()
+        if self._shared is not None:
+            self._shared.end()
         if self._running is not None:
             # Not cancelled: what it has begun, it must bring to its end.
-            self._shared.end()
             await self._running
-        await self._shared.close()
+        if self._shared is not None:
+            await self._shared.close()
+
+    def _open(self) -> Shared:
+        from server.access.shared import Shared
+
+        return Shared(self._settings, self._keyring, self._counters)
+
+    async def _run(self) -> None:
+        while self._shared is None and not self._ending.is_set():
+            await self._look_for_database()
+            if self._shared is None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ending.wait(), LOOK_INTERVAL_S)
+        if self._shared is not None and not self._ending.is_set():
+            await self._shared.run()
+
+    async def _look_for_database(self) -> None:
+        """Open the default database if it has appeared."""
+        trouble = ""
+        try:
+            if self._settings.has_database():
+                # Loading the library takes a third of a second: requests must not wait for it.
+                await asyncio.to_thread(importlib.import_module, "server.access.shared")
+                from server.access.database import in_thread
+
+                await in_thread(self._open, then=self._take_over)
+        except StartupError as error:
+            trouble = error.message
+        except Exception as error:  # whatever it is, the next time must come
+            trouble = repr(error)
+        if trouble and trouble != self._trouble:
+            log.error("a database has appeared and cannot be used yet: %s", trouble)
+        self._trouble = trouble
+
+    def _take_over(self, shared: Shared) -> None:
+        if self._shared is not None:  # another attempt, which was taken for hanging, was in time
+            return
+        self._shared = shared
+        if self._metrics is not None:
+            shared.show_in(self._metrics)
+        log.warning(
+            "the database %s has appeared: %s",
+            self._settings.database_file(),
+            "from now on a key is asked for"
+            if self.asks_for_keys
+            else "a key is asked for once it holds one",
+        )

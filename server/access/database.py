@@ -10,6 +10,7 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
@@ -32,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from server.command_lines import install_command
-from server.errors import DatabaseError
+from server.errors import DatabaseError, unusable
 
 PATIENCE_S = 2.0
 # A database that hangs may not answer even that; then it counts as away.
@@ -214,8 +215,11 @@ def _engine(url: str, patience_s: float) -> Engine:
     options: dict[str, Any] = {}
     match parsed.get_backend_name():
         case "sqlite":
-            if parsed.database in (None, "", ":memory:"):
+            file = parsed.database or ""
+            if file in ("", ":memory:"):
                 raise DatabaseError("setting database_url: a SQLite database needs a file")
+            if not file.startswith("file:"):  # else a URI, which SQLite itself takes apart
+                _check_folder(Path(file).parent)
             options["connect_args"] = {"timeout": patience_s}
         case "postgresql" | "postgres":
             parsed = parsed.set(drivername="postgresql+psycopg")
@@ -230,6 +234,14 @@ def _engine(url: str, patience_s: float) -> Engine:
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _check_folder(folder: Path) -> None:
+    """SQLite says "unable to open database file" of a folder that is missing."""
+    try:
+        folder.stat()
+    except OSError as error:
+        raise DatabaseError(unusable(f"setting database_url: folder {folder}", error)) from error
 
 
 def _why_no_engine(url: URL, error: Exception) -> str:

@@ -116,7 +116,10 @@ class Shared:
 
     def _read_changes(self) -> None:
         if self._store.version() != self._keys_version:
+            asked = self._keyring.asks
             self._take_over(self._store.snapshot())
+            if self._keyring.asks and not asked:
+                log.warning("the database holds a key: from now on one is asked for")
 
     def troubles(self) -> dict[str, str]:
         """What is away, and what that means."""

@@ -314,7 +314,7 @@ def read_card(folder: Path, *models_dirs: Path) -> Card:
     Raises:
         CardError: the file is missing, malformed, or its base cannot be read.
     """
-    table = _read_table(folder)
+    table = read_table(folder)
     base_name = table.pop("base", None)
     if base_name is not None:
         table = _inherit(table, str(base_name), folder, models_dirs)
@@ -371,12 +371,15 @@ def _inherit(
     found = [place / base_name for place in models_dirs if (place / base_name / CARD_FILE).exists()]
     if not found:
         raise CardError(f"card {card}: base {base_name} is not in {places}")
-    if "base" in _read_table(found[-1]):
+    try:
+        base = None if "base" in read_table(found[-1]) else read_card(found[-1], *models_dirs)
+    except CardError as error:
+        raise CardError(f"card {card}: base {base_name}: {error.message}") from error
+    if base is None:
         raise CardError(f"card {card}: base {base_name} has a base itself")
     changed = _ENCODER_KEYS & table.keys()
     if changed:
         raise CardError(f"card {card}: {min(changed)} is decided by the base {base_name}")
-    base = read_card(found[-1], *models_dirs)
     own = {"aliases", "base", "files", "folder", "matryoshka", "neighbours", "quality", "sources"}
     own |= {"parity", "reference", "torch"}
     return base.model_dump(exclude=own) | {"files": {}} | table | {"base": base}
@@ -386,7 +389,12 @@ def _stays_below(name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
-def _read_table(folder: Path) -> dict[str, Any]:
+def read_table(folder: Path) -> dict[str, Any]:
+    """What `folder/card.toml` says, whether or not that makes a card.
+
+    Raises:
+        CardError: the file is missing or no TOML.
+    """
     path = folder / CARD_FILE
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))

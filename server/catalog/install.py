@@ -132,12 +132,16 @@ def _check_cards(
     """The bundle's cards, by name, read as a server would read them after the installation."""
     models_dir, installed, staged = places
     try:
-        before = read_registry(models_dir, installed).cards
+        before = read_registry(models_dir, installed)
         registry = read_registry(models_dir, installed, staged)
+        known = {broken.folder for broken in before.broken}
+        for broken in registry.broken:
+            if broken.folder not in known:  # it is the bundle's, or stands on what the bundle has
+                raise broken.error
     except CardError as error:
         reason = error.message.replace(f"{staged}{os.sep}", "")
         raise BundleError(f"cannot install: {printable(reason)}") from error
-    for there in before:
+    for there in before.cards:
         if (
             there.name in coming
             and there.folder.is_relative_to(installed)

@@ -23,7 +23,7 @@ import server
 from server.catalog.pip import run_pip
 from server.catalog.registry import read_registry
 from server.command_lines import CHECKOUT, DISTRIBUTION, is_checkout
-from server.errors import BundleError, PipError
+from server.errors import BundleError, PipError, unusable
 
 
 def collect_wheels(folder: Path, extras: Iterable[str] = ()) -> list[Path]:
@@ -93,7 +93,7 @@ def wheels_in(folder: Path) -> list[Path]:
     try:
         files = sorted(folder.iterdir())
     except OSError as error:
-        raise BundleError(f"wheels folder {folder}: {error.strerror}") from error
+        raise BundleError(unusable(f"wheels folder {folder}", error)) from error
     found: set[tuple[str, Version]] = set()
     for file in files:
         try:
@@ -136,10 +136,11 @@ def _distribution_in(wheel: Path) -> Distribution:
 
 def _copy_of_checkout(folder: Path) -> Path:
     """What the software's wheel is made of, without the files that `models pull` fetches."""
-    models = CHECKOUT / "models"
+    registry = read_registry(CHECKOUT / "models")
+    registry.check_whole()
     fetched = {
         card.path(file)
-        for card in read_registry(models).cards
+        for card in registry.cards
         for source in card.sources
         for file in source.files
     }

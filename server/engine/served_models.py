@@ -71,7 +71,9 @@ class ServedModels:
         Raises:
             StartupError: a card, a file or a setting is missing or wrong.
         """
-        registry = read_registry(*settings.model_folders()).select(settings.model)
+        there = read_registry(*settings.model_folders())
+        registry = there.select(settings.model)
+        there.warn_of_broken()
         if settings.check_files != "off":
             for card in registry.cards:
                 check_present(card)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from server.errors import SettingError, TextFileError
+from server.errors import SettingError, TextFileError, unusable
 from server.fitting.neighbours import (
     MAX_QUERIES,
     Matrix,
@@ -84,7 +84,7 @@ def read_scored_pairs(file: Path) -> ScoredPairs:
                 pairs.right.append(right)
                 pairs.scores.append(score)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TextFileError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
+        raise TextFileError(unusable(str(file), error)) from error
     if len(pairs.scores) < 3 or len(set(pairs.scores)) == 1:
         raise TextFileError(f"{file}: a correlation needs three pairs with unlike scores")
     return pairs

@@ -103,10 +103,10 @@ class VariantPlan:
         """Write the card and its rotation; returns the card as it is read from there.
 
         Raises:
-            OutputFileError: the data folder cannot be written.
+            SettingError, OutputFileError: the data folder cannot be made or written.
         """
         try:
-            self._settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._settings.make_data_dir()
             with workshop(self._settings.installed_models_dir()) as shop:
                 made = shop.new / self.name
                 made.mkdir(parents=True)

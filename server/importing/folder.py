@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from server.catalog.card import TOKENIZER_FILE, Activation, PoolingMode, is_card_name
-from server.errors import ImportRefused
+from server.errors import ImportRefused, unusable
 
 CONFIG_FILE = "config.json"
 GRAPH_FILE = "onnx/model.onnx"
@@ -155,7 +155,7 @@ def _check_is_folder(path: Path) -> None:
             hint = f"; if a model of the hub is meant: embedding-server models pull {path}"
         raise ImportRefused(f"there is no folder {path}{hint}") from None
     except OSError as error:
-        raise ImportRefused(f"{path}: {error.strerror}") from error
+        raise ImportRefused(unusable(str(path), error)) from error
     raise ImportRefused(f"{path} is a file, not a folder with a transformer model")
 
 

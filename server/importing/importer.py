@@ -34,7 +34,7 @@ from server.catalog.card import (
     write_card,
 )
 from server.catalog.placing import workshop
-from server.catalog.registry import read_registry
+from server.catalog.registry import Registry, read_registry
 from server.catalog.verify import sha256_of
 from server.command_lines import install_command
 from server.errors import EmbeddingServerError, ImportRefused
@@ -137,7 +137,7 @@ def check_free(into: Path, name: str, wishes: Wishes, beside: Path | None = None
 
     Raises:
         ImportRefused: a name or alias cannot be one, or is taken.
-        CardError: a card that is there already is malformed.
+        CardError: a card that is there already claims one of these names, and is malformed.
     """
     check_name(name)
     place = into / name
@@ -154,8 +154,12 @@ def _check_names(place: Path, name: str, wishes: Wishes, beside: Path | None, in
     for alias in wishes.aliases:
         if not ALIAS.fullmatch(alias) or not alias.isprintable():
             raise ImportRefused(f"--alias: {alias!r} is empty or holds white space or a comma")
-    places = [folder for folder in (beside, into) if folder is not None and folder.is_dir()]
-    for card in read_registry(*places).cards if places else ():
+    places = [*([beside] if beside else []), *([into] if into.is_dir() else [])]
+    registry = read_registry(*places) if places else Registry(())
+    for broken in registry.broken:
+        if broken.folder != place and {broken.name, *broken.aliases} & {name, *wishes.aliases}:
+            raise broken.error
+    for card in registry.cards:
         if card.name == name:
             if card.folder != place:
                 raise ImportRefused(

@@ -76,7 +76,9 @@ def find_card(settings: Settings, name: str) -> Card:
         SettingError: there is none.
         CardError, ModelFileError: it cannot be used.
     """
-    (card,) = read_registry(*settings.model_folders()).select([name]).cards
+    there = read_registry(*settings.model_folders())
+    (card,) = there.select([name]).cards
+    there.warn_of_broken()
     check_present(card)
     return find_placement(settings.device, settings.dtype).apply(card)
 

@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple, Self
 import numpy as np
 import orjson
 
-from server.errors import TextFileError
+from server.errors import TextFileError, unusable
 from server.inference.inputs import TextInputs
 
 STDIN = "-"
@@ -75,6 +75,7 @@ class TextReader:
     def __init__(self, path: Path, *, field: str = "text", skip_blank: bool = False) -> None:
         self.name = "standard input" if str(path) == STDIN else str(path)
         if str(path) != STDIN and path.suffix not in (".txt", ".jsonl"):
+            _check_there(path)
             raise TextFileError(
                 f"{path}: the name must end in .txt (one text a line) or .jsonl, or be - for lines "
                 "from standard input"
@@ -230,6 +231,13 @@ def sample_texts(files: list[Path], *, field: str, most: int, seed: int) -> tupl
     return [distinct[place] for place in random.permutation(len(distinct))], count
 
 
+def _check_there(path: Path) -> None:
+    try:
+        path.stat()
+    except OSError as error:
+        raise TextFileError(unusable(str(path), error)) from error
+
+
 def _open(path: Path, name: str) -> tuple[BinaryIO, int | None]:
     """The file and its size, None if it has none."""
     try:
@@ -238,5 +246,5 @@ def _open(path: Path, name: str) -> tuple[BinaryIO, int | None]:
         file = open(source, "rb", closefd=source is path)  # noqa: SIM115
         status = os.fstat(file.fileno())
     except OSError as error:
-        raise TextFileError(f"{name}: {error.strerror}") from error
+        raise TextFileError(unusable(name, error)) from error
     return file, status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,11 +138,100 @@ def test_a_models_folder_that_is_none_is_refused_by_its_path(tmp_path: Path, kin
         read_registry(tmp_path / kind)
 
 
-def test_one_malformed_card_stops_the_reading_with_its_path(tmp_path: Path) -> None:
+def test_a_malformed_card_leaves_the_others_and_is_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_card(tmp_path, card_table())
     broken = write_card(tmp_path, card_table("broken", pooling="max"))
-    with pytest.raises(CardError, match=re.escape(str(broken / "card.toml"))):
-        read_registry(tmp_path)
+    registry = read_registry(tmp_path)
+    assert names(registry) == names(registry.select(["tiny"])) == ["tiny"]
+    registry.warn_of_broken()
+    ((_, level, line),) = caplog.record_tuples
+    assert level == logging.WARNING
+    assert line.startswith(f"card {broken / 'card.toml'}: pooling: ")
+
+
+BROKEN: dict[str, Callable[[str], str | bytes]] = {
+    "a wrong value": lambda text: text + '\nunheard_of = "x"',
+    "no TOML": lambda text: "name = [",
+    "no text": lambda text: b"\xff",
+    "empty": lambda text: "",
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+@pytest.mark.parametrize("folder", ["tiny", "org/large"])
+def test_a_malformed_card_that_is_asked_for_by_name_is_an_error_that_names_it(
+    tmp_path: Path, folder: str, damage: str
+) -> None:
+    card = write_card(tmp_path, card_table(folder)) / "card.toml"
+    text = BROKEN[damage](card.read_text())
+    card.write_bytes(text if isinstance(text, bytes) else text.encode())
+    write_card(tmp_path, card_table("other"))
+    with pytest.raises(CardError, match=f"^card {re.escape(str(card))}: "):
+        read_registry(tmp_path).select(["other", folder])
+
+
+def test_a_malformed_card_that_is_asked_for_by_alias_is_an_error_that_names_it(
+    tmp_path: Path,
+) -> None:
+    table = card_table("broken", aliases=["small", "text-embedding-3-small"], pooling="max")
+    card = write_card(tmp_path, table, "elsewhere") / "card.toml"
+    write_card(tmp_path, card_table())
+    for asked in ("broken", "small", "text-embedding-3-small"):
+        with pytest.raises(CardError, match=f"^card {re.escape(str(card))}: pooling"):
+            read_registry(tmp_path).select([asked])
+
+
+def test_an_alias_that_no_card_tells_may_be_that_of_one_that_is_no_toml(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "card.toml").write_text("aliases = [")
+    write_card(tmp_path, card_table())
+    with pytest.raises(SettingError) as caught:
+        read_registry(tmp_path).select(["small"])
+    expected = f"model small not found; models here: tiny; cannot be read: card {tmp_path}/broken/"
+    assert caught.value.message.startswith(expected)
+
+
+def test_a_variant_of_a_malformed_card_is_an_error_that_names_both_when_asked_for(
+    tmp_path: Path,
+) -> None:
+    base = write_card(tmp_path, card_table(pooling="max"))
+    variant = write_card(tmp_path, variant_table(aliases=["small"]))
+    write_card(tmp_path, card_table("other"))
+    registry = read_registry(tmp_path)
+    assert names(registry.select(["other"])) == ["other"]
+    for asked in ("variant", "small"):
+        with pytest.raises(CardError) as caught:
+            registry.select([asked])
+        expected = f"card {variant}/card.toml: base tiny: card {base}/card.toml: pooling: "
+        assert caught.value.message.startswith(expected)
+
+
+def test_an_installed_model_that_cannot_be_read_is_not_replaced_by_the_shipped_one(
+    tmp_path: Path,
+) -> None:
+    write_card(tmp_path / "shipped", card_table())
+    broken = write_card(tmp_path / "installed", card_table(pooling="max"))
+    registry = read_registry(tmp_path / "shipped", tmp_path / "installed")
+    assert registry.cards == ()
+    with pytest.raises(CardError, match=re.escape(str(broken))):
+        registry.select(["tiny"])
+
+
+def test_a_shipped_model_that_cannot_be_read_is_replaced_by_an_installed_one(
+    tmp_path: Path,
+) -> None:
+    write_card(tmp_path / "shipped", card_table(pooling="max"))
+    write_card(tmp_path / "installed", card_table())
+    registry = read_registry(tmp_path / "shipped", tmp_path / "installed")
+    assert names(registry.select(["tiny"])) == ["tiny"]
+
+
+def test_a_file_in_place_of_the_models_folder_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CardError, match=r"models folder .*/file is not a folder"):
+        read_registry(tmp_path / "file")
 
 
 def test_an_installed_model_takes_the_place_of_the_shipped_one(tmp_path: Path) -> None:

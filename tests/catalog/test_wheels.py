@@ -129,5 +129,5 @@ class TestFolder:
             wheels_in(tmp_path)
 
     def test_a_folder_that_is_not_there_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(BundleError, match=f"{tmp_path / 'absent'}: No such file"):
+        with pytest.raises(BundleError, match=f"{tmp_path / 'absent'} does not exist"):
             wheels_in(tmp_path / "absent")

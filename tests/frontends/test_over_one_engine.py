@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.access import access
 from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import Limits
@@ -307,3 +308,24 @@ def test_a_card_that_changed_since_the_start_is_not_served(tmp_path: Path) -> No
     welcome = Welcome(Settings(model=[PLAIN]), [(PLAIN, "float32", "0" * 16)])
     with pytest.raises(CardError, match="changed on disk"):
         registry_of(welcome)
+
+
+async def test_a_front_end_asks_for_keys_once_a_database_appears(
+    split_over: SplitOver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "LOOK_INTERVAL_S", 0.01)
+    split = await split_over(FakeBackend(), **OWN_IDS, data_dir=tmp_path)
+    keys = split.app.state.services.access
+    keys.start()
+    async with split.client as client:
+        assert (await post(client, asked(1))).status_code == 200
+        database = Database(f"sqlite:///{tmp_path / 'embedding-server.db'}")
+        key, secret = KeyStore(database).create("key", limits=Limits(requests_per_minute=2))
+        database.close()
+        await until(lambda: keys.asks_for_keys and keys._shared is not None)
+        assert (await post(client, asked(1))).status_code == 401
+        answer = await post(client, asked(1), secret)
+        assert answer.headers["x-ratelimit-remaining-requests"] == "1"
+        everybodys = RemoteCounters(split.front_end._channel)
+        assert (await everybodys.look(f"embedding-server/{key.id}/requests"))[0] == 1
+    await keys.close()

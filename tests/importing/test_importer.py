@@ -356,7 +356,7 @@ def cut(file: Path) -> None:
 
 
 BREAKS: dict[str, Callable[[Path], object]] = {
-    "no folder": lambda folder: (folder / "config.json").unlink(),
+    "no model": lambda folder: (folder / "config.json").unlink(),
     "broken JSON": lambda folder: (folder / "config.json").write_text("{"),
     "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
     "pickle": lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
@@ -415,7 +415,7 @@ def relink(file: Path, target: Path | None) -> None:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("no folder", "no config.json"),
+        ("no model", "no config.json"),
         ("broken JSON", "config.json: not JSON"),
         ("no tokenizer", "no tokenizer.json"),
         ("pickle", "weights only as pytorch_model.bin, which can run code"),
