@@ -14,17 +14,18 @@ Matrix = NDArray[np.float32]
 
 NEIGHBOURS = 10
 MAX_QUERIES = 4096  # texts whose neighbours are looked for, among all of them
-BLOCK_BYTES = 64 * 1024 * 1024  # of cosines at a time
+BLOCK_BYTES = 64 * 1024 * 1024
 
 
-def nearest(vectors: Matrix, queries: int) -> NDArray[np.intp]:
+def nearest(vectors: Matrix, queries: int, *, block_bytes: int = BLOCK_BYTES) -> NDArray[np.intp]:
     """The places of the nearest others of the first `queries` texts: (queries, NEIGHBOURS).
 
     Args:
         vectors: (texts, size), float32, unit length; more than NEIGHBOURS texts.
+        block_bytes: most bytes of cosines at a time; one text's are held at least.
     """
     places = np.empty((queries, NEIGHBOURS), dtype=np.intp)
-    rows = max(1, BLOCK_BYTES // (4 * len(vectors)))
+    rows = max(1, block_bytes // (4 * len(vectors)))
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
         distances = vectors[start:stop] @ -vectors.T

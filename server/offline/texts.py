@@ -125,8 +125,14 @@ class TextReader:
             )
         self._mark = mark
 
-    def windows(self) -> Iterator[Window]:
+    def windows(
+        self, *, most_texts: int = WINDOW_TEXTS, most_chars: int = WINDOW_CHARS
+    ) -> Iterator[Window]:
         """The texts from here on; every window holds at least one.
+
+        Args:
+            most_texts: a window ends with so many.
+            most_chars: and with the text by which it has so many characters.
 
         Raises:
             TextFileError: a line cannot be read or holds no text; those before it came out already.
@@ -139,7 +145,7 @@ class TextReader:
                 texts.append(text)
                 lines.append(number)
                 chars += len(text)
-                if len(texts) == WINDOW_TEXTS or chars >= WINDOW_CHARS:
+                if len(texts) == most_texts or chars >= most_chars:
                     yield self._window(texts, lines)
                     texts, lines, chars = [], [], 0
         except TextFileError:

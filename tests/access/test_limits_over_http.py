@@ -87,22 +87,31 @@ def postgres_site(postgres: Postgres) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def server(common_site: Site) -> Iterator[ServerProcess]:
+def secrets(common_site: Site, request: pytest.FixtureRequest) -> dict[str, str]:
+    """Of a key for each test that asks for `http`, made as its marker says."""
     common_site.secret("first")  # so that keys are asked for from the start
+    found = {}
+    for test in request.session.items:
+        if test.path == request.path and "http" in getattr(test, "fixturenames", ()):
+            assert isinstance(test, pytest.Function)
+            made: dict[str, Any] = dict(test.callspec.params)
+            found[test.nodeid] = common_site.secret(test.nodeid, **made["http"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(common_site: Site, secrets: dict[str, str]) -> Iterator[ServerProcess]:
+    """Knows all the secrets from its start: a new key needs up to a second to be known."""
     with common_site.serve() as running:
         yield running
 
 
 @pytest.fixture
 def http(
-    common_site: Site, server: ServerProcess, request: pytest.FixtureRequest
+    secrets: dict[str, str], server: ServerProcess, request: pytest.FixtureRequest
 ) -> Iterator[httpx.Client]:
-    """A client with a key as the test's marker says, known to the server."""
-    made = getattr(request, "param", {})
-    secret = common_site.secret(request.node.nodeid, **made)
-    with client(server, secret) as http:
-        wait_for(lambda: http.get("/v1/unknown-url").status_code == 404, "an answer")
-        wait_for(lambda: embed(http, input=[]).status_code != 401, "the new key")
+    """A client with a key as the test's marker says."""
+    with client(server, secrets[request.node.nodeid]) as http:
         yield http
 
 

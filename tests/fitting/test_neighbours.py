@@ -8,7 +8,6 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
-from server.fitting import neighbours
 from server.fitting.neighbours import average_ranks, nearest, overlap, spearman
 from server.inference.pooling import normalize
 
@@ -17,14 +16,14 @@ VECTORS = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
 
 @pytest.mark.parametrize("block_bytes", [1, 4 * 200 * 7, 10**9])
 def test_neighbours_are_those_of_the_whole_table_whatever_the_block(
-    monkeypatch: pytest.MonkeyPatch, block_bytes: int
+    block_bytes: int,
 ) -> None:
-    monkeypatch.setattr(neighbours, "BLOCK_BYTES", block_bytes)
     unit = normalize(VECTORS)
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, -2)
     expected = np.argsort(-cosines, axis=1)[:50, :10]
-    assert np.array_equal(np.sort(nearest(unit, 50), axis=1), np.sort(expected, axis=1))
+    found = nearest(unit, 50, block_bytes=block_bytes)
+    assert np.array_equal(np.sort(found, axis=1), np.sort(expected, axis=1))
 
 
 def test_the_overlap_is_the_share_found_again_in_any_order() -> None:

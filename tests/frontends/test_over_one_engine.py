@@ -29,7 +29,7 @@ from tests.conftest import PLAIN, AppOver, client_of
 from tests.fakes import GIVES_NAN, RAISES, FakeBackend
 from tests.frontends.conftest import Split, SplitOver
 
-OWN_IDS = {"model_token_ids": [PLAIN]}
+OWN_IDS: dict[str, Any] = {"model_token_ids": [PLAIN]}
 
 
 def asked(*token_ids: int, **more: Any) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import TextFileError
-from server.offline import texts
-from server.offline.texts import START, Mark, TextReader, Window, sample_texts
+from server.offline.texts import MAX_LINE_BYTES, START, Mark, TextReader, Window, sample_texts
 
 
 def read(path: Path, content: bytes | str, **options: object) -> list[str]:
@@ -20,10 +19,10 @@ def read(path: Path, content: bytes | str, **options: object) -> list[str]:
         return [text for window in reader.windows() for text in window.texts]
 
 
-def windows_of(path: Path, *, behind: Mark = START) -> list[Window]:
+def windows_of(path: Path, *, behind: Mark = START, **most: int) -> list[Window]:
     with TextReader(path) as reader:
         reader.skip(behind)
-        return list(reader.windows())
+        return list(reader.windows(**most))
 
 
 @pytest.fixture
@@ -106,35 +105,29 @@ def test_the_texts_before_a_bad_line_come_out_first(txt: Path) -> None:
             next(windows)
 
 
-def test_a_line_longer_than_a_request_may_be_is_refused_unread(
-    txt: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(texts, "MAX_LINE_BYTES", 8)
-    assert read(txt, "1234567\n") == ["1234567"]
-    with pytest.raises(TextFileError, match="line 2: longer than 8 bytes"):
-        read(txt, "one\n" + 100 * "x")
+def test_a_line_longer_than_a_request_may_be_is_refused_unread(txt: Path) -> None:
+    longest = (MAX_LINE_BYTES - 1) * "x"
+    assert read(txt, longest + "\n") == [longest]
+    with pytest.raises(TextFileError, match=f"line 2: longer than {MAX_LINE_BYTES} bytes"):
+        read(txt, f"one\n{longest}xx")
 
 
-def test_a_window_is_bounded_by_texts_and_by_characters(
-    txt: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(texts, "WINDOW_TEXTS", 3)
-    monkeypatch.setattr(texts, "WINDOW_CHARS", 10)
+def test_a_window_is_bounded_by_texts_and_by_characters(txt: Path) -> None:
     txt.write_text("a\nb\nc\n123456\n7890\nd\n")
-    windows = windows_of(txt)
+    windows = windows_of(txt, most_texts=3, most_chars=10)
     assert [window.texts for window in windows] == [["a", "b", "c"], ["123456", "7890"], ["d"]]
     assert [window.position(0) for window in windows] == [f"{txt} line {n}" for n in (1, 4, 6)]
 
 
 @given(LINES, st.integers(1, 5))
 def test_reading_can_go_on_behind_any_window(lines: list[str], window_texts: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, "WINDOW_TEXTS", window_texts)
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.txt")
         path.write_bytes("\n".join(lines).encode())
-        windows = windows_of(path)
+        windows = windows_of(path, most_texts=window_texts)
         for number, window in enumerate(windows):
-            assert windows_of(path, behind=window.end) == windows[number + 1 :]
+            behind = windows_of(path, behind=window.end, most_texts=window_texts)
+            assert behind == windows[number + 1 :]
 
 
 @pytest.mark.parametrize("content", ["one\ntwx\nthree\n", "one\n"])
