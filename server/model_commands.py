@@ -122,7 +122,7 @@ def _pull_from_hub(
 
 def _downloads(settings: Settings) -> Path:
     """Where models of the hub lie until they are imported."""
-    return settings.data_dir / "downloads"
+    return settings.own_data_dir() / "downloads"
 
 
 def _tell_installed(card: Card) -> None:
@@ -233,7 +233,8 @@ def clean(settings: Settings) -> None:
     from server.catalog.leftovers import clear_leftovers
 
     total = 0
-    for folder, freed in clear_leftovers(*settings.model_folders(), _downloads(settings)):
+    installed = settings.installed_models_dir()
+    for folder, freed in clear_leftovers(settings.models_dir, installed, _downloads(settings)):
         told = "in use, left alone" if freed is None else f"removed, {decimal(freed)}"
         print(f"{folder}: {told}")
         total += freed or 0

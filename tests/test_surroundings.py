@@ -4,63 +4,30 @@ from __future__ import annotations
 
 import os
 import pwd
-import signal
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from server.app import create_app
 from server.catalog.bundle import Contents
 from server.catalog.card import read_card
-from server.cli import main
 from server.doctor import examine
 from server.errors import CardError, DatabaseError, ImportRefused, SettingError
 from server.importing.importer import Wishes, check_free
 from server.settings import (
-    ENV_PREFIX,
     Settings,
     kubernetes_variables,
     load_settings,
     unknown_environment_variables,
 )
 from tests.catalog import card_table, write_card, write_model
+from tests.command_line import Outcome, run, start
 from tests.conftest import PLAIN
-from tests.test_cli import command
-
-
-class Outcome(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The command in this process."""
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    for name in os.environ:
-        if name.upper().startswith(ENV_PREFIX):
-            monkeypatch.delenv(name)
-
-    def call(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["embedding-server", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Outcome(ended.value.code, *capsys.readouterr())
-
-    yield call
-    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def assert_mistake(outcome: Outcome, line: str) -> None:
     """This one line on standard error, nothing else, and exit code 2."""
-    assert outcome == (2, "", f"embedding-server: {line}\n")
+    assert outcome == Outcome(2, "", f"embedding-server: {line}\n")
 
 
 # As the kubelet makes them; see "Discovering services" in Kubernetes' documentation.
@@ -145,7 +112,7 @@ class TestKubernetes:
             for service in services
             for end, value in OF_ONE_SERVICE.items()
         }
-        outcome = command("serve", "--model", "nope", "--models-dir", tmp_path, environ=environ)
+        outcome = run("serve", "--model", "nope", "--models-dir", tmp_path, env=environ)
         told, mistake = outcome.stderr.splitlines()
         assert [name for name in environ if name not in told] == []
         assert "INFO server.cli ignored, since Kubernetes sets them" in told
@@ -186,11 +153,11 @@ class TestNoHome:
         )
         assert load_settings().data_dir is None
 
-    def test_the_models_are_listed(self, run: Run) -> None:
+    def test_the_models_are_listed(self) -> None:
         outcome = run("models", "list")
-        assert outcome.code == 0
-        assert PLAIN in outcome.out
-        assert outcome.err == ""
+        assert outcome.exit_code == 0
+        assert PLAIN in outcome.stdout
+        assert outcome.stderr == ""
 
     def test_the_self_test_begins(self) -> None:
         assert next(examine(load_settings({"model": [PLAIN]}), offline=False)).good
@@ -209,19 +176,19 @@ class TestNoHome:
         ids=" ".join,
     )
     def test_what_needs_a_folder_says_which_setting_to_give(
-        self, run: Run, arguments: tuple[str, ...]
+        self, arguments: tuple[str, ...]
     ) -> None:
         assert_mistake(run(*arguments), NO_HOME)
 
-    def test_keys_in_a_database_elsewhere_need_no_folder(self, run: Run, tmp_path: Path) -> None:
+    def test_keys_in_a_database_elsewhere_need_no_folder(self, tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path / 'keys.db'}"
-        assert run("keys", "create", "--name", "team a", "--database-url", url).code == 0
-        assert "team a" in run("keys", "list", "--database-url", url).out
+        assert run("keys", "create", "--name", "team a", "--database-url", url).exit_code == 0
+        assert "team a" in run("keys", "list", "--database-url", url).stdout
 
-    def test_a_folder_that_is_named_is_used(self, run: Run, tmp_path: Path) -> None:
+    def test_a_folder_that_is_named_is_used(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
-        assert run("keys", "create", "--name", "team a", "--data-dir", data).code == 0
-        assert "team a" in run("keys", "list", "--data-dir", data).out
+        assert run("keys", "create", "--name", "team a", "--data-dir", data).exit_code == 0
+        assert "team a" in run("keys", "list", "--data-dir", data).stdout
 
 
 def test_a_data_folder_that_cannot_be_looked_into_is_none_without_keys(
@@ -266,7 +233,7 @@ class TestMissing:
         ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",
     )  # fmt: skip
     def test_a_folder_or_file_that_is_missing_is_called_missing(
-        self, run: Run, tmp_path: Path, arguments: tuple[str, ...], subject: str
+        self, tmp_path: Path, arguments: tuple[str, ...], subject: str
     ) -> None:
         missing = tmp_path / "missing"
         outcome = run(*(argument.format(missing) for argument in arguments))
@@ -275,7 +242,7 @@ class TestMissing:
         assert not missing.exists()
 
     def test_a_models_folder_that_an_import_shall_look_into_is_called_missing(
-        self, run: Run, tmp_path: Path
+        self, tmp_path: Path
     ) -> None:
         folder = tmp_path / "bert"
         folder.mkdir()
@@ -298,7 +265,7 @@ class TestMissing:
         ],
     )  # fmt: skip
     def test_a_file_in_a_folders_place_is_not_called_missing(
-        self, run: Run, tmp_path: Path, arguments: tuple[str, ...], line: str
+        self, tmp_path: Path, arguments: tuple[str, ...], line: str
     ) -> None:
         file = tmp_path / "file"
         file.touch()
@@ -309,7 +276,7 @@ class TestMissing:
         self, tmp_path: Path
     ) -> None:
         missing = tmp_path / "data"
-        outcome = command("serve", "--model", "nope", "--data-dir", missing)
+        outcome = run("serve", "--model", "nope", "--data-dir", missing)
         told, mistake = outcome.stderr.splitlines()
         assert told.endswith(f"WARNING server.cli data_dir {missing} does not exist")
         assert mistake.startswith("embedding-server: model nope not found")
@@ -328,10 +295,11 @@ class TestBrokenCards:
         return write_card(tmp_path, card_table("org/broken", pooling="max")) / "card.toml"
 
     def test_the_list_shows_the_others_and_names_it(self, broken: Path, tmp_path: Path) -> None:
-        outcome = command("models", "list", "--models-dir", tmp_path)
-        assert outcome.returncode == 0
-        assert "tiny" in outcome.stdout
-        (line,) = outcome.stderr.splitlines()
+        with start("models", "list", "--models-dir", tmp_path) as listing:
+            listed, errors = listing.communicate()
+        assert listing.returncode == 0
+        assert b"tiny" in listed
+        (line,) = errors.decode().splitlines()
         assert line.startswith(f"card {broken}: pooling: ")
 
     def test_a_server_of_another_model_starts_and_warns(
@@ -342,7 +310,7 @@ class TestBrokenCards:
         assert [f"card {broken}" in line for line in caplog.messages] == [True]
 
     def test_who_asks_for_it_is_told_so_in_one_line(
-        self, run: Run, broken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, broken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         here = ("--models-dir", tmp_path)
         for asking in (
@@ -354,8 +322,8 @@ class TestBrokenCards:
             ("embed", "-", "--model", "org/broken", *here),
         ):
             outcome = run(*asking)
-            assert outcome.code == 2
-            assert outcome.err.startswith(f"embedding-server: card {broken}: pooling: ")
+            assert outcome.exit_code == 2
+            assert outcome.stderr.startswith(f"embedding-server: card {broken}: pooling: ")
         assert caplog.messages == []
 
     def test_another_model_may_be_imported_beside_it_but_none_of_its_names(
@@ -377,14 +345,14 @@ class TestBrokenCards:
         check_free(tmp_path, "org/broken", Wishes(replace=True))
 
     def test_a_bundle_of_another_model_is_made_and_installed(
-        self, run: Run, broken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, broken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         card = read_card(tmp_path / "tiny", tmp_path)
         Contents([card], []).write(tmp_path / "bundle", force=False, report=lambda _: None)
         data = tmp_path / "data"
         write_card(data / "models", card_table("broken-too", pooling="max"))
         here = ("--models-dir", tmp_path, "--data-dir", data)
-        assert run("bundle", "install", tmp_path / "bundle", *here).code == 0
+        assert run("bundle", "install", tmp_path / "bundle", *here).exit_code == 0
         assert read_card(data / "models" / "tiny", data / "models").name == "tiny"
-        assert run("bundle", "create", "tiny", "-o", tmp_path / "again", *here).code == 0
+        assert run("bundle", "create", "tiny", "-o", tmp_path / "again", *here).exit_code == 0
         assert [line.startswith("card ") for line in caplog.messages] == [True, True]

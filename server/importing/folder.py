@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from server.catalog.card import TOKENIZER_FILE, Activation, PoolingMode, is_card_name
+from server.command_lines import own_command
 from server.errors import ImportRefused, unusable
 
 CONFIG_FILE = "config.json"
@@ -146,17 +147,15 @@ def read_folder(
 
 
 def _check_is_folder(path: Path) -> None:
+    hint = ""
+    if "/" in str(path) and is_card_name(str(path)):  # as the hub calls models
+        hint = f"; if a model of the hub is meant: {own_command('models', 'pull', str(path))}"
     try:
         if stat.S_ISDIR(path.stat().st_mode):
             return
-    except FileNotFoundError:
-        hint = ""
-        if "/" in str(path) and is_card_name(str(path)):  # as the hub calls models
-            hint = f"; if a model of the hub is meant: embedding-server models pull {path}"
-        raise ImportRefused(f"there is no folder {path}{hint}") from None
     except OSError as error:
-        raise ImportRefused(unusable(str(path), error)) from error
-    raise ImportRefused(f"{path} is a file, not a folder with a transformer model")
+        raise ImportRefused(f"{unusable(str(path), error)}{hint}") from error
+    raise ImportRefused(f"{path} is not a folder")
 
 
 def read_json(path: Path) -> dict[str, Any]:

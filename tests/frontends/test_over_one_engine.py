@@ -326,6 +326,9 @@ async def test_a_front_end_asks_for_keys_once_a_database_appears(
         assert (await post(client, asked(1))).status_code == 401
         answer = await post(client, asked(1), secret)
         assert answer.headers["x-ratelimit-remaining-requests"] == "1"
-        everybodys = RemoteCounters(split.front_end._channel)
+        link, channel = await another_front_end(split)
+        everybodys = RemoteCounters(channel)
         assert (await everybodys.look(f"embedding-server/{key.id}/requests"))[0] == 1
+        channel.abort()
+        await link.lost.wait()
     await keys.close()

@@ -11,7 +11,7 @@ from server.importing.folder import read_folder
 def test_a_folder_that_is_not_there_is_called_missing(tmp_path: Path) -> None:
     with pytest.raises(ImportRefused) as refused:
         read_folder(tmp_path / "absent")
-    assert refused.value.message == f"there is no folder {tmp_path / 'absent'}"
+    assert refused.value.message == f"{tmp_path / 'absent'} does not exist"
 
 
 def test_a_name_of_the_hub_gets_the_command_that_fetches_it(
@@ -22,10 +22,10 @@ def test_a_name_of_the_hub_gets_the_command_that_fetches_it(
         read_folder(Path("intfloat/e5-base-v2"))
 
 
-def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path: Path) -> None:
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.touch()
-    with pytest.raises(ImportRefused, match=f"^{path} is a file, not a folder"):
+    with pytest.raises(ImportRefused, match=f"^{path} is not a folder$"):
         read_folder(path)
     with pytest.raises(ImportRefused, match=r"Not a directory$"):
         read_folder(path / "inner")
