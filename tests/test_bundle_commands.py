@@ -230,7 +230,7 @@ class TestShow:
         assert_mistake(run("bundle", "show", bundle, "--sha256", "0x1"), "64 hexadecimal")
 
     def test_what_is_no_bundle_is_one_line(self, tmp_path: Path) -> None:
-        assert_mistake(run("bundle", "show", tmp_path / "no"), f"{tmp_path / 'no'}: No such")
+        assert_mistake(run("bundle", "show", tmp_path / "no"), f"{tmp_path / 'no'} does not exist")
         assert_mistake(run("bundle", "show", tmp_path), "is no regular file")
         os.mkfifo(tmp_path / "pipe")
         assert_mistake(run("bundle", "show", tmp_path / "pipe"), "is no regular file")

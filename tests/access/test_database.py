@@ -109,7 +109,7 @@ def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
         ("sqlite:///:memory:", "needs a file"),
         ("postgresql://127.0.0.1:1/x?user=u&password=s3cret", "refused"),
         ("mysql://root@127.0.0.1/x", "neither sqlite nor postgresql"),
-        ("sqlite:////no/such/folder/keys.db", "unable to open"),
+        ("sqlite:////no/such/folder/keys.db", "folder /no/such/folder does not exist"),
         ("postgresql://user:s3cret@127.0.0.1:1/x", "refused"),
     ],
 )
