@@ -214,10 +214,10 @@ def test_a_publishers_graph_is_used_without_torch(tmp_path: Path, exports: Expor
         import builtins, sys
         from server.importing import importer
         real = builtins.__import__
-        def without_torch(name, *rest):
+        def without_torch(name, *rest, **named):
             if name.partition(".")[0] in ("torch", "transformers", "sentence_transformers", "onnx"):
                 raise ModuleNotFoundError(name)
-            return real(name, *rest)
+            return real(name, *rest, **named)
         builtins.__import__ = without_torch
         importer.is_installed = lambda package: False
         sys.argv = ["x", "models", "import", {str(folder)!r}, "--data-dir", {str(tmp_path / "data")!r}]
