@@ -55,9 +55,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Without torch these files cannot even be imported; `pytest_report_header` says so.
 WITH_TORCH = [
-    "importing/*",
-    "inference/test_torch_*",
     "api/test_torch_*",
+    "catalog/test_hub.py",
+    "importing/test_importer.py",
+    "importing/test_torch_*",
+    "inference/test_torch_*",
+    "test_model_commands.py",
+    "test_parity.py",
 ]
 TORCH_IS_THERE = importlib.util.find_spec("torch") is not None
 collect_ignore_glob = [] if TORCH_IS_THERE else WITH_TORCH
@@ -77,6 +81,9 @@ def _has_gpu() -> bool:
     """Whether the system has one of NVIDIA's; torch is not asked, since importing it takes long."""
     return Path("/proc/driver/nvidia/version").exists()
 
+
+# Fixtures that start a server's process.
+SERVERS = {"http", "postgres", "server", "shared_redis"}
 
 # These fill or measure the machine: with several processes one runs all of them, one after another.
 MACHINE = [
@@ -109,11 +116,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if any(item.path.match(f"tests/{pattern}") for pattern in WITH_TORCH):
             item.add_marker(pytest.mark.torch)
-        if {"server", "http"} & set(getattr(item, "fixturenames", ())):
+        asked_for = set(getattr(item, "fixturenames", ()))
+        database = getattr(item, "callspec", None) and item.callspec.params.get("database_url")
+        if SERVERS & asked_for or database == "postgresql":
             item.add_marker(pytest.mark.server)
-    first = [*MACHINE, *LONG]
-    places = {file: place for place, file in enumerate(first)}
-    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(first)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        first = [*MACHINE, *LONG]
+        places = {file: place for place, file in enumerate(first)}
+        items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(first)))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -307,6 +307,7 @@ class TestInstall:
         assert run(*installation(large_bundle, shipped, data)).exit_code == 0
         assert [path.name for path in (data / "models").iterdir()] == ["tiny"]
 
+    @pytest.mark.server
     def test_a_server_serves_what_was_installed_where_no_model_came_with_the_software(
         self, real_bundle: Path, shipped: Path, tmp_path: Path, server: ServerProcess
     ) -> None:
@@ -323,6 +324,7 @@ class TestInstall:
                 ]
                 assert answers[0]["data"] == answers[1]["data"]
 
+    @pytest.mark.slow
     def test_one_file_and_python_are_enough(self, models_dir: Path, tmp_path: Path) -> None:
         path, data = tmp_path / "all.bundle", tmp_path / "data"
         outcome = run(

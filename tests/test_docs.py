@@ -40,6 +40,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("language", "code"), EXAMPLES)
+@pytest.mark.server
 def test_an_example_of_the_readme_runs(server: ServerProcess, language: str, code: str) -> None:
     outcome = subprocess.run(
         [*COMMANDS[language], code.replace("http://127.0.0.1:8000", server.url)],
@@ -139,6 +140,7 @@ MARK = "=== answers ==="
 MARKED_CURL = "curl -s -w '\\n%{http_code}\\n'"
 
 
+@pytest.mark.server
 def test_each_refusal_of_the_access_page_is_answered_as_it_says() -> None:
     table = ACCESS.split("<!-- answers -->\n")[1].split("<!-- /answers -->")[0]
     rows = [re.findall(r"^\| (\d+) \| `(.*)` \| `(.*)` \|$", line) for line in table.splitlines()]

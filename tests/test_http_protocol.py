@@ -20,6 +20,8 @@ from server.http_protocol import MAX_HEAD_BYTES
 from tests.conftest import REPOSITORY
 from tests.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 BODY = b'{"model": "all-MiniLM-L6-v2", "input": "x"}'
 POST = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n"
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"

@@ -18,6 +18,8 @@ import pytest
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 # Some seconds of work for one thread.
 LONG_WORK = {"model": PLAIN, "input": ["word " * 250] * 60}
 

@@ -124,6 +124,7 @@ def interrupt(long_input: Path) -> Callable[[Path], None]:
 
 class TestVectors:
     @pytest.mark.parametrize("model", [PLAIN, MATRYOSHKA])
+    @pytest.mark.server
     def test_they_are_those_that_the_server_answers(
         self, http: httpx.Client, tmp_path: Path, model: str
     ) -> None:

@@ -29,6 +29,8 @@ from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 from tests.services import Postgres, Redis, wait_for
 
+pytestmark = pytest.mark.server
+
 BODY = {"model": PLAIN, "input": "one two three"}
 TOKENS = 5  # of that input, with the two that frame it
 

@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import PLAIN
 from tests.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 BODY = {"model": PLAIN, "input": "x"}
 
 

@@ -24,6 +24,8 @@ from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 from tests.services import wait_for
 
+pytestmark = pytest.mark.server
+
 ERROR_KEYS = {"message", "type", "param", "code"}
 
 

@@ -29,6 +29,8 @@ from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 from tests.services import wait_for
 
+pytestmark = pytest.mark.server
+
 PADDING_BYTES = 1_500_000_000  # hashing that takes a second or more; a hole on disk
 PADDING_SHA256 = "1c5954e1c91f0fbe1c554067e042203a9a1259f439c126b08652b23bcb216065"
 

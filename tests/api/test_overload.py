@@ -26,6 +26,8 @@ from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 EMBEDDINGS = "/v1/embeddings"
 PATIENCE_S = 120
 LONG_TEXTS = [f"{n} " + "word " * (n % 60 + 10) for n in range(320)]

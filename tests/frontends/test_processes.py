@@ -27,6 +27,8 @@ from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 from tests.services import wait_for
 
+pytestmark = pytest.mark.server
+
 ONE_THREAD = ("--threads", "1")  # so that a request's micro-batches are always the same
 LONG_TEXTS = ["word " * 250] * 25  # some seconds for one thread
 LONG_WORK = {"model": PLAIN, "input": LONG_TEXTS}

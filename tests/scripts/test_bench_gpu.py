@@ -25,6 +25,7 @@ from tests.conftest import PLAIN, REPOSITORY
 SCRIPT = REPOSITORY / "scripts" / "bench.py"
 
 
+@pytest.mark.torch
 def test_every_scenario_runs(official_folder: Path, tmp_path: Path) -> None:
     flags = ["--device", "torch-cpu", "--st-folder", str(official_folder), "--out", str(tmp_path)]
     done = subprocess.run(
