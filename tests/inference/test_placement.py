@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from server.catalog.card import Card
 from server.command_lines import install_command
 from server.errors import SettingError
-from server.inference import placement, torch_cuda
+from server.inference import placement
 from server.inference.placement import Placement, find_placement
 
 
@@ -24,7 +26,8 @@ class Machine:
 
     def has(self, *devices: str, driver: bool = True, torch: bool = True) -> None:
         self._patch.setattr(placement, "_has_driver", lambda: driver)
-        self._patch.setattr(torch_cuda, "device_names", lambda: list(devices))
+        with_these = SimpleNamespace(device_names=lambda: list(devices))
+        self._patch.setitem(sys.modules, "server.inference.torch_cuda", with_these)
         found = object() if torch else None
         self._patch.setattr(importlib.util, "find_spec", lambda name: found)
 
