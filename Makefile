@@ -75,7 +75,7 @@ test: install services $(VENV)/.torch tests/node/node_modules
 	$(BIN)/pytest -n 2 --no-loadscope-reorder $(if $(STSB),--stsb=$(STSB)) $(if $(DURATIONS),--junit-xml=$(DURATIONS))
 
 test-fast: install $(VENV)/.dev
-	$(BIN)/pytest -m "not torch and not server and not slow"
+	$(BIN)/pytest -n 2 --no-loadscope-reorder -m "not torch and not server and not slow"
 
 bench: install $(VENV)/.torch
 	$(BIN)/python scripts/bench.py $(BENCH)

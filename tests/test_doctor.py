@@ -122,6 +122,7 @@ def doctor_offline(cwd: Path, **variables: str) -> Outcome:
     return Outcome(outcome.returncode, outcome.stdout, outcome.stderr)
 
 
+@pytest.mark.slow
 def test_offline_proves_that_serving_stays_on_this_machine_whatever_is_set_for_others(
     tmp_path: Path,
 ) -> None:
@@ -156,6 +157,7 @@ def test_offline_without_the_right_to_be_oneself_is_told_in_one_line(
         network_namespace.enter_network_namespace()
 
 
+@pytest.mark.slow
 def test_offline_counts_who_tries_to_leave_or_asks_for_a_name(tmp_path: Path) -> None:
     """A module that every Python start imports stands for a library that reports home.
 

@@ -157,6 +157,7 @@ def whole_package() -> None:
 
 
 @pytest.mark.usefixtures("whole_package")
+@pytest.mark.torch
 def test_every_answer_the_package_can_give_is_covered_by_these_tests() -> None:
     assert tree(ApiError) == set(EXAMPLES)
 

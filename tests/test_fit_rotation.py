@@ -97,6 +97,7 @@ def fitted(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return data_dir, outcome.stdout
 
 
+@pytest.mark.slow
 class TestFitting:
     def test_a_card_with_its_rotation_appears_and_nothing_else(self, fitted: Any) -> None:
         data_dir, _ = fitted

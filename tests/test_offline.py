@@ -57,6 +57,7 @@ def namespace_command() -> list[str]:
     return [*command, sys.executable]
 
 
+@pytest.mark.server
 def test_it_serves_inside_a_namespace_with_loopback_only_and_never_tries_to_leave() -> None:
     command = [*namespace_command(), "-c", textwrap.dedent(SCRIPT)]
     outcome = subprocess.run(

@@ -204,6 +204,7 @@ class TestVectors:
 
 class TestResuming:
     @pytest.mark.parametrize("suffix", ["npy", "jsonl", "parquet"])
+    @pytest.mark.slow
     def test_after_kill_9_it_goes_on_to_the_same_bytes(
         self,
         long_input: Path,
@@ -226,6 +227,7 @@ class TestResuming:
         assert sorted(tmp_path.iterdir()) == [output, wanted]
 
     @pytest.mark.parametrize(("ending", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.slow
     def test_after_a_signal_it_goes_on_to_the_same_bytes(
         self,
         long_input: Path,
@@ -273,6 +275,7 @@ class TestResuming:
         outcome = run("embed", long_input, "-o", interrupted, "--dimensions=64", "--resume")
         assert_mistake(outcome, "out.npy.partial has 1000 bytes")
 
+    @pytest.mark.slow
     def test_a_text_that_was_refused_can_be_mended(self, long_input: Path, tmp_path: Path) -> None:
         good = long_input.read_text().splitlines()
         mendable, output = tmp_path / "a.txt", tmp_path / "a.npy"

@@ -272,6 +272,7 @@ async def test_few_requests_of_many_ask_the_database(
 
 
 @pytest.mark.parametrize("servers", [1, 3])
+@pytest.mark.slow
 async def test_many_at_once_on_several_servers_never_overdraw(
     database_url: str, store: KeyStore, servers: int
 ) -> None:

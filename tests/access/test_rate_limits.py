@@ -149,6 +149,7 @@ async def test_the_headers_show_every_limit_also_before_anything_is_counted(
     }
 
 
+@pytest.mark.slow
 async def test_who_waits_as_long_as_told_is_let_in(url: str) -> None:
     limits = RateLimits(url, refuse_when_away=False, window_s=1)
     limited = key(rpm=2, tpm=10)

@@ -22,6 +22,8 @@ from tests.fakes import KILLS_THREAD, RAISES, FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 KEY = "sk-metrics-0123456789"
 EMBEDDINGS = "/v1/embeddings"
 

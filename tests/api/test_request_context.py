@@ -114,6 +114,7 @@ async def test_a_refusal_is_logged_with_its_code_and_without_what_was_sent(
     assert not any("tokens" in line for line in lines)
 
 
+@pytest.mark.server
 def test_nothing_that_is_sent_can_write_a_log_line_of_its_own() -> None:
     forged = "\n2026-01-01 00:00:00,000 INFO forged"
     with ServerProcess("--model", PLAIN) as running:
@@ -167,6 +168,7 @@ def json_lines(running: ServerProcess) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in running.log().splitlines()]
 
 
+@pytest.mark.server
 def test_as_json_every_line_is_one_object() -> None:
     flags = ["--model", PLAIN, "--log-format", "json", "--log-level", "debug", "--api-key", KEY]
     with ServerProcess(*flags) as running:
@@ -204,6 +206,7 @@ def test_as_json_every_line_is_one_object() -> None:
     assert all(set(line["ms"]) >= {"total"} for line in requests)
 
 
+@pytest.mark.server
 def test_as_json_what_libraries_warn_of_is_one_object_too() -> None:
     with ServerProcess("--model", PLAIN, "--log-format", "json") as running:
         assert httpx.get(f"{running.url}/openapi.json").status_code == 200

@@ -364,6 +364,7 @@ class TestDamage:
         lambda: bundle_bytes({**CARD, "models/tiny/graph.onnx": bytes(range(256)) * 3})
     )
 
+    @pytest.mark.slow
     def test_one_changed_bit_anywhere_is_refused_but_in_the_number_of_the_software(
         self, tmp_path: Path
     ) -> None:

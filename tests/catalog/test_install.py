@@ -274,6 +274,7 @@ class TestKilled:
     """Whenever the process dies, each model is the old one or the new one."""
 
     @pytest.mark.parametrize(("swaps", "changes"), [("swaps", 2), ("cannot swap", 4)])
+    @pytest.mark.slow
     def test_a_death_between_two_renames_leaves_models_that_the_next_installation_completes(
         self, tmp_path: Path, bundle: Path, shipped: Path, installed: Path, swaps: str, changes: int
     ) -> None:
