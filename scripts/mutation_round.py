@@ -255,13 +255,13 @@ class Copy:
             run = subprocess.run(
                 command, cwd=self.tree, env=self.environment, capture_output=True, check=False
             )
+            seconds = round(time.monotonic() - started, 1)
         finally:
             path.write_bytes(source.text)
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
             shutil.rmtree(self.scratch, ignore_errors=True)
         outcome = {0: SURVIVED, OUT_OF_TIME_STATUS: OUT_OF_TIME}.get(run.returncode, KILLED)
         by = re.search(r"^(FAILED|ERROR) .*", run.stdout.decode(errors="replace"), re.MULTILINE)
-        seconds = round(time.monotonic() - started, 1)
         return {"outcome": outcome, "seconds": seconds, "by": by[0] if by else ""}
 
 

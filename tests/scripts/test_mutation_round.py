@@ -34,11 +34,13 @@ def test_large():
     assert is_large(11) and not is_large(9)
 
 def test_down():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, start_new_session=True)
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    child = subprocess.Popen(command, start_new_session=True)
     with open(os.environ["CHILD"], "w") as file:
         file.write(str(child.pid))
     assert count_down(3) == 0
-    child.communicate()
+    child.kill()
+    child.wait()
 """
 
 
