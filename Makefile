@@ -16,13 +16,14 @@ APT_INSTALL := RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -q install -y -
 # Flags for `make bench`, for example BENCH="--quick --peer onnxruntime".
 BENCH  ?= --peer infinity --peer sentence-transformers --peer onnxruntime
 
-.PHONY: help install serve check services test test-fast bench clean
+.PHONY: help install serve check services test test-fast prove bench clean
 
 help:
 	@echo "make serve     install what serving needs, fetch the model, serve on 127.0.0.1:8000"
 	@echo "make install   the same without serving"
 	@echo "make test      add what the tests need, torch among it, and run them all"
 	@echo "make test-fast run what needs neither torch nor a server, for the time between two edits"
+	@echo "make prove     what takes too long for make test: about two hours and a half"
 	@echo "make bench     measure the server against others; takes about half an hour"
 	@echo "make check     formatting, lint, types, layers"
 	@echo "make clean     remove the virtual environment"
@@ -76,6 +77,15 @@ test: install services $(VENV)/.torch tests/node/node_modules
 
 test-fast: install $(VENV)/.dev
 	$(BIN)/pytest -n 2 --no-loadscope-reorder -m "not torch and not server and not slow"
+
+# Each with a limit of its own: a flood and a soak of 100,000 requests, then which small faults the tests see.
+prove: install services $(VENV)/.torch tests/node/node_modules
+	mkdir -p .prove
+	timeout 1800 $(BIN)/python scripts/bench.py --only flood --only soak --out .prove
+	$(BIN)/python scripts/mutation_round.py choose --seed 13 --count 160 --out .prove/mutants.json
+	timeout 7200 $(BIN)/python scripts/mutation_round.py run .prove/mutants.json --tree . --python $(CURDIR)/$(BIN)/python \
+	  --jobs 2 --out .prove/results.jsonl
+	$(BIN)/python scripts/mutation_round.py compare .prove/results.jsonl .prove/results.jsonl
 
 bench: install $(VENV)/.torch
 	$(BIN)/python scripts/bench.py $(BENCH)

@@ -48,7 +48,9 @@ OUT_OF_TIME_STATUS = 124  # of `guard`; pytest's are 0 to 5
 MEMORY_BYTES = 8 << 30  # an endless loop may fill the machine before its time is over
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 LOG_CALLS = {"debug", "info", "warning", "error", "exception", "critical"}
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".hypothesis", ".*_cache")
+NOT_COPIED = shutil.ignore_patterns(
+    ".git", ".venv", ".bench", ".prove", "__pycache__", ".hypothesis", ".*_cache"
+)
 PYTEST = ["-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
 PYTEST += ["--hypothesis-seed=0"]  # repeatable, with as many examples as the tree itself tries
 ONE_WAY = {"==": "!=", "<": "<=", ">": ">=", "in": "not in", "is": "is not", "and": "or"}
