@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from server.access.keyring import Keyring
 from server.access.keys import Key
-from server.errors import Overloaded, StartupError
+from server.errors import InvalidRequest, Overloaded, StartupError
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Access:
         """Charge tokens for the work inside, and enter it into the ledger when it is done.
 
         Work that fails or is given up costs nothing of the budget; work that is not begun because
-        of too much other work costs no tokens of the minute either.
+        of too much other work, or since its input is wrong, costs no tokens of the minute either.
 
         Raises:
             RequestAboveTokenLimit, RateLimitExceeded: the key's tokens a minute are too few.
@@ -95,7 +95,7 @@ class Access:
             yield
         except BaseException as error:
             self._shared.budgets.give_back(key, tokens)
-            if limits is not None and isinstance(error, Overloaded):
+            if limits is not None and isinstance(error, Overloaded | InvalidRequest):
                 await limits.give_back_tokens(tokens)
             raise
         self._shared.ledger.count(key, model, user, tokens)
