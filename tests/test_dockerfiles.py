@@ -1,0 +1,40 @@
+"""What the images are made of, without making one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.gpu"])
+def test_the_stage_of_the_models_copies_all_that_pull_imports(name: str, tmp_path: Path) -> None:
+    dockerfile = (REPOSITORY / name).read_text()
+    (stage,) = re.findall(r"^FROM \S+ AS models$(.*?)^FROM ", dockerfile, re.DOTALL | re.MULTILINE)
+    copied = re.findall(r"^COPY (.*) (\S+)$", stage, re.MULTILINE)
+    assert len(copied) == 4
+    for sources, target in copied:
+        for source in sources.split():
+            path, place = REPOSITORY / source, tmp_path / target.lstrip("/")
+            if path.is_dir():
+                shutil.copytree(path, place)
+            else:
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, place)
+    # The files are there, so that it only compares them.
+    pulled = subprocess.run(
+        [sys.executable, "-m", "server", "models", "pull", "--models-dir", tmp_path / "models"],
+        cwd=tmp_path,
+        env={"HOME": str(tmp_path), "PYTHONSAFEPATH": "", "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert pulled.returncode == 0, pulled.stderr
+    assert "all-MiniLM-L6-v2: " in pulled.stdout
