@@ -117,8 +117,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if any(item.path.match(f"tests/{pattern}") for pattern in WITH_TORCH):
             item.add_marker(pytest.mark.torch)
         asked_for = set(getattr(item, "fixturenames", ()))
-        database = getattr(item, "callspec", None) and item.callspec.params.get("database_url")
-        if SERVERS & asked_for or database == "postgresql":
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if SERVERS & asked_for or parameters.get("database_url") == "postgresql":
             item.add_marker(pytest.mark.server)
     if "PYTEST_XDIST_WORKER" in os.environ:
         first = [*MACHINE, *LONG]
