@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from server.catalog.card import CARD_FILE, Card, read_card
+from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card, read_card
 from server.engine.interface import ModelState
 from server.engine.on_demand import RETRY_LOAD_S
 from server.engine.patience import PATIENCE, Patience
@@ -33,7 +33,6 @@ from server.inference.loader import Encoder
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.catalog import card_table, pins, variant_table, write_model
-from tests.conftest import PLAIN, REPOSITORY
 from tests.engine import embed, ids, let_pass
 from tests.fakes import FAKE_DIM, KILLS_THREAD, FakeBackend
 from tests.metrics_page import MetricsPage
@@ -247,24 +246,28 @@ async def test_a_model_that_cannot_be_loaded_fails_alone_and_comes_back(
     [("full", True, True), ("sizes", False, True), ("off", False, False)],
 )
 def test_files_are_checked_when_they_are_opened_as_the_setting_says(
-    tmp_path: Path, check_files: str, bytes_matter: bool, size_matters: bool
+    plain_card: Card,
+    tokenizer_file: Path,
+    tmp_path: Path,
+    check_files: str,
+    bytes_matter: bool,
+    size_matters: bool,
 ) -> None:
-    """By a file that the card pins and nothing needs."""
-    for file in (REPOSITORY / "models" / PLAIN).iterdir():
-        if file.name != CARD_FILE:
-            (tmp_path / file.name).symlink_to(file)
-    pin = pins({"notes": b"a note"})["notes"]
-    line = f'notes = {{ bytes = {pin["bytes"]}, sha256 = "{pin["sha256"]}" }}'
-    table = (REPOSITORY / "models" / PLAIN / CARD_FILE).read_text()
-    (tmp_path / CARD_FILE).write_text(table.replace("[files]\n", f"[files]\n{line}\n"))
-    card = read_card(tmp_path)
+    """By a file that the card pins and nothing needs, beside the plain graph with zeros in it."""
+    table = card_table(embedding_dim=384, files=pins({"notes": b"a note"}))
+    sources = {GRAPH_FILE: plain_card.path(GRAPH_FILE), TOKENIZER_FILE: tokenizer_file}
+    files = {name: path.read_bytes() for name, path in sources.items()}
+    folder = write_model(tmp_path, table, files)
+    with (folder / "model.safetensors").open("wb") as weights:
+        weights.truncate(plain_card.files["model.safetensors"].bytes)
+    card = read_card(folder)
     opener = Opener(Settings.model_validate({"check_files": check_files, "threads": 1}))
     for content, matters in (
         (b"a note", False),
         (b"a_note", bytes_matter),
         (b"two notes", size_matters),
     ):
-        (tmp_path / "notes").write_bytes(content)
+        (folder / "notes").write_bytes(content)
         with pytest.raises(StartupError) if matters else contextlib.nullcontext():
             opener.open_encoder(card)
 

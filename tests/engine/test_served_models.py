@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,20 +20,27 @@ from server.errors import (
     ModelNotFound,
     SettingError,
 )
+from server.inference.loader import Encoder
 from server.inference.placement import Placement
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, engine_of
 from tests.engine import embed, ids, wait_until
-from tests.fakes import KILLS_THREAD, FakeBackend
+from tests.fakes import KILLS_THREAD, FakeBackend, FakeOpener
 
 
 def metrics() -> Metrics:
     return Metrics(models=[PLAIN, MATRYOSHKA], encoders=[PLAIN])
 
 
-async def test_cards_with_one_base_share_one_engine_and_its_session() -> None:
-    models = ServedModels.find(Settings())
+def found(encoder: Encoder, **settings: Any) -> ServedModels:
+    """The models of these settings, over a fake forward pass; nobody asks for their weights."""
+    given = Settings(**{"check_files": "off", **settings})
+    return ServedModels.find(given, opener=FakeOpener(given, encoder.tokenizer, FakeBackend()))
+
+
+async def test_cards_with_one_base_share_one_engine_and_its_session(encoder: Encoder) -> None:
+    models = found(encoder)
     await models.load(metrics())
     plain, turned = models.resolve(PLAIN).loaded, models.resolve(MATRYOSHKA).loaded
     assert plain is not None
@@ -45,23 +53,22 @@ async def test_cards_with_one_base_share_one_engine_and_its_session() -> None:
 
 
 def imported_again(place: Path, name: str, **changes: str) -> None:
-    """A copy of the plain model in a folder of its own."""
-    source = REPOSITORY / "models" / PLAIN
+    """A copy of the plain model's card in a folder of its own."""
     (place / name).mkdir(parents=True)
-    for file in source.iterdir():
-        if file.name != "card.toml":
-            (place / name / file.name).symlink_to(file)
-    card = (source / "card.toml").read_text().replace(f'name = "{PLAIN}"', f'name = "{name}"')
+    card = (REPOSITORY / "models" / PLAIN / "card.toml").read_text()
+    card = card.replace(f'name = "{PLAIN}"', f'name = "{name}"')
     for key, value in changes.items():
         card = f"{key} = {value}\n" + re.sub(rf"^{key} = .*\n", "", card, flags=re.MULTILINE)
     (place / name / "card.toml").write_text(card)
 
 
-async def test_cards_with_equal_files_share_one_engine_wherever_they_lie(tmp_path: Path) -> None:
+async def test_cards_with_equal_files_share_one_engine_wherever_they_lie(
+    encoder: Encoder, tmp_path: Path
+) -> None:
     imported_again(tmp_path / "models", "again", prompts='{ query = "query: " }')
     imported_again(tmp_path / "models", "short", max_input_tokens="64")
     names = ["again", PLAIN, MATRYOSHKA, "short"]
-    models = ServedModels.find(Settings(model=names, data_dir=tmp_path))
+    models = found(encoder, model=names, data_dir=tmp_path)
     assert [card.name for card in models.encoders] == ["again", "short"]
     await models.load(Metrics(names, [card.name for card in models.encoders]))
     engines = {}
@@ -77,8 +84,8 @@ async def test_cards_with_equal_files_share_one_engine_wherever_they_lie(tmp_pat
     models.join()
 
 
-async def test_work_is_taken_only_between_loading_and_draining() -> None:
-    models = ServedModels.find(Settings(model=[PLAIN]))
+async def test_work_is_taken_only_between_loading_and_draining(encoder: Encoder) -> None:
+    models = found(encoder, model=[PLAIN])
     with pytest.raises(ModelLoading):
         models.resolve(PLAIN)
     with pytest.raises(ModelNotFound):
@@ -92,8 +99,8 @@ async def test_work_is_taken_only_between_loading_and_draining() -> None:
     models.join()
 
 
-async def test_a_server_told_to_stop_while_loading_does_not_turn_ready() -> None:
-    models = ServedModels.find(Settings(model=[PLAIN]))
+async def test_a_server_told_to_stop_while_loading_does_not_turn_ready(encoder: Encoder) -> None:
+    models = found(encoder, model=[PLAIN])
     models.drain()
     await models.load(metrics())
     assert models.phase is Phase.DRAINING
@@ -105,7 +112,7 @@ async def test_a_model_that_fails_takes_no_work_until_it_computes_again(
     app_over: AppOver,
 ) -> None:
     backend = FakeBackend()
-    app = await app_over(backend, patience=Patience(probe_interval_s=0.02))
+    app = await app_over(backend, patience=Patience(probe_interval_s=0.02), check_files="off")
     models = app.state.services.models
     engine = engine_of(app)
     backend.broken.set()
@@ -126,7 +133,7 @@ async def test_a_model_that_fails_takes_no_work_until_it_computes_again(
 async def test_a_model_whose_only_worker_has_died_takes_no_work_until_it_is_replaced(
     app_over: AppOver,
 ) -> None:
-    app = await app_over(FakeBackend(), patience=Patience(restart_delay_s=0.5))
+    app = await app_over(FakeBackend(), patience=Patience(restart_delay_s=0.5), check_files="off")
     models = app.state.services.models
     engine = engine_of(app)
     with pytest.raises(InferenceFailed):
@@ -141,7 +148,7 @@ async def test_a_model_whose_only_worker_has_died_takes_no_work_until_it_is_repl
 
 def test_own_token_ids_are_asked_for_served_models_only() -> None:
     with pytest.raises(SettingError, match=f"model_token_ids: {MATRYOSHKA} is not a served model"):
-        ServedModels.find(Settings(model=[PLAIN], model_token_ids=[MATRYOSHKA]))
+        ServedModels.find(Settings(model=[PLAIN], model_token_ids=[MATRYOSHKA], check_files="off"))
 
 
 @pytest.mark.parametrize(
