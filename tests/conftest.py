@@ -57,6 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 WITH_TORCH = [
     "api/test_torch_*",
     "catalog/test_hub.py",
+    "importing/test_architectures.py",
     "importing/test_importer.py",
     "importing/test_torch_*",
     "inference/test_torch_*",
@@ -94,6 +95,7 @@ MACHINE = [
 ]
 # These take longest; begun early, none of them is left for the end.
 LONG = [
+    "tests/importing/test_architectures.py",
     "tests/importing/test_importer.py",
     "tests/inference/test_torch_backend.py",
     "tests/test_parity.py",
