@@ -30,7 +30,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def limits(url: str) -> AsyncIterator[RateLimits]:
-    opened = RateLimits(url, refuse_when_away=False)
+    opened = RateLimits(url, refuse_when_away=False, patience_s=10)
     yield opened
     await opened.close()
 
@@ -110,7 +110,7 @@ async def test_what_is_given_back_after_the_minute_adds_nothing_to_the_next(
 async def test_hundreds_that_ask_at_once_do_not_make_a_redis_seem_away(
     shared_redis: Redis,
 ) -> None:
-    limits = RateLimits(shared_redis.url, refuse_when_away=True)
+    limits = RateLimits(shared_redis.url, refuse_when_away=True, patience_s=10)
     limited = key(rpm=1_000)
     await asyncio.gather(*(limits.of(limited).take_request() for _ in range(500)))
     assert not away(limits)

@@ -383,7 +383,8 @@ async def test_a_request_that_takes_too_long_is_given_up_and_the_server_works_on
     page = told(app)
     assert page.value("refusals_total", reason="request_timeout") == 1
     assert page.value("admitted_tokens", model=PLAIN) == 0
-    # What was left of it was never computed.
+    # What was left of it is never computed.
+    assert page.value("queue_tokens", model=PLAIN) == 0
     assert page.value("computed_tokens_total", model=PLAIN) <= 201
 
 

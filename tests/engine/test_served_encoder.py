@@ -135,6 +135,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
+def started_since(before: list[threading.Thread]) -> set[threading.Thread]:
+    """Worker threads that are there and were not."""
+    there = set(threading.enumerate()).difference(before)
+    return {thread for thread in there if thread.name.startswith("replica")}
+
+
 @pytest.fixture
 def disk(encoder: Encoder) -> Disk:
     return Disk(encoder)
@@ -276,6 +282,7 @@ async def test_a_load_that_gets_too_few_threads_leaves_none_behind(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = threading.Thread.start
+    before = threading.enumerate()
 
     def start_the_first(thread: threading.Thread) -> None:
         if thread.name == "replica-1":
@@ -286,7 +293,7 @@ async def test_a_load_that_gets_too_few_threads_leaves_none_behind(
     served = await serve(threads=2)
     with pytest.raises(ModelLoadFailed):
         await served.ask(ONE)
-    await until(lambda: not any(t.name == "replica-0" for t in threading.enumerate()))
+    await until(lambda: not started_since(before))
 
 
 async def test_a_wrong_rotation_is_the_failure_of_its_own_model(disk: Disk, serve: Serve) -> None:
@@ -300,13 +307,14 @@ async def test_a_wrong_rotation_is_the_failure_of_its_own_model(disk: Disk, serv
 async def test_a_model_is_unloaded_when_idle_and_loaded_when_asked_for(
     disk: Disk, serve: Serve
 ) -> None:
+    before = threading.enumerate()
     served = await serve(unload_after_s=0.05)
     for loads in (1, 2, 3):
         assert await served.ask(VARIANT) == await served.ask(ONE) == 7
         assert disk.loads == [ONE] * loads
         await served.until_unloaded()
         await until(lambda: disk.made[-1]() is None)
-    assert not any(thread.name.startswith("replica") for thread in threading.enumerate())
+    assert not started_since(before)
 
 
 async def test_an_unloaded_model_leaves_memory_without_waiting_for_the_collector(
