@@ -206,3 +206,8 @@ def test_a_file_of_secrets_may_begin_with_a_byte_order_mark(
     file.write_text(f"\ufeff{text}", encoding="utf-8")
     done = commands.json("keys", "import", str(file))
     assert [key["name"] for key in done["imported"]] in (["team a"], ["b"])
+
+
+def test_revoking_is_told_in_lines_unless_json_is_asked_for(commands: Commands) -> None:
+    commands.run("keys", "create", "--name", "a")
+    assert "\nstate: revoked\n" in commands.run("keys", "revoke", "a").stdout
