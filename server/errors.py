@@ -453,12 +453,12 @@ class RequestTimedOut(Unavailable):
 
 
 class StorageUnavailable(Unavailable):
-    """What counts rate limits or budgets is away, and `if_storage_fails` says refuse."""
+    """Keys cannot be read; or limits or budgets cannot, and `if_storage_fails` says refuse."""
 
     code = "storage_unavailable"
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"The server cannot count {what} at the moment.", retry_after_s=5)
+        super().__init__(f"The server cannot check {what} at the moment.", retry_after_s=5)
 
 
 class Draining(Unavailable):

@@ -14,8 +14,6 @@ from server.errors import SettingError
 from server.settings import ENV_PREFIX, Settings, load_settings
 
 FOLDERS = ("models_dir", "data_dir")  # settings that tell where models lie
-# Whoever gives two means both; the last one would win without a word.
-GIVEN_ONCE = ("host",)
 
 ConfigFile = Annotated[
     Path | None,
@@ -28,7 +26,7 @@ ConfigFile = Annotated[
 def flag(name: str) -> inspect.Parameter:
     """The flag of one setting; pydantic checks its text, so that all sources share the rules."""
     field = Settings.model_fields[name]
-    many = get_origin(field.annotation) is list
+    many = _is_list(name)
     switch = field.annotation is bool
     default = field.get_default(call_default_factory=False)
     if isinstance(default, SecretStr):  # the default of a secret is none
@@ -43,7 +41,8 @@ def flag(name: str) -> inspect.Parameter:
         show_default=False,
         metavar=None if switch else spelled.rsplit("-", 1)[-1].upper(),
     )
-    kind: Any = list[str] if many or name in GIVEN_ONCE else bool if switch else str
+    # All are lists here: of a flag given twice typer would take the last one without a word.
+    kind: Any = bool if switch else list[str]
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -52,11 +51,14 @@ def flag(name: str) -> inspect.Parameter:
     )
 
 
+def _is_list(name: str) -> bool:
+    return get_origin(Settings.model_fields[name].annotation) is list
+
+
 def _only(name: str, values: list[str]) -> str:
     if len(values) > 1:
-        raise SettingError(
-            f"setting {name} (--{name}): takes one value, not {len(values)}: {', '.join(values)}"
-        )
+        flag = name.replace("_", "-")
+        raise SettingError(f"setting {name} (--{flag}): takes one value, not {len(values)}")
     return values[0]
 
 
@@ -70,8 +72,9 @@ def with_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., Non
         def run(config: Path | None, **given: Any) -> None:
             flags = {name: given.pop(name) for name in names}
             flags = {name: value for name, value in flags.items() if value not in (None, [])}
-            for name in flags.keys() & GIVEN_ONCE:
-                flags[name] = _only(name, flags[name])
+            for name, value in flags.items():
+                if isinstance(value, list) and not _is_list(name):
+                    flags[name] = _only(name, value)
             command(load_settings(flags, config), **given)
 
         _, *own = inspect.signature(command, eval_str=True).parameters.values()

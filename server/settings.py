@@ -337,7 +337,10 @@ class Settings(BaseSettings):
         if self.data_dir is None:
             return False
         try:
-            return self.database_file().exists()
+            self.database_file().stat()  # `exists` would take what cannot be looked at for absent
+            return True
+        except (FileNotFoundError, NotADirectoryError):
+            return False
         except OSError as error:  # nobody may take that for a server without keys
             raise SettingError(unusable(f"data_dir {self.data_dir}", error)) from error
 
@@ -399,7 +402,7 @@ class Settings(BaseSettings):
         Raises:
             SettingError: `host` is not loopback, no key is asked for and `allow_no_keys` is off.
         """
-        if _is_loopback(self.host) or self.allow_no_keys or asks_for_keys:
+        if is_loopback(self.host) or self.allow_no_keys or asks_for_keys:
             return
         make_one = own_command("keys", "create", "--name", "NAME")
         raise SettingError(
@@ -496,8 +499,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     return table
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine has this address, also if it is IPv4 in IPv6's form."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

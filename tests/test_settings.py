@@ -446,3 +446,9 @@ class TestByteOrderMark:
         keys = tmp_path / "keys"
         keys.write_text("\ufeffsk-file-1\nsk-file-2\n", encoding="utf-8")
         assert load_settings({"api_key_file": str(keys)}).secrets() == ["sk-file-1", "sk-file-2"]
+
+
+def test_an_ipv4_loopback_in_ipv6s_form_is_this_machine() -> None:
+    Settings(host="::ffff:127.0.0.1").check_exposure(asks_for_keys=False)
+    with pytest.raises(SettingError, match="refusing to listen"):
+        Settings(host="::ffff:10.0.0.1").check_exposure(asks_for_keys=False)

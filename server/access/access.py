@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from server.access.keyring import Keyring
 from server.access.keys import Key
-from server.errors import InvalidRequest, Overloaded, StartupError
+from server.errors import InvalidRequest, Overloaded, StartupError, StorageUnavailable
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ class Access:
     def __init__(self, settings: Settings, counters: Counters | None = None) -> None:
         self._settings = settings
         self._counters = counters
-        self._keyring = Keyring(settings.secrets())
-        self._shared: Shared | None = self._open() if settings.has_database() else None
+        self._secrets = settings.secrets()
+        self._keyring = Keyring(self._secrets)
+        self._shared: Shared | None = None
+        if settings.has_database():
+            self._use(self._open())
         self._trouble = ""  # why a database that has appeared cannot be used
         self._metrics: Metrics | None = None
         self._ending = asyncio.Event()
@@ -57,7 +60,14 @@ class Access:
         return self._keyring.asks
 
     def find_key(self, authorization: str | None) -> Key:
-        """See `Keyring.find`."""
+        """See `Keyring.find`.
+
+        Raises:
+            StorageUnavailable: nobody knows who may come in: a database has appeared, and it cannot
+                be read yet.
+        """
+        if self._trouble and not self._keyring.asks:
+            raise StorageUnavailable("keys")
         return self._keyring.find(authorization)
 
     def limits_of(self, key: Key) -> KeyLimits | None:
@@ -104,7 +114,11 @@ class Access:
         """What is away, and what that means; for people."""
         if self._shared is not None:
             return self._shared.troubles()
-        return {"database": "cannot be opened; its keys are not known"} if self._trouble else {}
+        return (
+            {"database": "cannot be opened; who has no other key is refused"}
+            if self._trouble
+            else {}
+        )
 
     def show_in(self, metrics: Metrics) -> None:
         """Let the metrics show what is away and what is not written yet."""
@@ -130,7 +144,10 @@ class Access:
     def _open(self) -> Shared:
         from server.access.shared import Shared
 
-        return Shared(self._settings, self._keyring, self._counters)
+        return Shared(self._settings, Keyring(self._secrets), self._counters)
+
+    def _use(self, shared: Shared) -> None:
+        self._shared, self._keyring = shared, shared.keyring
 
     async def _run(self) -> None:
         while self._shared is None and not self._ending.is_set():
@@ -145,7 +162,8 @@ class Access:
         """Open the default database if it has appeared."""
         trouble = ""
         try:
-            if self._settings.has_database():
+            # In a thread, since a folder on a network may hang.
+            if await asyncio.to_thread(self._settings.has_database):
                 # Loading the library takes a third of a second: requests must not wait for it.
                 await asyncio.to_thread(importlib.import_module, "server.access.shared")
                 from server.access.database import in_thread
@@ -162,7 +180,7 @@ class Access:
     def _take_over(self, shared: Shared) -> None:
         if self._shared is not None:  # another attempt, which was taken for hanging, was in time
             return
-        self._shared = shared
+        self._use(shared)
         if self._metrics is not None:
             shared.show_in(self._metrics)
         log.warning(

@@ -33,6 +33,7 @@ class Shared:
     """Database, key store, ledger, budgets and rate limits of one server.
 
     Args:
+        keyring: filled from the database, and kept in step with it.
         counters: see RateLimits.
 
     Raises:
@@ -45,7 +46,7 @@ class Shared:
         refuse = settings.if_storage_fails == "refuse"
         self._database = Database(settings.database())
         self._store = KeyStore(self._database)
-        self._keyring = keyring
+        self.keyring = keyring
         self._keys_version = ""
         self._trouble = ""  # why the database does not answer
         self.ledger = Ledger(self._database, hash_users=settings.hash_users)
@@ -116,9 +117,9 @@ class Shared:
 
     def _read_changes(self) -> None:
         if self._store.version() != self._keys_version:
-            asked = self._keyring.asks
+            asked = self.keyring.asks
             self._take_over(self._store.snapshot())
-            if self._keyring.asks and not asked:
+            if self.keyring.asks and not asked:
                 log.warning("the database holds a key: from now on one is asked for")
 
     def troubles(self) -> dict[str, str]:
@@ -137,5 +138,5 @@ class Shared:
         metrics.unwritten_usage_tokens.set_function(lambda: self.ledger.unwritten_tokens)
 
     def _take_over(self, snapshot: Snapshot) -> None:
-        self._keyring.replace(snapshot)
+        self.keyring.replace(snapshot)
         self._keys_version = snapshot.version

@@ -18,7 +18,7 @@ from server.access.keys import Key, Scope
 from server.api.content_encoding import Decoder, content_encoding
 from server.api.request_record import RequestRecord
 from server.engine.interface import OfferedModels
-from server.errors import AuthenticationFailed, BodyTooLarge, Overloaded, RequestTimedOut
+from server.errors import ApiError, BodyTooLarge, Overloaded, RequestTimedOut
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -113,7 +113,7 @@ def require_key(request: Request, scope: Scope) -> Key:
         ScopeMissing: it was not made for this.
     """
     caller = RequestRecord.of(request.scope).caller
-    if isinstance(caller, AuthenticationFailed):
+    if isinstance(caller, ApiError):
         raise caller
     caller.check_scope(scope)
     return caller

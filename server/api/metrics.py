@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from fastapi import APIRouter, Request, Response
 
 from server.access.keys import Scope
 from server.api.deps import Services, require_key, services_of
 from server.errors import Unavailable
 from server.metrics import CONTENT_TYPE
+from server.settings import is_loopback
 
 router = APIRouter()
 
@@ -26,14 +25,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _is_local(request: Request) -> bool:
-    if request.client is None:
-        return False
-    try:
-        address = ipaddress.ip_address(request.client.host)
-    except ValueError:
-        return False
-    # A client by IPv4 on a socket that takes both.
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    return request.client is not None and is_loopback(request.client.host)
 
 
 def _ready(services: Services) -> bool:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.access.access import Access
 from server.api.error_responses import error_response
 from server.api.request_record import RequestRecord
-from server.errors import ApiError, AuthenticationFailed, Draining
+from server.errors import ApiError, Draining
 from server.logs import ACCESS_LOGGER, request_id
 from server.metrics import EMBEDDINGS_ROUTE, OTHER_ROUTE, ROUTES, STAGES, Metrics, refusal_reason
 
@@ -87,7 +87,7 @@ class RequestContext:
         try:
             record.caller = self._access.find_key(authorization)
             record.limits = self._access.limits_of(record.caller)
-        except AuthenticationFailed as error:
+        except ApiError as error:
             record.caller = error
 
     def _finish(self, scope: Scope, status: int, record: RequestRecord, seconds: float) -> None:

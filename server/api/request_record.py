@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.types import Scope
 
 from server.access.keys import Key
-from server.errors import ApiError, AuthenticationFailed, MissingApiKey
+from server.errors import ApiError, MissingApiKey
 
 if TYPE_CHECKING:
     from server.access.rate_limits import KeyLimits
@@ -31,7 +31,7 @@ class RequestRecord:
     stages_s: dict[str, float] = field(default_factory=dict)  # by the names in metrics.STAGES
     error: ApiError | None = None
     # Whose request it is, or why a route that asks for a key refuses it.
-    caller: Key | AuthenticationFailed = field(default_factory=MissingApiKey)
+    caller: Key | ApiError = field(default_factory=MissingApiKey)
     limits: KeyLimits | None = None  # of its key, if that has any a minute
 
     @contextlib.contextmanager
