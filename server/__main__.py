@@ -1,5 +1,15 @@
-"""`python -m server` is the command `embedding-server`."""
+"""Entry point of `embedding-server` and `python -m server`: hears signals before the long imports."""
 
-from server.cli import main
+from server.termination import ending_at_once, raise_when_terminated
 
-main()
+
+def main() -> None:
+    """Run the command; see `cli.main`."""
+    raise_when_terminated()
+    with ending_at_once():
+        from server import cli
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,14 +7,18 @@ flight is finished or, after `drain_timeout_s`, answered with 503 -> exit 0
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.server import HANDLED_SIGNALS
 
 from server.access.access import Access
 from server.app import create_app
@@ -23,6 +27,7 @@ from server.errors import StartupError
 from server.http_protocol import BoundedProtocol
 from server.listening import BACKLOG, allow_many_connections, announce, bind
 from server.settings import Settings
+from server.termination import ignore_stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +90,17 @@ class DrainingServer(uvicorn.Server):
         self._drain_timeout_s = drain_timeout_s
         self._drain_deadline: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but once all is done the signals are ignored and not let through."""
+        if threading.current_thread() is threading.main_thread():
+            for number in HANDLED_SIGNALS:
+                signal.signal(number, self.handle_exit)
+        try:
+            yield
+        finally:
+            ignore_stop_signals()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Signal handler; what uvicorn does is not wanted: it would exit by the signal."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import signal
 import socket
@@ -204,3 +206,14 @@ def test_a_changed_byte_stops_the_start_with_one_line(tmp_path: Path) -> None:
     assert line.startswith(f"embedding-server: model {MATRYOSHKA}: ")
     assert "rotation.safetensors has sha256" in line
     assert outcome.stdout == ""
+
+
+@pytest.mark.parametrize("frontends", ["1", "2"])
+def test_signals_after_the_drain_do_not_change_the_exit_code(frontends: str) -> None:
+    with ServerProcess("--model", PLAIN, "--frontends", frontends) as running:
+        for stop_signal in itertools.cycle([signal.SIGTERM, signal.SIGINT]):
+            running.process.send_signal(stop_signal)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert running.process.wait(timeout=0.005) == 0
+                break
+        assert "Traceback" not in running.log()

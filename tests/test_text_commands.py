@@ -33,6 +33,7 @@ from tests.command_line import (
     assert_mistake,
     end,
     files_of_at_most,
+    interruptible,
     run,
     start,
     user_environment,
@@ -404,3 +405,42 @@ class TestDimensions:
         (tmp_path / "pairs.csv").write_text("a,b,1\na,b\n")
         outcome = run(*flags, "--evaluate", tmp_path / "pairs.csv")
         assert_mistake(outcome, "pairs.csv row 2")
+
+
+# Gets a second signal while it waits for its threads to end after the first one.
+INTERRUPTED_TWICE = """
+import signal
+from server.cli import main
+from server.engine.engine import Engine
+
+join = Engine.join
+
+def join_when_interrupted(engine):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        print("not at once", flush=True)
+        join(engine)
+
+Engine.join = join_when_interrupted
+main()
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_ends_it_at_once(first: signal.Signals) -> None:
+    with (
+        interruptible(),
+        subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED_TWICE, "embed", "-"],
+            env=user_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as running,
+    ):
+        assert running.stdin is not None
+        running.stdin.write(b"one\n")
+        running.stdin.flush()
+        wait_until_read(running.stdin)
+        assert end(running, first) == Outcome(130, "", "")

@@ -1,7 +1,7 @@
 """From a request's inputs to the token ids that a model reads, without holding up the event loop.
 
-Short texts are tokenised at once, long ones in threads. Lives in the event loop's thread; knows
-nothing of queues, HTTP or keys.
+Short texts are tokenised at once, long ones in threads, huge ones one after another in a thread of
+their own. Lives in the event loop's thread; knows nothing of queues, HTTP or keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from server.inference.tokenizer import Tokenizer
 
 # Below this many characters, tokenising takes less time than the way to a thread and back.
 INLINE_CHARS = 2_000
-TOKENIZING_THREADS = 2  # so that one huge request does not keep the others waiting
+TOKENIZING_THREADS = 2
+# Requests of more characters take seconds; they have one thread, and nobody shorter waits for it.
+HUGE_CHARS = 1_048_576
 # How many times `max_request_tokens` of OpenAI's ids are decoded when each input is then cut.
 DECODED_BEFORE_CUT = 4
 # Until there are measurements: OpenAI's rule of thumb.
@@ -39,6 +41,7 @@ class RequestTokenizer:
         self._max_request_tokens = max_request_tokens
         self._tokens_per_char = Ratio(GUESSED_TOKENS_PER_CHAR, weight=1_000)
         self._threads = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenize")
+        self._thread_of_huge = ThreadPoolExecutor(1, thread_name_prefix="tokenize-huge")
 
     def estimate(self, inputs: Inputs) -> int:
         """About how many tokens the inputs are."""
@@ -75,20 +78,22 @@ class RequestTokenizer:
             chars = 0
         elif (chars := sum(map(len, inputs.texts))) <= INLINE_CHARS:
             return self._learn(0 if truncate else chars, encode())
+        threads = self._thread_of_huge if chars > HUGE_CHARS else self._threads
         try:
-            loop = asyncio.get_running_loop()
-            token_ids = await loop.run_in_executor(self._threads, encode)
+            token_ids = await asyncio.get_running_loop().run_in_executor(threads, encode)
             return self._learn(0 if truncate else chars, token_ids)
         finally:
             stop.set()  # cancelled: the thread goes to those who still wait
 
     def close(self) -> None:
         """Begin nothing any more; does not wait for the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._thread_of_huge):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def join(self) -> None:
         """Wait for the threads; blocks."""
-        self._threads.shutdown()
+        for threads in (self._threads, self._thread_of_huge):
+            threads.shutdown()
 
     def _tokenize(
         self,

@@ -23,10 +23,10 @@ from server.frontends.engine_service import EngineService, FrontEndLink
 from server.listening import SharedAddress, allow_many_connections, announce
 from server.metrics import Metrics
 from server.settings import Settings
+from server.termination import STOP_SIGNALS, ignore_stop_signals
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESTART_DELAY_S = 0.5  # a front end that ends at once must not be replaced without a pause
 # Longer than a front end takes once its drain is over; then it is killed.
 _END_TIMEOUT_S = 10.0
@@ -90,7 +90,8 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, self._stop, number)
+            # Not the loop's own handlers: with those gone, a late signal would end the process.
+            signal.signal(number, lambda got, _: loop.call_soon_threadsafe(self._stop, got))
         asks_for_keys = access.asks_for_keys
         await access.close()
         numbers = range(self._settings.frontends or 1)
@@ -115,6 +116,7 @@ class Supervisor:
             for task in (starting, telling):
                 task.cancel()
             self._models.close()
+            ignore_stop_signals()
 
     async def _become_ready(self, links: list[FrontEndLink]) -> None:
         try:
@@ -128,7 +130,7 @@ class Supervisor:
             raise StartupError(f"loading the models failed: {error}") from error
 
     def _stop(self, number: int) -> None:
-        """Signal handler; the second signal cuts the drain short."""
+        """A signal came; the second signal cuts the drain short."""
         if not self._stopping.is_set():
             log.info("%s: finishing work in flight", signal.Signals(number).name)
         self._stopping.set()

@@ -39,6 +39,7 @@ from server.inference.placement import find_placement
 from server.metrics import EngineMetrics, Metrics
 from server.offline.texts import START, WINDOW_TEXTS, Mark, Window
 from server.settings import Settings
+from server.termination import ending_at_once
 
 PROGRESS_INTERVAL_S = 0.2
 
@@ -193,14 +194,25 @@ class _Run:
                 if writing is not None:
                     await writing
                 writing = in_thread(lambda w=window, v=vectors: self._write(w, v))  # type: ignore[misc]
-        finally:
-            ahead.cancel()
-            engine.close()
-            if writing is not None:  # also when interrupted: what was computed is kept
-                await writing
-            await asyncio.gather(ahead, return_exceptions=True)
-            # Each thread ends after at most one micro-batch.
-            engine.join()
+        except BaseException:
+            with ending_at_once():  # by the second signal, which does not wait for the threads
+                await self._end(engine, ahead, writing)
+            raise
+        await self._end(engine, ahead, writing)
+
+    async def _end(
+        self,
+        engine: Engine,
+        ahead: asyncio.Future[tuple[Window, list[TokenIds]] | None],
+        writing: asyncio.Future[None] | None,
+    ) -> None:
+        ahead.cancel()
+        engine.close()
+        if writing is not None:  # also when interrupted: what was computed is kept
+            await writing
+        await asyncio.gather(ahead, return_exceptions=True)
+        # Each thread ends after at most one micro-batch.
+        engine.join()
 
     def _start_engine(self) -> Engine:
         model, settings = self._model, self._model.settings
