@@ -183,7 +183,14 @@ class TokenWithoutEmbedding(InvalidRequest):
             f"holds {token[:100]!r} (token id {token_id}), which the model's tokenizer knows, but "
             f"not its weights: they end at {num_embeddings - 1}"
         )
-        super().__init__(f"input[{row}] {self.what}. Leave it out.", param="input")
+        super().__init__(self._message(f"input[{row}]"), param="input")
+
+    def at(self, position: str) -> InvalidRequest:
+        """The error that names the input as its request does, which an engine does not know."""
+        return InvalidRequest(self._message(position), param="input")
+
+    def _message(self, position: str) -> str:
+        return f"{position} {self.what}. Leave it out."
 
 
 class FingerprintMismatch(InvalidRequest):

@@ -23,7 +23,7 @@ from server.api.request_record import RequestRecord
 from server.api.schemas import EmbeddingRequest, embeddings_json
 from server.catalog.card import Card
 from server.engine.interface import Loaded, OfferedModel
-from server.errors import FingerprintMismatch, InvalidRequest
+from server.errors import FingerprintMismatch, InvalidRequest, TokenWithoutEmbedding
 from server.inference.inputs import TokenIdInputs
 from server.inference.matryoshka import check_dimensions, truncate
 
@@ -126,7 +126,10 @@ async def answer(
             ):
                 # Of a request that fails here, nobody knows how much of it was waiting.
                 with record.stage("compute"):
-                    vectors, wait_s, compute_s = await engine.embed(token_ids, ticket)
+                    try:
+                        vectors, wait_s, compute_s = await engine.embed(token_ids, ticket)
+                    except TokenWithoutEmbedding as error:
+                        raise error.at(asked.input.position(error.row)) from None
             record.stages_s |= {"wait": wait_s, "compute": compute_s}
 
     layer_norm = card.matryoshka is not None and card.matryoshka.layer_norm

@@ -189,10 +189,10 @@ class Engine:
     def _check_embeddings(self, token_ids: Sequence[TokenIds]) -> None:
         """Here, where all ways to a vector meet: front ends know the tokenizer alone."""
         most = self._encoder.num_embeddings
-        if most is None or np.concatenate(token_ids).max() < most:
+        if most is None or np.concatenate(token_ids).max(initial=0) < most:
             return
         row, token_id = next(
-            (row, int(ids.max())) for row, ids in enumerate(token_ids) if ids.max() >= most
+            (row, int(ids.max())) for row, ids in enumerate(token_ids) if ids.max(initial=0) >= most
         )
         token = self._encoder.tokenizer.token(token_id)
         raise TokenWithoutEmbedding(row=row, token=token, token_id=token_id, num_embeddings=most)

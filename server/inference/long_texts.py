@@ -5,23 +5,36 @@ Chinese has no blanks, a data URL neither. So the windows overlap, and are joine
 
     one window  .......................|.........)      what is behind its end it does not know
     the next               (...........|.................
-                           nor this one what is before  | the seam: the same two tokens in both
+                           nor this one what is before  | the seam: from here on both are the same
 
 What is behind the window's end must not matter to the seam. Ids up to a boundary between two tokens
 do not depend on what follows, and of so many positions in a row as the longest token has one is
 such a boundary. So the overlap is encoded with each of so many ends, and what all of these begin
-with is taken as certain. Where no seam is found the window grows, up to MAX_WINDOW_CHARS. A token
-longer than any in the vocabulary stands for something unknown, such as a word of a million letters
-to WordPiece, and is one token in however many windows it is seen.
+with is taken as certain. An added token may take the white space before it (`lstrip`); if there is
+such a token, each end without its white space is one more end.
 
-So the ids are exact unless one depends on what is more than MAX_WINDOW_CHARS away. If it does, the
-text is cut as if two texts met there, which makes a few tokens near the cut others. What is known:
+What is before the next window's start must not matter either. It begins with a piece of the
+pre-tokenizer, if one begins in the overlap (of "123456" there may be pieces of three digits), and
+all tokens from the seam to the window's end must be the same in both. These are more than
+CONTEXT_CHARS; two equal tokens alone are often chance. Where no seam is found the window grows, up
+to MAX_WINDOW_CHARS. A token longer than any in the vocabulary stands for something unknown, such as
+a word of a million letters to WordPiece, and is one token in however many windows it is seen.
+
+So the ids are exact unless one depends on what is more than MAX_WINDOW_CHARS away. If it does, two
+equal tokens in a row must do; without these the text is cut as if two texts met there. Some tokens
+near the cut are others then, and in a run whose division depends on where it began all to its end.
+What is known:
 
 - a Unigram model may find several divisions of a run equally probable ("!!" "!" and "!" "!!").
   Rounding decides then, of a sum that begins with the text. Behind the first window such pieces may
   lie in another order, and in a run of more than SEAM_CHARS a piece may be divided;
 - a run of more than MAX_WINDOW_CHARS that a vocabulary divides from its end, or that the normaliser
   removes inside of a word or puts in order (combining marks);
+- a run of white space of more than MAX_WINDOW_CHARS before or behind an added token that takes it;
+- in a piece of the pre-tokenizer of more than SEAM_CHARS, the same tokens over CONTEXT_CHARS are no
+  proof: what is behind could still depend on what is before. No vocabulary that does so is known;
+- an added token that is looked for in the normalised text and takes white space that the normaliser
+  has made of other characters;
 - a text of nothing but tokens of more than MAX_ENDS characters.
 
 Keeps no state; any thread may call.
@@ -45,15 +58,28 @@ CONTEXT_CHARS = 256
 SEAM_CHARS = 512
 # Longer tokens (of blanks, in some vocabularies) are rare, and each end costs a pass.
 MAX_ENDS = 128
+# What the library takes for white space around added tokens: Unicode's; str.isspace() knows more.
+WHITE_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
 
 
 class _Tokens(NamedTuple):
     ids: list[int]
     spans: list[tuple[int, int]]  # what of the text each stands for, in characters
+    pieces: list[int | None]  # of the pre-tokenizer's pieces, which each is in
 
     def begun(self, position: int) -> int:
         """How many begin before this position."""
         return bisect_left(self.spans, (position, 0))
+
+
+class _Ends(NamedTuple):
+    """What may follow a window is unknown, so it is also encoded with other ends."""
+
+    count: int  # so many last characters are left out, one after the other
+    stripped: bool  # each without its last white space as well
 
 
 class _Seam(NamedTuple):
@@ -68,7 +94,8 @@ def encode_windows(rust: RustTokenizer, text: str, longest_token: int) -> Iterat
     Args:
         longest_token: characters of the vocabulary's longest token.
     """
-    ends = min(longest_token, MAX_ENDS)
+    added = rust.get_added_tokens_decoder().values()
+    ends = _Ends(min(longest_token, MAX_ENDS), any(token.lstrip for token in added))
     size = WINDOW_CHARS
     start = skipped = 0
     window, seam = "", _Seam(0, 0, 0)
@@ -81,6 +108,7 @@ def encode_windows(rust: RustTokenizer, text: str, longest_token: int) -> Iterat
             if found is None and size < MAX_WINDOW_CHARS:
                 size *= 2
                 continue
+            found = found or _find_seam(rust, window, tokens, ends, in_step=False)
             ids, seam = tokens.ids, found or _cut(window, tokens, ends)
         yield ids[skipped : seam.kept]
         start, skipped = start + seam.start, seam.skipped
@@ -89,29 +117,38 @@ def encode_windows(rust: RustTokenizer, text: str, longest_token: int) -> Iterat
 
 def _encode(rust: RustTokenizer, texts: list[str]) -> list[_Tokens]:
     encodings = rust.encode_batch(texts, add_special_tokens=False)  # gives the interpreter away
-    return [_Tokens(encoding.ids, encoding.offsets) for encoding in encodings]
+    return [_Tokens(one.ids, one.offsets, one.word_ids) for one in encodings]
 
 
-def _with_each_end(rust: RustTokenizer, window: str, start: int, ends: int) -> list[_Tokens]:
-    """The window from `start` on, with its last characters gone one after the other."""
-    return _encode(rust, [window[start : len(window) - cut] for cut in range(ends)])
+def _with_each_end(rust: RustTokenizer, window: str, start: int, ends: _Ends) -> list[_Tokens]:
+    """The window from `start` on with each of the ends, its own first."""
+    texts = [window[start : len(window) - cut] for cut in range(ends.count)]
+    if ends.stripped:
+        texts += {text.rstrip(WHITE_SPACE) for text in texts}.difference(texts)
+    return _encode(rust, texts)
 
 
-def _zone(window: str, ends: int) -> tuple[int, int]:
+def _zone(window: str, ends: _Ends) -> tuple[int, int]:
     """Where a seam may be: first position, and the first behind."""
-    limit = len(window) - ends - CONTEXT_CHARS
+    limit = len(window) - ends.count - CONTEXT_CHARS
     return limit - SEAM_CHARS, limit
 
 
-def _find_seam(rust: RustTokenizer, window: str, tokens: _Tokens, ends: int) -> _Seam | None:
-    """Where the window and one that begins in its last part agree, whatever follows."""
+def _find_seam(
+    rust: RustTokenizer, window: str, tokens: _Tokens, ends: _Ends, *, in_step: bool = True
+) -> _Seam | None:
+    """Where the window and one that begins in its last part agree, whatever follows.
+
+    Args:
+        in_step: to the window's end; else two tokens are enough.
+    """
     begin, limit = _zone(window, ends)
     first, behind = tokens.begun(begin), tokens.begun(limit)
     if behind - first >= 2:
-        return _find_pair(rust, tokens, window, (first, behind), ends)
+        return _find_pair(rust, tokens, window, (first, behind), ends, in_step)
     token_start, token_end = tokens.spans[behind - 1] if behind else (0, 0)
     if token_end > limit:
-        longer = token_end - token_start > ends
+        longer = token_end - token_start > ends.count
         return _find_unknown(rust, tokens, window, behind, ends) if longer else None
     # Nothing here gives a token. A blank is between two words; what the normaliser removes may be
     # inside of one.
@@ -121,12 +158,20 @@ def _find_seam(rust: RustTokenizer, window: str, tokens: _Tokens, ends: int) -> 
 
 
 def _find_pair(
-    rust: RustTokenizer, tokens: _Tokens, window: str, zone: tuple[int, int], ends: int
+    rust: RustTokenizer,
+    tokens: _Tokens,
+    window: str,
+    zone: tuple[int, int],
+    ends: _Ends,
+    in_step: bool,
 ) -> _Seam | None:
     """The last two tokens of the window, among the numbers in `zone`, that are certain."""
     first, behind = zone
-    ids, spans = tokens
-    start = spans[first][0]  # from a token's start on a tokenizer is soonest in step again
+    ids, spans, pieces = tokens
+    # From a piece's start on a tokenizer is in step again, from a token's start soonest.
+    begins = (n for n in range(max(first, 1), behind - 1) if pieces[n] != pieces[n - 1])
+    first = next(begins, first)
+    start = spans[first][0]
     rows = [
         [(token_id, start + span[0]) for token_id, span in zip(one.ids, one.spans, strict=True)]
         for one in _with_each_end(rust, window, start, ends)
@@ -134,6 +179,8 @@ def _find_pair(
     columns = zip(*rows, strict=False)
     certain = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
     pairs = {pair: number for number, pair in enumerate(pairwise(certain), start=1)}
+    if in_step:
+        first = max(first, _same_from(tokens, rows[0]))
     for number in range(behind - 1, first, -1):
         left, right = ((ids[n], spans[n][0]) for n in (number - 1, number))
         # Of equal tokens there may be a run, which rounding may divide otherwise from the text's start.
@@ -142,8 +189,18 @@ def _find_pair(
     return None
 
 
+def _same_from(tokens: _Tokens, others: list[tuple[int, int]]) -> int:
+    """The number of the token from which on both hold the same, to their common end."""
+    number = len(tokens.ids)
+    for other in reversed(others):
+        if number == 0 or other != (tokens.ids[number - 1], tokens.spans[number - 1][0]):
+            break
+        number -= 1
+    return number
+
+
 def _find_unknown(
-    rust: RustTokenizer, tokens: _Tokens, window: str, kept: int, ends: int
+    rust: RustTokenizer, tokens: _Tokens, window: str, kept: int, ends: _Ends
 ) -> _Seam | None:
     """A place inside of the window's token number `kept - 1`, if it goes on in the next one."""
     begin, limit = _zone(window, ends)
@@ -156,7 +213,7 @@ def _find_unknown(
     return _Seam(kept, begin, number) if not found and token_id == tokens.ids[kept - 1] else None
 
 
-def _cut(window: str, tokens: _Tokens, ends: int) -> _Seam:
+def _cut(window: str, tokens: _Tokens, ends: _Ends) -> _Seam:
     """Where two texts meet, if there is no seam."""
     begin, limit = _zone(window, ends)
     kept = tokens.begun(limit)

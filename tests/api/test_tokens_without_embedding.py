@@ -64,6 +64,9 @@ async def test_the_input_is_named_and_others_are_answered(card: Card) -> None:
                     ["fine", "also fine", "what is [NEW]?"],
                     f"input[2] holds '{NEW}' (token id {NEW_ID})",
                 ),
+                ("what is [NEW]?", f"input holds '{NEW}' (token id {NEW_ID})"),
+                (["what is [NEW]?"], f"input[0] holds '{NEW}' (token id {NEW_ID})"),
+                ([NEW_ID], f"input holds '{NEW}' (token id {NEW_ID})"),
                 ([[7592], [NEW_ID]], f"input[1] holds '{NEW}' (token id {NEW_ID})"),
             ):
                 body = {"model": PLAIN, "input": inputs}

@@ -569,6 +569,8 @@ async def test_a_token_that_the_weights_lack_is_refused_before_anything_is_compu
     ) as caught:
         await embed(engine, [ids(5, 79), ids(7, 80), ids(81)])
     assert caught.value.row == 1
+    with pytest.raises(TokenWithoutEmbedding, match=r"^input\[2\] holds .* \(token id 80\)"):
+        await embed(engine, [ids(5), ids(), ids(80)])
     assert backend.shapes == []
     assert len(await embed(engine, [ids(5, 79)])) == 1
     engine.close()

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Encoding, Regex, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Encoding, Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
 from server.catalog.card import TOKENIZER_FILE, Card
@@ -255,6 +255,9 @@ class Counting:
         self._rust = rust
         self.passes: list[int] = []
 
+    def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
+        return self._rust.get_added_tokens_decoder()
+
     def encode_batch(self, texts: list[str], **options: Any) -> list[Encoding]:
         self.passes += map(len, texts)
         return self._rust.encode_batch(texts, **options)
@@ -277,3 +280,62 @@ def test_what_repeats_is_looked_at_once(minilm: RustTokenizer) -> None:
     counting = Counting(minilm)
     list(encode_windows(cast(RustTokenizer, counting), "a" * 400_000, 2))
     assert sum(counting.passes) < 10_000
+
+
+def byte_pairs_of_three_digits() -> RustTokenizer:
+    """As Llama 3's and GPT-4's, with few tokens of three digits; and a mask as RoBERTa's."""
+    tokenizer = RustTokenizer(models.BPE())
+    pieces = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pieces, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    draw = random.Random(1)
+    digits = [chars(draw, DIGITS, 60) for _ in range(100)]
+    blanks = [chars(draw, " \n", 12) for _ in range(100)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        show_progress=False,
+        max_token_length=MAX_TOKEN_CHARS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator([*digits, *blanks, "ab cd. " * 100], trainer)
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    return tokenizer
+
+
+def test_pieces_of_three_digits_stay_in_step() -> None:
+    rust = byte_pairs_of_three_digits()
+    draw = random.Random(2)
+    for odd in range(9):
+        text = "ab " * 450 + "x" * odd + " " + chars(draw, DIGITS, WINDOW * 3) + " end" * 20
+        assert in_windows(rust, text) == in_one_pass(rust, text)
+
+
+def test_pieces_of_three_digits_stay_in_step_behind_digits_that_do_not_tell() -> None:
+    rust = byte_pairs_of_three_digits()
+    draw = random.Random(3)
+    lone = "\u0661\u0662"  # digits that the vocabulary has no token of
+    for odd in range(3):
+        text = "ab " * 300 + " " + chars(draw, lone, WINDOW * 2 + odd) + chars(draw, DIGITS, WINDOW)
+        assert in_windows(rust, text) == in_one_pass(rust, text)
+
+
+@pytest.mark.parametrize("make", [byte_pairs_of_three_digits, byte_pairs_of_whole_texts])
+@pytest.mark.parametrize("count", [300, 1_200])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_white_space_that_a_later_token_takes_gives_no_tokens(
+    make: Callable[[], RustTokenizer], count: int, shift: int
+) -> None:
+    rust = make()
+    rust.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False)])
+    draw = random.Random(4)
+    mask = "<mask> and more text " * 20
+    for around in range(4):
+        blanks = chars(draw, " \n\t", count)
+        # The window's end is in the white space, or in the mask itself.
+        end = WINDOW - count + (count // 2 if around % 2 else -around - shift)
+        text = ("ab cd. " * WINDOW)[:end] + blanks + mask
+        assert in_windows(rust, text) == in_one_pass(rust, text)
