@@ -139,6 +139,14 @@ NO_HOME = (
 
 @pytest.mark.usefixtures("nobody")
 class TestNoHome:
+    def test_pulls_beside_the_shipped_models_are_cleared(self, tmp_path: Path) -> None:
+        left = write_model(tmp_path, card_table()) / ".pull-0123abcd"
+        left.mkdir()
+        (left / ".lock").touch()
+        outcome = run("models", "clean", "--models-dir", tmp_path)
+        assert (outcome.exit_code, outcome.stderr) == (0, "")
+        assert not left.exists()
+
     def test_the_models_that_came_with_the_software_are_served_without_keys(self) -> None:
         app = create_app(load_settings({"model": [PLAIN]}))
         services = app.state.services

@@ -369,6 +369,7 @@ class TestKilled:
     ) -> None:
         left = installed / ".new-0123abcd" / "new" / "tiny"
         left.mkdir(parents=True)
+        (left.parent.parent / ".lock").touch()
         (left / "card.toml").write_bytes(b"half a card")
         assert read_registry(shipped, installed).cards == ()
         installing(bundle, shipped, installed)
