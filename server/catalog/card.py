@@ -393,11 +393,13 @@ def read_table(folder: Path) -> dict[str, Any]:
     """What `folder/card.toml` says, whether or not that makes a card.
 
     Raises:
-        CardError: the file is missing or no TOML.
+        CardError: the file is missing or no TOML that can be read.
     """
     path = folder / CARD_FILE
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise CardError(f"card {path}: nested too deeply") from None
+    except (OSError, ValueError) as error:  # no UTF-8, no TOML, or a number of too many digits
         reason = error.strerror if isinstance(error, OSError) else error
         raise CardError(f"card {path}: {reason}") from error
