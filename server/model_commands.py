@@ -225,20 +225,26 @@ def _read_sizes(text: str | None) -> tuple[int, ...]:
 def clean(settings: Settings) -> None:
     """Remove what failed or killed pulls and imports have left, and tell how much that freed.
 
-    No model is touched, nor what a running one uses. A download that the next pull would have gone
-    on with is removed, too.
+    No model is touched, nor what a running one uses, nor any folder of your own. A download that
+    the next pull would have gone on with is removed, too.
     """
     from rich.filesize import decimal
 
     from server.catalog.leftovers import clear_leftovers
 
     total = 0
-    installed = settings.installed_models_dir()
-    for folder, freed in clear_leftovers(settings.models_dir, installed, _downloads(settings)):
-        told = "in use, left alone" if freed is None else f"removed, {decimal(freed)}"
-        print(f"{folder}: {told}")
-        total += freed or 0
+    faults = []
+    downloads = _downloads(settings) if settings.data_dir else None
+    for left in clear_leftovers(settings.model_folders(), downloads):
+        if left.fault is not None:
+            faults.append(f"{left.folder}: {left.fault}")
+            continue
+        told = "in use, left alone" if left.freed is None else f"removed, {decimal(left.freed)}"
+        print(f"{left.folder}: {told}")
+        total += left.freed or 0
     print(f"freed {decimal(total)}")
+    if faults:
+        raise ModelFileError(f"cannot clear {'; '.join(faults)}")
 
 
 @models_app.command("verify")

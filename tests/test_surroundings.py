@@ -139,6 +139,14 @@ NO_HOME = (
 
 @pytest.mark.usefixtures("nobody")
 class TestNoHome:
+    def test_pulls_beside_the_shipped_models_are_cleared(self, tmp_path: Path) -> None:
+        left = write_model(tmp_path, card_table()) / ".pull-0123abcd"
+        left.mkdir()
+        (left / ".lock").touch()
+        outcome = run("models", "clean", "--models-dir", tmp_path)
+        assert (outcome.exit_code, outcome.stderr) == (0, "")
+        assert not left.exists()
+
     def test_the_models_that_came_with_the_software_are_served_without_keys(self) -> None:
         app = create_app(load_settings({"model": [PLAIN]}))
         services = app.state.services
@@ -308,6 +316,34 @@ class TestBrokenCards:
         app = create_app(Settings(models_dir=tmp_path, model=["tiny"]))
         assert [card.name for card in app.state.services.models.registry.cards] == ["tiny"]
         assert [f"card {broken}" in line for line in caplog.messages] == [True]
+
+    def test_a_server_of_another_model_than_those_that_contradict_each_other_starts_and_warns(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_model(tmp_path, card_table())
+        for name in ("one", "two"):
+            write_card(tmp_path, card_table(name, aliases=["small"]))
+            write_card(tmp_path / name, card_table("same"))
+        app = create_app(Settings(models_dir=tmp_path, model=["tiny"]))
+        assert [card.name for card in app.state.services.models.registry.cards] == ["tiny"]
+        assert [line.partition(" claim ")[0] for line in caplog.messages] == [
+            "models same and same both",
+            "models one and two both",
+        ]
+
+    def test_the_list_survives_a_card_that_no_parser_reads(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_model(tmp_path, card_table())
+        for name, text in (("deep", "[" * 5000 + "]" * 5000), ("long", "9" * 5000)):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "card.toml").write_text(f"x = {text}")
+        outcome = run("models", "list", "--models-dir", tmp_path)
+        assert outcome.exit_code == 0
+        assert "tiny" in outcome.stdout
+        deep, long = caplog.messages
+        assert deep == f"card {tmp_path}/deep/card.toml: nested too deeply (left out)"
+        assert long.startswith(f"card {tmp_path}/long/card.toml: Exceeds the limit (4300 digits)")
 
     def test_who_asks_for_it_is_told_so_in_one_line(
         self, broken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -42,6 +42,8 @@ Activation = Literal["Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid"]  # o
 Dtype = Literal["float32", "float16", "bfloat16"]
 _NAME = r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?"  # `model` or `organisation/model`
 
+_MOST = 2**63 - 1  # of TOML; the parser reads more, which Python does not write out
+Count = Annotated[int, Field(ge=1, le=_MOST)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -52,7 +54,7 @@ class _Strict(BaseModel):
 class FilePin(_Strict):
     """One file of a model: its exact size and content."""
 
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, le=_MOST)
     sha256: Sha256
 
 
@@ -88,7 +90,7 @@ class HubSource(_Strict):
 class Matryoshka(_Strict):
     """Vectors of this model may be cut to any prefix; `dimensions` are the recommended sizes."""
 
-    dimensions: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    dimensions: tuple[Count, ...] = Field(min_length=1)
     rotation: str | None = None  # file with an orthogonal (embedding_dim, embedding_dim) matrix
     layer_norm: bool = False  # the vector is normalised over its components before it is cut
 
@@ -154,10 +156,10 @@ class Neighbours(_Strict):
     model's vectors at the same size keeps.
     """
 
-    dimensions: int = Field(ge=1)
+    dimensions: Count
     overlap: float = Field(ge=0, le=1)
     overlap_plain: float = Field(ge=0, le=1)
-    texts: int = Field(ge=1)
+    texts: Count
 
 
 class Card(_Strict):
@@ -169,8 +171,8 @@ class Card(_Strict):
     owned_by: str
     created: datetime.date
     architecture: str
-    embedding_dim: int = Field(ge=1)
-    max_input_tokens: int = Field(ge=1)
+    embedding_dim: Count
+    max_input_tokens: Count
     pooling: PoolingMode
     normalize: bool
     dtype: Dtype  # in which vectors are computed; in a card's file always float32
@@ -393,11 +395,13 @@ def read_table(folder: Path) -> dict[str, Any]:
     """What `folder/card.toml` says, whether or not that makes a card.
 
     Raises:
-        CardError: the file is missing or no TOML.
+        CardError: the file is missing or no TOML that can be read.
     """
     path = folder / CARD_FILE
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise CardError(f"card {path}: nested too deeply") from None
+    except (OSError, ValueError) as error:  # no UTF-8, no TOML, or a number of too many digits
         reason = error.strerror if isinstance(error, OSError) else error
         raise CardError(f"card {path}: {reason}") from error

@@ -20,6 +20,8 @@ from server.termination import ending_at_once
 # What an import reads; not the same weights once more for other frameworks.
 _WANTED = ("*.json", "*.safetensors", "README.md")
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
+# ORGANISATION--NAME--COMMIT: what a download's folder is called.
+_FOLDER = re.compile(rf"[\w.\-]+--[\w.\-]+--{_COMMIT.pattern}", re.ASCII)
 _PUBLISHED_GRAPH = ("onnx/model.onnx", "onnx/model.onnx_data*")
 
 
@@ -60,6 +62,20 @@ def downloaded(
         _fetch(repository, commit, folder, patterns)
         yield folder, commit
         remove(folder)
+
+
+def kept_downloads(into: Path) -> list[Path]:
+    """What is called as a download is, in use or not.
+
+    Args:
+        into: as for `downloaded`; need not be there.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    if not into.is_dir():
+        return []
+    return sorted(path for path in into.iterdir() if _FOLDER.fullmatch(path.name))
 
 
 def not_fetched(what: str, error: Exception) -> str:

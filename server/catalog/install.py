@@ -135,6 +135,7 @@ def _check_cards(
         before = read_registry(models_dir, installed)
         registry = read_registry(models_dir, installed, staged)
         known = {broken.folder for broken in before.broken}
+        known -= {installed / name for name in manifest.models if name not in coming}
         for broken in registry.broken:
             if broken.folder not in known:  # it is the bundle's, or stands on what the bundle has
                 raise broken.error

@@ -5,54 +5,57 @@ Knows nothing of settings.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from server.catalog.locking import clear
+from server.catalog.hub import kept_downloads
+from server.catalog.locking import clear, has_lock
 from server.catalog.placing import clear_workshop, workshops
 from server.catalog.pull import unfinished_pulls
-from server.errors import ModelFileError
 
 
-def clear_leftovers(
-    models_dir: Path, installed: Path, downloads: Path
-) -> Iterator[tuple[Path, int | None]]:
-    """Remove whatever no process uses, one folder after the other; no model is touched.
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A folder that was left behind, and what became of it."""
+
+    folder: Path
+    freed: int | None  # bytes; None if it is still there
+    fault: str | None = None  # why it could not be removed; None also if a process uses it
+
+
+def clear_leftovers(models: Sequence[Path], downloads: Path | None) -> Iterator[Leftover]:
+    """Remove whatever no process uses, one folder after the other.
+
+    No model is touched, nor what the pulls, imports and installations have not made: a folder is
+    theirs if it is called so, is no link, and holds their lock.
 
     Args:
-        models_dir: the models that came with the software.
-        installed: the folder of imported and installed models.
-        downloads: what pulls from the hub have fetched and not yet imported.
-
-    Yields:
-        Each folder with the bytes that its removal freed, None if a process uses it.
-
-    Raises:
-        ModelFileError: a folder cannot be removed.
+        models: the folders of models.
+        downloads: what pulls from the hub have fetched and not yet imported; None if that is
+            nowhere.
     """
-    in_use = False
-    for folder in workshops(installed):
-        freed = _clear_named(folder, is_workshop=True)
-        in_use |= freed is None
-        yield folder, freed
-    kept = sorted(downloads.iterdir()) if downloads.is_dir() else []
-    for folder in (*unfinished_pulls(models_dir), *unfinished_pulls(installed), *kept):
-        yield folder, _clear_named(folder)
-    # An import that is about to end may just have made the folder of its organisation.
-    if not in_use and installed.is_dir():
-        yield from ((folder, 0) for folder in _remove_empty(installed))
-
-
-def _clear_named(folder: Path, *, is_workshop: bool = False) -> int | None:
+    makings = dict.fromkeys(path for folder in models for path in workshops(folder))
+    for folder in makings:
+        yield from _clear(folder, is_workshop=True)
+    pulls = dict.fromkeys(path for folder in models for path in unfinished_pulls(folder))
+    for folder in pulls:
+        yield from _clear(folder)
+    if downloads is None:
+        return
     try:
-        return clear_workshop(folder) if is_workshop else clear(folder)
+        kept = kept_downloads(downloads)
     except OSError as error:
-        raise ModelFileError(f"cannot clear {folder}: {error.strerror}") from error
+        yield Leftover(downloads, None, error.strerror)
+        return
+    for folder in kept:
+        yield from _clear(folder)
 
 
-def _remove_empty(folder: Path) -> Iterator[Path]:
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        with contextlib.suppress(OSError):  # it is not empty
-            inner.rmdir()
-            yield inner
+def _clear(folder: Path, *, is_workshop: bool = False) -> Iterator[Leftover]:
+    """Nothing, if the folder is none of ours."""
+    try:
+        if has_lock(folder):
+            yield Leftover(folder, clear_workshop(folder) if is_workshop else clear(folder))
+    except OSError as error:
+        yield Leftover(folder, None, error.strerror or str(error))

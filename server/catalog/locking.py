@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,8 +79,22 @@ def scratch_folder(
             remove(folder)
 
 
+def has_lock(folder: Path) -> bool:
+    """Whether a process has held this very folder: it is no link, and the locked file lies in it.
+
+    Raises:
+        OSError: the folder cannot be looked into.
+    """
+    try:
+        return stat.S_ISDIR(folder.lstat().st_mode) and stat.S_ISREG(
+            (folder / LOCK_FILE).lstat().st_mode
+        )
+    except FileNotFoundError:
+        return False
+
+
 def clear(folder: Path, rescue: Callable[[Path], None] = leave_nothing) -> int | None:
-    """Remove a folder that no process holds.
+    """Remove a folder that a process has held and none holds now; another folder is left alone.
 
     Args:
         rescue: as for `scratch_folder`.
@@ -92,8 +107,10 @@ def clear(folder: Path, rescue: Callable[[Path], None] = leave_nothing) -> int |
     """
     if sys.platform == "win32":  # nothing tells there who holds what
         return None
+    if not has_lock(folder):  # another process was faster, or it is a user's own
+        return 0
     try:
-        lock = (folder / LOCK_FILE).open("a")
+        lock = (folder / LOCK_FILE).open("r+")  # never makes the file
     except FileNotFoundError:  # another process was faster
         return 0
     with lock:
@@ -116,7 +133,7 @@ def remove(folder: Path) -> None:
         elif path.name != LOCK_FILE:
             path.unlink()
     (folder / LOCK_FILE).unlink()
-    with contextlib.suppress(OSError):  # one who clears made a lock just now, and removes it all
+    with contextlib.suppress(OSError):  # another process takes the folder just now
         folder.rmdir()
 
 

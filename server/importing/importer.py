@@ -133,7 +133,7 @@ def import_model(
 
 
 def check_free(into: Path, name: str, wishes: Wishes, beside: Path | None = None) -> None:
-    """See that no other model has these names, or a server that finds both would not start.
+    """See that no other model has these names, or neither could be asked for.
 
     Raises:
         ImportRefused: a name or alias cannot be one, or is taken.

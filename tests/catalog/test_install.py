@@ -369,6 +369,7 @@ class TestKilled:
     ) -> None:
         left = installed / ".new-0123abcd" / "new" / "tiny"
         left.mkdir(parents=True)
+        (left.parent.parent / ".lock").touch()
         (left / "card.toml").write_bytes(b"half a card")
         assert read_registry(shipped, installed).cards == ()
         installing(bundle, shipped, installed)
@@ -441,7 +442,7 @@ class TestRefusals:
         files |= below("models/other", FILES)
         assert "is of another name" in refused(by_hand(tmp_path, files), shipped, installed)
 
-    def test_an_alias_that_another_model_has_is_refused_since_nothing_would_start_any_more(
+    def test_an_alias_that_another_model_has_is_refused_since_neither_would_be_served(
         self, tmp_path: Path, shipped: Path, installed: Path
     ) -> None:
         write_model(shipped, card_table("there", aliases=["small"]))
@@ -449,6 +450,16 @@ class TestRefusals:
         files = {"models/tiny/card.toml": card, **below("models/tiny", FILES)}
         message = refused(by_hand(tmp_path, files), shipped, installed)
         assert "models there and tiny both claim 'small'" in message
+
+    def test_a_model_that_is_there_and_contradicts_another_is_not_called_installed(
+        self, bundle: Path, shipped: Path, installed: Path
+    ) -> None:
+        installing(bundle, shipped, installed)
+        write_card(installed, card_table("one", aliases=["tiny-too"]))
+        write_card(installed, card_table("two", aliases=["tiny-too"]))
+        installing(bundle, shipped, installed)  # they are none of the bundle's
+        write_card(installed / "elsewhere", card_table())
+        assert "models tiny and tiny both claim 'tiny'" in refused(bundle, shipped, installed)
 
     def test_a_bundle_without_models_is_refused(
         self, tmp_path: Path, shipped: Path, installed: Path

@@ -20,6 +20,13 @@ with scratch_folder(Path(sys.argv[1]), ".new-") as folder:
 """
 
 
+def let_go(folder: Path) -> None:
+    """Make a folder as one that a killed process has held."""
+    lock = hold(folder)
+    assert lock is not None
+    lock.close()
+
+
 def test_what_a_killed_process_held_is_cleared_and_counted(tmp_path: Path) -> None:
     outcome = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
     assert outcome.returncode == -9
@@ -47,7 +54,7 @@ def test_what_is_held_is_left_alone_until_it_is_let_go(tmp_path: Path) -> None:
 def test_a_file_that_has_another_name_elsewhere_frees_nothing(tmp_path: Path) -> None:
     (tmp_path / "kept").write_bytes(bytes(100_000))
     folder = tmp_path / "left"
-    folder.mkdir()
+    let_go(folder)
     (folder / "weights").hardlink_to(tmp_path / "kept")
     assert clear(folder) == 0
     assert not folder.exists()
@@ -56,7 +63,7 @@ def test_a_file_that_has_another_name_elsewhere_frees_nothing(tmp_path: Path) ->
 def test_a_link_to_a_folder_is_removed_and_not_the_folder(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     folder = tmp_path / "left"
-    folder.mkdir()
+    let_go(folder)
     (folder / "link").symlink_to(tmp_path / "precious")
     clear(folder)
     assert list(tmp_path.iterdir()) == [tmp_path / "precious"]
@@ -95,3 +102,27 @@ def test_a_scratch_folder_stays_when_what_belongs_elsewhere_cannot_be_brought_th
     with pytest.raises(OSError, match="Input/output"):
         clear(left, fail)
     assert left.is_dir()
+
+
+def test_a_folder_that_nobody_has_held_is_left_alone_and_gets_no_lock(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "thesis").touch()
+    assert clear(folder) == 0
+    assert list(folder.iterdir()) == [folder / "thesis"]
+
+
+def test_a_link_to_a_folder_that_was_held_is_left_alone(tmp_path: Path) -> None:
+    let_go(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert clear(tmp_path / "link") == 0
+    assert (tmp_path / "real" / ".lock").exists()
+
+
+def test_a_folder_whose_lock_is_a_link_is_left_alone(tmp_path: Path) -> None:
+    let_go(tmp_path / "real")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / ".lock").symlink_to(tmp_path / "real" / ".lock")
+    assert clear(folder) == 0
+    assert (folder / ".lock").is_symlink()

@@ -87,6 +87,7 @@ def test_of_two_at_once_neither_clears_what_the_other_makes(models: Path) -> Non
 
 def test_the_next_one_clears_what_a_killed_one_has_left(models: Path) -> None:
     write(models / ".new-0123abcd" / "new" / "org" / "half", b"half")
+    (models / ".new-0123abcd" / ".lock").touch()
     place(models, "tiny")
     assert [path.name for path in models.iterdir()] == ["tiny"]
 
@@ -102,6 +103,7 @@ def test_a_leftover_that_cannot_be_cleared_does_not_keep_others_from_their_place
 
 def test_a_model_that_a_killed_one_has_taken_away_comes_back(models: Path) -> None:
     write(models / ".new-0123abcd" / "old" / "org" / "tiny", b"old")
+    (models / ".new-0123abcd" / ".lock").touch()
     place(models, "other")
     assert (models / "org" / "tiny" / "card.toml").read_bytes() == b"old"
     assert list(models.glob(".*")) == []

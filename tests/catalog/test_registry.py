@@ -65,13 +65,13 @@ def test_an_unknown_name_is_answered_with_the_models_that_are_served(
 @pytest.mark.parametrize(
     "claimed", [{"aliases": ["small"]}, {"aliases": ["tiny"]}, {"aliases": ["x", "small"]}], ids=str
 )
-def test_two_models_that_claim_one_name_are_refused_by_both_names(
+def test_a_model_whose_alias_another_claims_is_refused_by_both_names(
     tmp_path: Path, claimed: dict[str, list[str]]
 ) -> None:
     write_card(tmp_path, card_table("other", **claimed))
     write_card(tmp_path, card_table("tiny", aliases=["small"]))
     with pytest.raises(CardError) as caught:
-        read_registry(tmp_path)
+        read_registry(tmp_path).select(["other"])
     assert caught.value.message == (
         f"models other and tiny both claim {claimed['aliases'][-1]!r} "
         f"({tmp_path / 'other'}, {tmp_path / 'tiny'})"
@@ -82,7 +82,7 @@ def test_two_folders_with_the_same_model_are_refused(tmp_path: Path) -> None:
     write_card(tmp_path / "a", card_table())
     write_card(tmp_path / "b", card_table())
     with pytest.raises(CardError, match=r"claim 'tiny' \(.*/a/tiny, .*/b/tiny\)"):
-        read_registry(tmp_path)
+        read_registry(tmp_path).select(["tiny"])
 
 
 def test_an_alias_equal_to_the_cards_own_name_does_no_harm(tmp_path: Path) -> None:
@@ -156,6 +156,8 @@ BROKEN: dict[str, Callable[[str], str | bytes]] = {
     "no TOML": lambda text: "name = [",
     "no text": lambda text: b"\xff",
     "empty": lambda text: "",
+    "nested deeply": lambda text: f"{text}\nx = {'[' * 5000}{']' * 5000}",
+    "a number of too many digits": lambda text: f"{text}\nx = {'9' * 5000}",
 }
 
 
@@ -189,7 +191,7 @@ def test_an_alias_that_no_card_tells_may_be_that_of_one_that_is_no_toml(tmp_path
     write_card(tmp_path, card_table())
     with pytest.raises(SettingError) as caught:
         read_registry(tmp_path).select(["small"])
-    expected = f"model small not found; models here: tiny; cannot be read: card {tmp_path}/broken/"
+    expected = f"model small not found; models here: tiny; left out: card {tmp_path}/broken/"
     assert caught.value.message.startswith(expected)
 
 
@@ -248,3 +250,60 @@ def test_an_installed_model_takes_the_place_of_the_shipped_one(tmp_path: Path) -
 def test_the_folder_of_installed_models_need_not_be_there(tmp_path: Path) -> None:
     write_card(tmp_path / "shipped", card_table("tiny"))
     assert names(read_registry(tmp_path / "shipped", tmp_path / "none")) == ["tiny"]
+
+
+def test_models_that_contradict_each_other_stop_only_who_asks_for_one_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_card(tmp_path / "a", card_table("same", aliases=["either"]))
+    write_card(tmp_path / "b", card_table("same"))
+    write_card(tmp_path, card_table("one", aliases=["small"]))
+    write_card(tmp_path, card_table("two", aliases=["small", "second"]))
+    write_card(tmp_path, card_table("three", aliases=["small"]))
+    write_card(tmp_path, card_table("tiny"))
+    registry = read_registry(tmp_path)
+    assert names(registry) == names(registry.select(["tiny"])) == ["tiny"]
+    for asked in ("same", "either"):
+        with pytest.raises(CardError, match=r"^models same and same both claim 'same'"):
+            registry.select(["tiny", asked])
+    for asked in ("one", "two", "three", "small", "second"):
+        with pytest.raises(CardError, match=r"^models one and three and two all claim 'small'"):
+            registry.select(["tiny", asked])
+    registry.warn_of_broken()
+    assert [line.partition(" claim ")[0] for line in caplog.messages] == [
+        "models same and same both",
+        "models one and three and two all",
+    ]
+
+
+def test_two_installed_models_of_one_name_are_not_replaced_by_the_shipped_one(
+    tmp_path: Path,
+) -> None:
+    write_card(tmp_path / "shipped", card_table())
+    for folder in ("a", "b"):
+        write_card(tmp_path / "installed" / folder, card_table())
+    registry = read_registry(tmp_path / "shipped", tmp_path / "installed")
+    with pytest.raises(CardError, match="both claim 'tiny'"):
+        registry.select(["tiny"])
+
+
+@pytest.mark.parametrize("fault", [{"pooling": "max"}, {}], ids=["malformed", "contradicting"])
+def test_an_alias_of_a_card_that_is_left_out_takes_no_models_own_name(
+    tmp_path: Path, fault: dict[str, str]
+) -> None:
+    write_card(tmp_path, card_table(aliases=["small"]))
+    write_card(tmp_path, card_table("other", aliases=["tiny"], **fault))
+    registry = read_registry(tmp_path)
+    assert names(registry.select(["tiny"])) == ["tiny"]
+    assert registry.select(["small"]).resolve("tiny").name == "tiny"
+    with pytest.raises(CardError):
+        registry.select(["other"])
+
+
+def test_a_card_that_is_left_out_keeps_its_name_from_a_model_in_another_folder(
+    tmp_path: Path,
+) -> None:
+    write_card(tmp_path, card_table())
+    write_card(tmp_path, card_table(pooling="max"), "elsewhere")
+    with pytest.raises(CardError, match=r"elsewhere/card\.toml: pooling"):
+        read_registry(tmp_path).select(["tiny"])
