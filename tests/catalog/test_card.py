@@ -582,8 +582,7 @@ def test_a_card_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["embedding_dim", "max_input_tokens"])
 def test_a_number_that_toml_does_not_have_is_refused_by_its_field(tmp_path: Path, key: str) -> None:
-    fields: dict[str, Any] = {key: 4321}
-    folder = write_card(tmp_path, card_table(**fields))
+    folder = write_card(tmp_path, card_table() | {key: 4321})
     path = folder / "card.toml"
     path.write_text(path.read_text().replace("4321", f"0x{'f' * 5000}"))  # too long to print
     with pytest.raises(CardError, match=f": {key}: Input should be less than or equal to"):
