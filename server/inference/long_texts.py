@@ -35,7 +35,11 @@ What is known:
   proof: what is behind could still depend on what is before. No vocabulary that does so is known;
 - an added token that is looked for in the normalised text and takes white space that the normaliser
   has made of other characters;
-- a text of nothing but tokens of more than MAX_ENDS characters.
+- a text of nothing but tokens of more than MAX_ENDS characters;
+- a run of one and the same token over MAX_WINDOW_CHARS: what a normaliser puts before a text ("▁")
+  is also at the cut;
+- white space over SEAM_CHARS at a window's end, if the normaliser removes it only at a text's end
+  (`Strip`) and the vocabulary has tokens of it: some of these may be missing.
 
 Keeps no state; any thread may call.
 """
@@ -78,7 +82,7 @@ class _Tokens(NamedTuple):
 class _Ends(NamedTuple):
     """What may follow a window is unknown, so it is also encoded with other ends."""
 
-    chars: int  # so many last characters are left out, one after the other
+    cuts: int  # so many last characters are left out, one after the other
     stripped: bool  # each without its last white space as well
 
 
@@ -122,7 +126,7 @@ def _encode(rust: RustTokenizer, texts: list[str]) -> list[_Tokens]:
 
 def _with_each_end(rust: RustTokenizer, window: str, start: int, ends: _Ends) -> list[_Tokens]:
     """The window from `start` on with each of the ends, its own first."""
-    texts = [window[start : len(window) - cut] for cut in range(ends.chars)]
+    texts = [window[start : len(window) - cut] for cut in range(ends.cuts)]
     if ends.stripped:
         texts += {text.rstrip(WHITE_SPACE) for text in texts}.difference(texts)
     return _encode(rust, texts)
@@ -130,7 +134,7 @@ def _with_each_end(rust: RustTokenizer, window: str, start: int, ends: _Ends) ->
 
 def _zone(window: str, ends: _Ends) -> tuple[int, int]:
     """Where a seam may be: first position, and the first behind."""
-    limit = len(window) - ends.chars - CONTEXT_CHARS
+    limit = len(window) - ends.cuts - CONTEXT_CHARS
     return limit - SEAM_CHARS, limit
 
 
@@ -148,7 +152,7 @@ def _find_seam(
         return _find_pair(rust, tokens, window, (first, behind), ends, in_step)
     token_start, token_end = tokens.spans[behind - 1] if behind else (0, 0)
     if token_end > limit:
-        longer = token_end - token_start > ends.chars
+        longer = token_end - token_start > ends.cuts
         return _find_unknown(rust, tokens, window, behind, ends) if longer else None
     # Nothing here gives a token. A blank is between two words; what the normaliser removes may be
     # inside of one.
