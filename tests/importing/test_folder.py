@@ -36,3 +36,21 @@ def test_a_folder_of_something_else_is_told_what_it_lacks(tmp_path: Path) -> Non
         ImportRefused, match=r"no config\.json: not a folder of a transformer model"
     ):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("with_graph", [True, False])
+def test_pickled_weights_are_refused_unless_there_is_a_graph_to_do_without_them(
+    tmp_path: Path, with_graph: bool
+) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "bert", "max_position_embeddings": 512, "hidden_size": 8}'
+    )
+    for name in ("tokenizer.json", "pytorch_model.bin"):
+        (tmp_path / name).touch()
+    if with_graph:
+        (tmp_path / "onnx").mkdir()
+        (tmp_path / "onnx" / "model.onnx").touch()
+        assert read_folder(tmp_path).weights == ()
+    else:
+        with pytest.raises(ImportRefused, match=r"weights only as pytorch_model\.bin"):
+            read_folder(tmp_path)

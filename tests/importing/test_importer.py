@@ -158,6 +158,13 @@ def test_own_prompts_come_before_the_familys_and_the_commands_before_both(tmp_pa
     assert card.prompts == {"query": "own: ", "document": "mine: "}
 
 
+def test_sizes_from_one_to_the_models_own_are_taken(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "bert")
+    card = import_model(folder, tmp_path / "models", Wishes(matryoshka=(DIM, 1)), ignore)
+    assert card.matryoshka is not None
+    assert card.matryoshka.dimensions == (DIM, 1)
+
+
 def test_sizes_beyond_the_models_own_are_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "bert")
     with pytest.raises(ImportRefused, match="--matryoshka: 64 is not between 1 and 48"):
