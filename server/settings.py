@@ -402,7 +402,12 @@ class Settings(BaseSettings):
         Raises:
             SettingError: `host` is not loopback, no key is asked for and `allow_no_keys` is off.
         """
-        if is_loopback(self.host) or self.allow_no_keys or asks_for_keys:
+        if (
+            self.host == "localhost"
+            or is_loopback(self.host)
+            or self.allow_no_keys
+            or asks_for_keys
+        ):
             return
         make_one = own_command("keys", "create", "--name", "NAME")
         raise SettingError(
@@ -499,10 +504,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     return table
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine has this address, also if it is IPv4 in IPv6's form."""
+def is_loopback(address: str) -> bool:
+    """Whether only this machine has this IP address, also if it is IPv4 in IPv6's form."""
     try:
-        address = ipaddress.ip_address(host)
+        read = ipaddress.ip_address(address)
     except ValueError:
-        return host == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+        return False
+    return (getattr(read, "ipv4_mapped", None) or read).is_loopback

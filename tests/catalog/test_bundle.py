@@ -471,9 +471,11 @@ class TestList:
         content = bundle_bytes({}, manifest=b" " * (MAX_MANIFEST_BYTES + 1))
         assert f"bundle.json has {MAX_MANIFEST_BYTES + 1} bytes" in refused(content, tmp_path)
 
-    @pytest.mark.parametrize("size", [10**13, 10**30])
+    @pytest.mark.parametrize(
+        ("size", "reason"), [(10**13, "is cut off"), (10**30, "bytes: Input should be less than")]
+    )
     def test_a_size_that_lies_is_refused_before_a_byte_is_unpacked(
-        self, tmp_path: Path, size: int
+        self, tmp_path: Path, size: int, reason: str
     ) -> None:
         table = {
             "format": 1,
@@ -481,4 +483,4 @@ class TestList:
             "files": {"models/tiny/card.toml": {"bytes": size, "sha256": SHA256}},
         }
         manifest = json.dumps(table, indent=1, sort_keys=True).encode() + b"\n"
-        assert "is cut off" in refused(bundle_bytes({}, manifest=manifest), tmp_path)
+        assert reason in refused(bundle_bytes({}, manifest=manifest), tmp_path)

@@ -59,9 +59,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.write_text(text)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("CHILD", str(tmp_path / "child"))
-    # A quick start: the tests of the made-up tree need no other plugin.
+    # A quick start: the tests of the made-up tree need no others.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTEST_PLUGINS", "_hypothesis_pytestplugin")
+    monkeypatch.setenv("PYTEST_PLUGINS", "_hypothesis_pytestplugin,xdist.plugin")
     return tmp_path / "tree"
 
 
