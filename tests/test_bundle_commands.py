@@ -296,6 +296,7 @@ class TestInstall:
         assert run(*installation(bundle, shipped, data)).exit_code == 0
         assert sorted(path.name for path in (data / "models").iterdir()) == ["tiny", "variant"]
 
+    @pytest.mark.slow
     def test_a_killed_one_has_installed_nothing_and_can_be_repeated(
         self, large_bundle: Path, tmp_path: Path, shipped: Path
     ) -> None:

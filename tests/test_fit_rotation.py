@@ -148,6 +148,7 @@ class TestFitting:
         assert len(files_below(data_dir)) == 2
 
 
+@pytest.mark.slow
 def test_with_force_the_shipped_variants_place_and_aliases_are_taken(
     text: Path, tmp_path: Path
 ) -> None:

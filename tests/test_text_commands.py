@@ -139,6 +139,7 @@ class TestVectors:
         assert (vectors.shape, vectors.dtype) == ((100, 384), np.float32)
         assert np.abs(vectors - served).max() < 1e-5
 
+    @pytest.mark.slow
     def test_every_format_holds_the_same(self, tmp_path: Path) -> None:
         import pyarrow.parquet as pq
 

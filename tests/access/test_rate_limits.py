@@ -90,6 +90,7 @@ async def test_large_requests_that_are_refused_keep_no_small_one_out(limits: Rat
     assert answers == [bool(number % 2) for number in range(60)]
 
 
+@pytest.mark.slow
 async def test_what_is_given_back_after_the_minute_adds_nothing_to_the_next(
     url: str,
 ) -> None:

@@ -118,6 +118,7 @@ def test_what_nvidia_smi_says_is_read() -> None:
     assert gpu_figures("") == {}
 
 
+@pytest.mark.slow
 def test_children_count_as_well(tmp_path: Path) -> None:
     burn = "import time\nwhile time.process_time() < 0.3: pass"
     parent = (

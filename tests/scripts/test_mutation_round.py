@@ -178,6 +178,7 @@ def test_the_mirror_comes_first_then_what_names_the_module_then_the_rest(tree: P
     assert in_order(tree, "server/top.py") == ["tests/test_top.py"]  # of no room
 
 
+@pytest.mark.slow
 def test_killed_survived_and_not_found(tree: Path, tmp_path: Path, capfd: Any) -> None:
     by_kind = {one.kind: one for one in mutants(WORK) if one.function == "is_large"}
     killed, survived = by_kind["return"], by_kind["comparison"]  # 10 itself is not tried
@@ -206,6 +207,7 @@ def test_a_room_that_fails_without_a_fault_stops_the_round(tree: Path, tmp_path:
     assert out.read_text() == ""
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_out_of_time_and_takes_its_children_with_it(
     tree: Path, tmp_path: Path
 ) -> None:
