@@ -1,13 +1,13 @@
 """Entry point of `embedding-server` and `python -m server`: hears signals before the long imports."""
 
-from server.termination import ending_at_once, raise_when_terminated
+from server.program.termination import ending_at_once, raise_when_terminated
 
 
 def main() -> None:
     """Run the command; see `cli.main`."""
     raise_when_terminated()
     with ending_at_once():
-        from server import cli
+        from server.commands import cli
     cli.main()
 
 

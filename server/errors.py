@@ -62,7 +62,7 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from server.command_lines import install_command
+from server.program.command_lines import install_command
 
 MAX_RETRY_AFTER_S = 60
 

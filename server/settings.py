@@ -35,8 +35,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from server.command_lines import own_command
 from server.errors import SettingError, unusable
+from server.program.command_lines import CHECKOUT, own_command
 
 ENV_PREFIX = "EMBEDDING_SERVER_"
 
@@ -97,7 +97,7 @@ SecretList = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split_keys)]
 
 def default_models_dir() -> Path:
     """The `models` folder of the source checkout, else the one a wheel installs beside Python."""
-    checkout = Path(__file__).resolve().parent.parent / "models"
+    checkout = CHECKOUT / "models"
     return checkout if checkout.is_dir() else Path(sys.prefix, "share/embedding-server/models")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 from unittest import mock
 
-from server.cli import main
+from server.commands.cli import main
 
 # Tests wait for a command that does not end, but not for ever.
 PATIENCE_S = 120

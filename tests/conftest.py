@@ -23,12 +23,12 @@ from hypothesis import settings
 
 from server.access.access import Access
 from server.access.counters import Counters
-from server.app import create_app
 from server.catalog.card import Card
 from server.catalog.registry import Registry, read_registry
 from server.engine.engine import Engine
 from server.engine.patience import PATIENCE, Patience
 from server.engine.served_models import ServedModels
+from server.http.app import create_app
 from server.inference.loader import Encoder, load_encoder
 from server.settings import Settings
 from tests.fakes import FakeBackend, FakeOpener
@@ -56,12 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # Without torch these files cannot even be imported; `pytest_report_header` says so.
 WITH_TORCH = [
     "api/test_torch_*",
-    "catalog/test_hub.py",
+    "delivery/test_hub.py",
     "importing/test_architectures.py",
     "importing/test_importer.py",
     "importing/test_torch_*",
     "inference/test_torch_*",
-    "test_model_commands.py",
+    "commands/test_models.py",
     "test_parity.py",
 ]
 TORCH_IS_THERE = importlib.util.find_spec("torch") is not None
@@ -91,7 +91,7 @@ MACHINE = [
     "tests/api/test_overload.py",
     "tests/frontends/test_processes.py",
     "tests/scripts/test_bench_gpu.py",
-    "tests/test_serving.py",
+    "tests/http/test_serving.py",
 ]
 # These take longest; begun early, none of them is left for the end.
 LONG = [

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from server.catalog.card import Card
 from server.engine.engine import warm_up
-from server.engine.served_encoder import Opener
+from server.engine.resident_encoder import Opener
 from server.inference.backend import OutOfMemory, TokenIds, pad
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder

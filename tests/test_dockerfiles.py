@@ -18,10 +18,10 @@ def test_the_stage_of_the_models_copies_all_that_pull_imports(name: str, tmp_pat
     dockerfile = (REPOSITORY / name).read_text()
     (stage,) = re.findall(r"^FROM \S+ AS models$(.*?)^FROM ", dockerfile, re.DOTALL | re.MULTILINE)
     copied = re.findall(r"^COPY (.*) (\S+)$", stage, re.MULTILINE)
-    assert len(copied) == 4
+    assert len(copied) == 6
     for sources, target in copied:
-        for source in sources.split():
-            path, place = REPOSITORY / source, tmp_path / target.lstrip("/")
+        place = tmp_path / target.lstrip("/")
+        for path in REPOSITORY.glob(sources):
             if path.is_dir():
                 shutil.copytree(path, place)
             else:

@@ -17,7 +17,7 @@ import pytest
 import typer
 from pydantic import SecretStr
 
-from server.cli import app
+from server.commands.cli import app
 from server.metrics import PREFIX, Metrics
 from server.settings import Settings
 from tests.conftest import PLAIN, REPOSITORY
@@ -277,7 +277,7 @@ def messages_of(file: Path) -> Iterator[str]:
 
 
 def test_no_message_holds_a_command_that_a_shell_may_not_find() -> None:
-    """Those that do run come from server/command_lines.py."""
+    """Those that do run come from server/program/command_lines.py."""
     subcommands = "|".join(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     unrunnable = re.compile(rf"pip install|embedding-server(?:\[| (?:{subcommands})\b)")
     found = {

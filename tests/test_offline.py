@@ -79,8 +79,8 @@ def test_a_cpu_server_loads_no_torch() -> None:
     program = textwrap.dedent(
         """
         import asyncio, sys
-        import server.cli, server.serving
-        from server.app import create_app
+        import server.commands.cli, server.http.serving
+        from server.http.app import create_app
         from server.settings import Settings
         app = create_app(Settings())
         services = app.state.services

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from server.app import create_app
-from server.catalog.bundle import Contents
 from server.catalog.card import read_card
-from server.doctor import examine
+from server.commands.self_test import examine
+from server.delivery.bundle import Contents
 from server.errors import CardError, DatabaseError, ImportRefused, SettingError
+from server.http.app import create_app
 from server.importing.importer import Wishes, check_free
 from server.settings import (
     Settings,
@@ -115,7 +115,7 @@ class TestKubernetes:
         outcome = run("serve", "--model", "nope", "--models-dir", tmp_path, env=environ)
         told, mistake = outcome.stderr.splitlines()
         assert [name for name in environ if name not in told] == []
-        assert "INFO server.cli ignored, since Kubernetes sets them" in told
+        assert "INFO server.commands.cli ignored, since Kubernetes sets them" in told
         assert mistake == "embedding-server: model nope not found; models here: tiny"
 
 
@@ -286,7 +286,7 @@ class TestMissing:
         missing = tmp_path / "data"
         outcome = run("serve", "--model", "nope", "--data-dir", missing)
         told, mistake = outcome.stderr.splitlines()
-        assert told.endswith(f"WARNING server.cli data_dir {missing} does not exist")
+        assert told.endswith(f"WARNING server.commands.cli data_dir {missing} does not exist")
         assert mistake.startswith("embedding-server: model nope not found")
 
     def test_a_database_of_a_uri_is_left_to_sqlite(self, tmp_path: Path) -> None:

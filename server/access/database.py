@@ -32,8 +32,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
-from server.command_lines import install_command
 from server.errors import DatabaseError, unusable
+from server.program.command_lines import install_command
 
 PATIENCE_S = 2.0
 # A database that hangs may not answer even that; then it counts as away.

@@ -20,13 +20,13 @@ from limits.storage import storage_from_string
 
 from server.access.counters import MINUTE_S, Counters, StorageCounters
 from server.access.keys import Key
-from server.command_lines import install_command
 from server.errors import (
     RateLimitExceeded,
     RequestAboveTokenLimit,
     SettingError,
     StorageUnavailable,
 )
+from server.program.command_lines import install_command
 
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from server.catalog.card import Card, FilePin
-from server.command_lines import own_command
 from server.errors import ModelFileError
+from server.program.command_lines import own_command
 
 _CHUNK_BYTES = 1 << 18
 

@@ -15,8 +15,8 @@ from server.catalog.registry import Registry, read_registry
 from server.catalog.verify import check_present
 from server.engine.interface import ModelState, Phase
 from server.engine.patience import PATIENCE, Patience
+from server.engine.resident_encoder import Opener, ServedEncoder, ServedModel
 from server.engine.resident_memory import ResidentMemory, give_back_freed_memory
-from server.engine.served_encoder import Opener, ServedEncoder, ServedModel
 from server.errors import ModelFailing, SettingError
 from server.inference.loader import Encoder
 from server.inference.placement import ON_CPU, Placement, find_placement

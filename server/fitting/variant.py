@@ -14,8 +14,8 @@ from pathlib import Path
 from safetensors.numpy import save
 
 from server.catalog.card import Card, Neighbours, is_card_name, read_card, write_card
-from server.catalog.placing import workshop
 from server.catalog.registry import Registry, read_registry
+from server.delivery.placing import workshop
 from server.errors import FitRefused, OutputFileError
 from server.fitting.measuring import MIN_TEXTS, Kept
 from server.fitting.neighbours import Matrix

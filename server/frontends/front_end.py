@@ -16,7 +16,6 @@ import orjson
 
 from server import logs
 from server.access.access import Access
-from server.app import create_app
 from server.catalog.registry import Registry, read_registry
 from server.errors import CardError, StartupError
 from server.frontends.channel import BadFrame, Channel, Kind, Parts, frame, receive_frame
@@ -24,8 +23,9 @@ from server.frontends.messages import Welcome, served_by
 from server.frontends.remote_counters import RemoteCounters
 from server.frontends.remote_models import RemoteModels
 from server.frontends.summed_metrics import samples_of, summed_page
+from server.http.app import create_app
+from server.http.serving import http_server
 from server.metrics import Metrics
-from server.serving import http_server
 from server.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -20,10 +20,10 @@ from server.access.access import Access
 from server.engine.served_models import ServedModels
 from server.errors import SettingError, StartupError
 from server.frontends.engine_service import EngineService, FrontEndLink
-from server.listening import SharedAddress, allow_many_connections, announce
+from server.http.listening import SharedAddress, allow_many_connections, announce
 from server.metrics import Metrics
+from server.program.termination import STOP_SIGNALS, ignore_stop_signals
 from server.settings import Settings
-from server.termination import STOP_SIGNALS, ignore_stop_signals
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from server.catalog.card import TOKENIZER_FILE, Activation, PoolingMode, is_card_name
-from server.command_lines import own_command
 from server.errors import ImportRefused, unusable
+from server.program.command_lines import own_command
 
 CONFIG_FILE = "config.json"
 GRAPH_FILE = "onnx/model.onnx"

@@ -33,10 +33,9 @@ from server.catalog.card import (
     read_card,
     write_card,
 )
-from server.catalog.placing import workshop
 from server.catalog.registry import Registry, read_registry
 from server.catalog.verify import sha256_of
-from server.command_lines import install_command
+from server.delivery.placing import workshop
 from server.errors import EmbeddingServerError, ImportRefused
 from server.importing.families import Family, find_family
 from server.importing.folder import CONFIG_FILE, REFERENCE_FILE, ModelFolder, read_folder
@@ -45,6 +44,7 @@ from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
 from server.inference.pooling import cosines
 from server.inference.tokenizer import Tokenizer
+from server.program.command_lines import install_command
 
 MIN_COSINE = 0.9999
 # The weights of a publisher's graph that are too large for its own file.

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from server.catalog.card import Card, Dtype
-from server.command_lines import install_command
 from server.errors import SettingError
+from server.program.command_lines import install_command
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from server.catalog.card import Card, PoolingMode
-from server.command_lines import own_command
 from server.errors import ModelLoadError
 from server.inference.torch_attention import PACKED_ATTENTION
+from server.program.command_lines import own_command
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from server.catalog.syncing import sync_folder
+from server.delivery.syncing import sync_folder
 from server.errors import OutputFileError
 from server.offline.texts import START, Mark
 

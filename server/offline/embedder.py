@@ -38,8 +38,8 @@ from server.inference.parity import check_parity
 from server.inference.placement import find_placement
 from server.metrics import EngineMetrics, Metrics
 from server.offline.texts import START, WINDOW_TEXTS, Mark, Window
+from server.program.termination import ending_at_once
 from server.settings import Settings
-from server.termination import ending_at_once
 
 PROGRESS_INTERVAL_S = 0.2
 

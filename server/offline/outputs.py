@@ -17,8 +17,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from server.catalog.locking import try_lock
-from server.catalog.syncing import sync_folder
+from server.delivery.locking import try_lock
+from server.delivery.syncing import sync_folder
 from server.errors import MissingExtra, OutputFileError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.app import create_app
+from server.http.app import create_app
 from server.settings import Settings
 from tests.conftest import PLAIN, client_of
 from tests.server_process import ServerProcess

@@ -8,9 +8,9 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.deps import Services
-from server.app import create_app
 from server.engine.patience import Patience
 from server.engine.replica import FAILURES_BEFORE_PROBE
+from server.http.app import create_app
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, AppOver, client_of, engine_of
 from tests.engine import wait_until

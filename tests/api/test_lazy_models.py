@@ -17,9 +17,9 @@ import openai
 import psutil
 import pytest
 
-from server.app import create_app
 from server.catalog.card import CARD_FILE
 from server.engine.on_demand import RETRY_LOAD_S
+from server.http.app import create_app
 from server.settings import Settings
 from tests.api.test_embeddings import refusal
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, client_of

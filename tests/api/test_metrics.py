@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.app import create_app
+from server.http.app import create_app
 from server.metrics import ROUTES, STAGES
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, AppOver, client_of, engine_of

@@ -3,8 +3,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from server.app import create_app
 from server.catalog.card import Card
+from server.http.app import create_app
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, client_of
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from server.access import keyring
 from server.access.keys import digest
 from server.api.request_context import _printable_path
-from server.app import create_app
+from server.http.app import create_app
 from server.logs import ACCESS_LOGGER, JsonFormatter, TextFormatter
 from server.settings import Settings
 from tests.conftest import PLAIN, AppOver, client_of

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
 
-from server.app import create_app
 from server.catalog.card import CARD_FILE, TOKENIZER_FILE, Card, read_card
 from server.errors import TextFileError
+from server.http.app import create_app
 from server.inference.loader import Encoder, load_encoder
 from server.offline.embedder import OfflineModel, embed_texts
 from server.settings import Settings

@@ -11,10 +11,10 @@ import pytest
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
-from server.app import create_app
 from server.catalog.card import Card, Dtype
 from server.engine import served_models
 from server.errors import ModelLoadError
+from server.http.app import create_app
 from server.inference.placement import Placement
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, client_of

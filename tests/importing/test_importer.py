@@ -68,7 +68,7 @@ def test_a_publishers_graph_is_used_without_torch(tmp_path: Path, exports: Expor
         builtins.__import__ = without_torch
         importer.is_installed = lambda package: False
         sys.argv = ["x", "models", "import", {str(folder)!r}, "--data-dir", {str(tmp_path / "data")!r}]
-        from server.cli import main
+        from server.commands.cli import main
         main()
     """
     done = subprocess.run(

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from server.catalog.card import Card
-from server.command_lines import install_command
 from server.errors import SettingError
 from server.inference import placement
 from server.inference.placement import Placement, find_placement
+from server.program.command_lines import install_command
 
 
 class Machine:

@@ -1,4 +1,4 @@
-"""The last steps of a job, which no kill hits reliably; the rest is in tests/test_text_commands.py."""
+"""The last steps of a job, which no kill hits reliably; the rest is in tests/commands/test_texts.py."""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from server.command_lines import install_command
 from server.errors import MissingExtra, OutputFileError
 from server.offline import outputs
 from server.offline.outputs import format_of, partial_of
+from server.program.command_lines import install_command
 
 VECTORS = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
 

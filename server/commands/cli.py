@@ -1,0 +1,61 @@
+"""The command `embedding-server`: which commands there are, and how each of them ends.
+
+A command's module is imported when it is called, so that `--version` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from server import __version__
+from server.commands.on_demand import commands_on_demand
+from server.errors import EmbeddingServerError
+from server.program.termination import INTERRUPTED, raise_when_terminated
+
+MISTAKE = 2  # exit code of every error that a user can mend
+# In the order in which the help shows them: what is called, a command or a group of them.
+COMMANDS: Mapping[str, str] = {
+    "usage": "server.commands.keys:usage",
+    "embed": "server.commands.texts:embed",
+    "dimensions": "server.commands.texts:dimensions",
+    "serve": "server.commands.serve:serve",
+    "doctor": "server.commands.doctor:doctor",
+    "models": "server.commands.models:models_app",
+    "bundle": "server.commands.bundle:bundle_app",
+    "keys": "server.commands.keys:keys_app",
+}
+
+app = typer.Typer(
+    name="embedding-server",
+    cls=commands_on_demand(COMMANDS),
+    help="OpenAI's embeddings API from transformer models on local disk.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line and exit code 2; signals, see `termination`."""
+    raise_when_terminated()
+    try:
+        app()
+    except EmbeddingServerError as error:
+        print(f"embedding-server: {error.message}", file=sys.stderr)
+        raise SystemExit(MISTAKE) from None
+    except KeyboardInterrupt:  # typer turns it into the same code while a command runs
+        raise SystemExit(INTERRUPTED) from None
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"embedding-server {__version__}")
+        raise typer.Exit

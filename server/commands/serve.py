@@ -1,0 +1,51 @@
+"""The command `embedding-server serve`.
+
+Imports what it needs when it runs, so that mistakes and `--help` answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from server.commands.flags import with_flags
+from server.errors import SettingError
+from server.settings import Settings, kubernetes_variables, unknown_environment_variables
+
+
+@with_flags(*Settings.model_fields)
+def serve(settings: Settings) -> None:
+    """Serve the models until SIGTERM or SIGINT."""
+    # The workers share the cores among themselves; a thread pool in numpy would fight them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from server import logs
+    from server.access.access import Access
+    from server.engine.served_models import ServedModels
+    from server.inference.cpu_cores import usable_cores
+
+    logs.configure(settings.log_level, settings.log_format)
+    log = logging.getLogger(__name__)
+    if names := kubernetes_variables(os.environ):
+        log.info("ignored, since Kubernetes sets them for Services: %s", ", ".join(names))
+    for name in unknown_environment_variables(os.environ):
+        if "KEY" in name.upper():
+            raise SettingError(f"{name} names no setting, and looks as if it should set a key")
+        log.warning("%s names no setting", name)
+    try:
+        settings.check_data_dir()
+    except SettingError as error:  # it may be made later, for example by `keys create`
+        log.warning("%s", error.message)
+    access = Access(settings)
+    settings.check_exposure(asks_for_keys=access.asks_for_keys)
+    models = ServedModels.find(settings)
+    models.start_reading()
+    frontends = settings.frontends or models.suited_frontends(usable_cores())
+    if frontends > 1:
+        from server.frontends.supervisor import serve as run_processes
+
+        run_processes(settings.model_copy(update={"frontends": frontends}), models, access)
+        return
+    # Importing the HTTP framework takes about as long as reading a small model.
+    from server.http.serving import serve as run_server
+
+    run_server(settings, models, access)

@@ -1,0 +1,294 @@
+"""Bytes that no HTTP client sends, or that only some do, at a real server."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import time
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Self
+
+import httpx
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from server.http.protocol import MAX_HEAD_BYTES
+from tests.conftest import REPOSITORY
+from tests.server_process import ServerProcess
+
+pytestmark = pytest.mark.server
+
+BODY = b'{"model": "all-MiniLM-L6-v2", "input": "x"}'
+POST = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n"
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+PLAIN = POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+OFFERING = POST + OFFER + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+class Connection:
+    """A bare connection that reads one answer at a time."""
+
+    def __init__(
+        self,
+        server: ServerProcess,
+        *,
+        receive_bytes: int | None = None,
+        bytes_per_s: float = math.inf,
+    ) -> None:
+        host, port = server.url.removeprefix("http://").split(":")
+        self._socket = socket.socket()
+        self._socket.settimeout(10)
+        if receive_bytes is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        self._socket.connect((host, int(port)))
+        self._received = bytearray()
+        self._bytes_per_s = bytes_per_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def send(self, *parts: bytes) -> None:
+        for part in parts:
+            self._socket.sendall(part)
+
+    def answer(self) -> tuple[int, dict[str, object]]:
+        """Status and JSON of the next answer."""
+        head = self._until(b"\r\n\r\n").lower()
+        length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+        while len(self._received) < length:
+            self._receive()
+        body, self._received = self._received[:length], self._received[length:]
+        return int(head.split()[1]), json.loads(body)
+
+    def refused(self) -> bool:
+        """Whether the server has ended the connection, with its 400 unless the kernel lost it."""
+        try:
+            status, body = self.answer()
+        except ConnectionError:
+            return True
+        error = body["error"]
+        assert isinstance(error, dict)
+        return status == 400 and error["type"] == "invalid_request_error"
+
+    def _until(self, end: bytes) -> bytes:
+        while end not in self._received:
+            self._receive()
+        head, _, self._received = self._received.partition(end)
+        return bytes(head)
+
+    def _receive(self) -> None:
+        received = self._socket.recv(65536)
+        if not received:
+            raise ConnectionResetError("closed by the server")
+        self._received += received
+        time.sleep(len(received) / self._bytes_per_s)
+
+
+@pytest.fixture
+def connection(server: ServerProcess) -> Connection:
+    return Connection(server)
+
+
+def ok(connection: Connection) -> bool:
+    status, body = connection.answer()
+    return status == 200 and body["object"] == "list"
+
+
+def test_an_offered_upgrade_costs_neither_the_body_nor_the_connection(
+    connection: Connection,
+) -> None:
+    with connection:
+        for request in (PLAIN, OFFERING, PLAIN, OFFERING):
+            connection.send(request)
+            assert ok(connection)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_requests_in_pieces_are_read_whatever_they_offer(connection: Connection, size: int) -> None:
+    with connection:
+        for request in (PLAIN, OFFERING):
+            connection.send(*(request[at : at + size] for at in range(0, len(request), size)))
+            assert ok(connection)
+
+
+def test_pipelined_requests_are_answered_in_order(connection: Connection) -> None:
+    with connection:
+        connection.send(PLAIN + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + PLAIN)
+        assert ok(connection)
+        assert connection.answer() == (200, {"status": "alive"})
+        assert ok(connection)
+
+
+def test_an_upgrade_offered_behind_an_unanswered_request_is_refused(
+    connection: Connection, http: httpx.Client
+) -> None:
+    with connection:
+        connection.send(PLAIN + OFFERING)
+        assert connection.refused()
+    assert http.get("/readyz").status_code == 200
+
+
+def test_a_body_in_tiny_chunks_is_no_long_head(connection: Connection) -> None:
+    text = json.dumps({"model": "all-MiniLM-L6-v2", "input": "word " * 6_000, "truncate": True})
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in text.encode())
+    assert len(chunks) > 2 * MAX_HEAD_BYTES
+    with connection:
+        connection.send(POST + b"Transfer-Encoding: chunked\r\n\r\n", chunks, b"0\r\n\r\n")
+        assert ok(connection)
+
+
+LONG = [b"x" * 1000] * (4 * MAX_HEAD_BYTES // 1000)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET /",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nlong: ",
+        b"GET /livez HTTP/1.1\r\nlong",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n1; extension=",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\ntrailer: ",
+        POST + OFFER + b"long: ",
+    ],
+    ids=["path", "header", "name", "extension", "trailer", "upgrade"],
+)
+def test_what_is_too_long_outside_a_body_is_refused(
+    connection: Connection, http: httpx.Client, begin: bytes
+) -> None:
+    with connection:
+        try:
+            connection.send(begin, *LONG)
+        except ConnectionError:
+            pass
+        else:
+            assert connection.refused()
+    assert http.get("/readyz").status_code == 200
+
+
+def test_many_short_trailers_are_refused_too(connection: Connection) -> None:
+    trailers = [b"a%d: b\r\n" % number for number in range(100_000)]
+    with connection:
+        try:
+            connection.send(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n")
+            for at in range(0, len(trailers), 1000):
+                connection.send(b"".join(trailers[at : at + 1000]))
+        except ConnectionError:
+            pass
+        else:
+            assert connection.refused()
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[ServerProcess]:
+    """Keeps a connection open for a second only."""
+    with ServerProcess("--keep-alive-timeout-s", "1") as server:
+        yield server
+
+
+@pytest.mark.parametrize("first", [b"", PLAIN, OFFERING], ids=["new", "used", "upgrade-offered"])
+@pytest.mark.parametrize("then", [b"", POST], ids=["nothing", "half a head"])
+def test_who_sends_no_whole_head_is_waited_for_a_while(
+    impatient: ServerProcess, first: bytes, then: bytes
+) -> None:
+    with Connection(impatient) as connection:
+        began_s = time.monotonic()
+        if first:
+            connection.send(first)
+            assert ok(connection)
+        connection.send(then)
+        with pytest.raises(ConnectionError):  # the socket's own patience of 10 s is no such error
+            connection.answer()
+        assert time.monotonic() - began_s > 0.9
+
+
+@pytest.mark.parametrize("first", [b"", PLAIN, OFFERING], ids=["new", "used", "upgrade-offered"])
+def test_a_blank_line_wins_no_time(impatient: ServerProcess, first: bytes) -> None:
+    with Connection(impatient) as connection:
+        if first:
+            connection.send(first)
+            assert ok(connection)
+        connection.send(b"\r\n")
+        assert connection.refused()  # h11 takes it for bad HTTP
+
+
+def drip(connection: Connection, content: bytes) -> None:
+    """Send a byte at a time."""
+    for place in range(len(content)):
+        time.sleep(0.1)
+        connection.send(content[place : place + 1])
+
+
+def test_a_head_that_comes_byte_by_byte_wins_no_time(impatient: ServerProcess) -> None:
+    with Connection(impatient) as connection, pytest.raises(ConnectionError):
+        drip(connection, POST)
+
+
+def test_a_body_may_take_longer_than_a_head(impatient: ServerProcess) -> None:
+    with Connection(impatient) as connection:
+        head, body = PLAIN[: -len(BODY)], BODY
+        connection.send(head, body[:10])
+        time.sleep(1.5)
+        connection.send(body[10:])
+        assert ok(connection)
+
+
+@pytest.mark.parametrize("offer", [b"", OFFER], ids=["plain", "upgrade-offered"])
+def test_a_body_that_was_answered_early_may_still_come(
+    impatient: ServerProcess, offer: bytes
+) -> None:
+    with Connection(impatient) as connection:
+        connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\n", offer)
+        connection.send(b"Content-Length: %d\r\n\r\n" % 600_000)
+        for _ in range(30):
+            connection.send(b"x" * 20_000)
+            time.sleep(0.1)
+        status, _ = connection.answer()
+        assert status == 404
+        connection.send(PLAIN)
+        assert ok(connection)
+
+
+def test_a_body_that_was_answered_early_and_hardly_moves_is_not_waited_for(
+    impatient: ServerProcess,
+) -> None:
+    with Connection(impatient) as connection:
+        connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            drip(connection, b"x" * 50)
+
+
+def test_who_does_not_read_answers_is_not_waited_for(impatient: ServerProcess) -> None:
+    with Connection(impatient, receive_bytes=4096) as connection:
+        connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 400)
+        with pytest.raises(ConnectionError):
+            drip(connection, b"\r\n" * 40)
+
+
+def test_who_reads_slowly_gets_the_whole_answer(impatient: ServerProcess) -> None:
+    body = json.dumps({"model": "all-MiniLM-L6-v2", "input": ["x"] * 2048}).encode()
+    with Connection(impatient, receive_bytes=4096, bytes_per_s=3e6) as connection:
+        connection.send(POST + b"Content-Length: %d\r\n\r\n" % len(body), body)
+        status, answer = connection.answer()  # about 9 MB
+        data = answer["data"]
+        assert status == 200
+        assert isinstance(data, list)
+        assert len(data) == 2048
+
+
+def test_only_the_uvicorn_whose_private_parts_are_known_is_allowed() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (uvicorn,) = [
+        requirement.specifier
+        for requirement in map(Requirement, project["dependencies"])
+        if requirement.name == "uvicorn"
+    ]
+    installed = Version(version("uvicorn"))
+    assert installed in uvicorn
+    assert f"{installed.major}.{installed.minor + 1}.0" not in uvicorn
