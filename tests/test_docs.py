@@ -17,7 +17,7 @@ import pytest
 import typer
 from pydantic import SecretStr
 
-from server.commands.cli import app
+from server.commands.cli import COMMANDS, app
 from server.metrics import PREFIX, Metrics
 from server.settings import Settings
 from tests.conftest import PLAIN, REPOSITORY
@@ -215,7 +215,7 @@ def test_each_command_of_a_page_is_one_that_the_software_has(name: str) -> None:
         command = typer.main.get_command(app)
         words = list(arguments)
         while words and isinstance(command, typer.core.TyperGroup):
-            command = command.commands[words.pop(0)]
+            command = command.get_command(None, words.pop(0))  # type: ignore[arg-type]
         if "$@" in words:  # a function's own arguments
             words[words.index("$@") :] = ["--name", "NAME"]
         if words:  # else it is only spoken of
@@ -278,7 +278,7 @@ def messages_of(file: Path) -> Iterator[str]:
 
 def test_no_message_holds_a_command_that_a_shell_may_not_find() -> None:
     """Those that do run come from server/program/command_lines.py."""
-    subcommands = "|".join(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    subcommands = "|".join(COMMANDS)
     unrunnable = re.compile(rf"pip install|embedding-server(?:\[| (?:{subcommands})\b)")
     found = {
         f"{file.relative_to(REPOSITORY)}: {text}"

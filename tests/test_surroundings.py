@@ -115,7 +115,7 @@ class TestKubernetes:
         outcome = run("serve", "--model", "nope", "--models-dir", tmp_path, env=environ)
         told, mistake = outcome.stderr.splitlines()
         assert [name for name in environ if name not in told] == []
-        assert "INFO server.commands.cli ignored, since Kubernetes sets them" in told
+        assert "INFO server.commands.serve ignored, since Kubernetes sets them" in told
         assert mistake == "embedding-server: model nope not found; models here: tiny"
 
 
@@ -286,7 +286,7 @@ class TestMissing:
         missing = tmp_path / "data"
         outcome = run("serve", "--model", "nope", "--data-dir", missing)
         told, mistake = outcome.stderr.splitlines()
-        assert told.endswith(f"WARNING server.commands.cli data_dir {missing} does not exist")
+        assert told.endswith(f"WARNING server.commands.serve data_dir {missing} does not exist")
         assert mistake.startswith("embedding-server: model nope not found")
 
     def test_a_database_of_a_uri_is_left_to_sqlite(self, tmp_path: Path) -> None:

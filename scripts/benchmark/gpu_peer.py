@@ -29,7 +29,7 @@ from server.inference.loader import Encoder
 from server.inference.tokenizer import Tokenizer
 from server.inference.torch_backend import TorchBackend
 from server.inference.torch_compile import compile_layers
-from server.inference.torch_encoder import Head, PackedEncoder
+from server.inference.torch_encoder import Head, PackedModule
 
 Measured = tuple[str, str, dict[str, float]]  # target, case, figures
 
@@ -192,7 +192,7 @@ class GpuPeer:
         if asked["compiled"]:
             compile_layers(transformer)
         # MiniLM's head: it only normalises.
-        encoder = PackedEncoder(transformer, Head(self._card), "last_token")
+        encoder = PackedModule(transformer, Head(self._card), "last_token")
         encoder.attend()
         form = COMPILED if asked["compiled"] else AS_WRITTEN
         flops = _decoder_flops(transformer, length)
@@ -210,7 +210,7 @@ class GpuPeer:
         return {"records": records}
 
     def _decoder_seconds(
-        self, encoder: PackedEncoder, tokens: int, length: int, passes: int
+        self, encoder: PackedModule, tokens: int, length: int, passes: int
     ) -> float:
         """Median seconds of a pass."""
         ids = torch.randint(0, 1_000, (tokens,), dtype=torch.int32, device=self._device)

@@ -45,7 +45,7 @@ async def health(request: Request, response: Response) -> dict[str, Any]:
         "models": [
             {
                 "name": state.card.name,
-                "encoder": state.encoder.name,
+                "encoder": state.encoder_card.name,
                 "loaded": state.loaded,
                 "file_bytes": state.card.file_bytes,
                 "resident_bytes": state.resident_bytes,

@@ -221,7 +221,7 @@ class Card(_Strict):
         return self
 
     @property
-    def encoder(self) -> Card:
+    def encoder_card(self) -> Card:
         """The card whose graph, weights and tokenizer turn text into this model's vectors."""
         return self.base or self
 
@@ -233,7 +233,7 @@ class Card(_Strict):
     @functools.cached_property
     def encoder_key(self) -> str:
         """Equal for cards whose encoders compute the same, wherever their files lie."""
-        encoder = self.encoder
+        encoder = self.encoder_card
         unused = {
             encoder.matryoshka.rotation if encoder.matryoshka else None,
             encoder.reference.file if encoder.reference else None,
@@ -277,7 +277,7 @@ class Card(_Strict):
         Covers the bytes of weights, graph, tokenizer and rotation, pooling, normalisation,
         prompts, input length and dtype; not names, aliases, descriptions or reference vectors.
         """
-        encoder = self.encoder
+        encoder = self.encoder_card
         # torch's config says again what the graph says; both are held against the same vectors.
         unused = {
             encoder.reference.file if encoder.reference else None,

@@ -98,7 +98,7 @@ def pull_models(
     for card in cards:
         if card.name not in pulled:  # as another one's base
             pull(card, _say)
-            pulled |= {card.name, card.encoder.name}
+            pulled |= {card.name, card.encoder_card.name}
     for repository in from_hub:
         _pull_from_hub(settings, repository, revision, name)
 

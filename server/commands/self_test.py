@@ -107,7 +107,7 @@ def _processor(settings: Settings) -> Finding:
 
 def _memory(cards: tuple[Card, ...]) -> Finding:
     """Whether the models fit; an estimate, since only loading them tells."""
-    encoders = {card.encoder.name: card.encoder for card in cards}
+    encoders = {card.encoder_card.name: card.encoder_card for card in cards}
     weights = sum(pin.bytes for card in encoders.values() for pin in card.files.values())
     wanted = weights * MEMORY_FACTOR + PROCESS_BYTES
     free = available_bytes()
@@ -150,7 +150,7 @@ def _files(card: Card) -> Finding:
 
 def _vectors(settings: Settings, placement: Placement, card: Card) -> Finding:
     devices = placement.devices_of(card)
-    encoder = load_encoder(card.encoder, devices, max_batch_tokens=settings.max_batch_tokens)
+    encoder = load_encoder(card.encoder_card, devices, max_batch_tokens=settings.max_batch_tokens)
     load_rotation(card)
     began_s = time.perf_counter()
     found = embed_texts(encoder, ["Hello, world"])
@@ -158,7 +158,7 @@ def _vectors(settings: Settings, placement: Placement, card: Card) -> Finding:
     where = f"{card.dtype} on {', '.join(devices)}"
     if not np.isfinite(found).all():
         return Finding(card.name, f"the vectors are not finite ({where})", good=False)
-    lowest = reference_cosine(encoder, card.encoder)
+    lowest = reference_cosine(encoder, card.encoder_card)
     if lowest is None:
         text = f"a forward pass in {ms:.0f} ms ({where}); the card has no reference"
         return Finding(card.name, text)

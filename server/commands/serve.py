@@ -41,11 +41,11 @@ def serve(settings: Settings) -> None:
     models.start_reading()
     frontends = settings.frontends or models.suited_frontends(usable_cores())
     if frontends > 1:
-        from server.frontends.supervisor import serve as run_processes
+        from server.frontends.supervisor import run_processes
 
         run_processes(settings.model_copy(update={"frontends": frontends}), models, access)
         return
     # Importing the HTTP framework takes about as long as reading a small model.
-    from server.http.serving import serve as run_server
+    from server.http.serving import run_server
 
     run_server(settings, models, access)

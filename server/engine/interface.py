@@ -46,13 +46,13 @@ class ModelState:
     """What of a model is in memory."""
 
     card: Card
-    encoder: Card  # whose files are read for it
+    encoder_card: Card  # whose files are read for it
     loaded: bool
     resident_bytes: int | None  # what loading the encoder added; None: not known
     sound: bool = True  # computes what it should, if it is in memory
 
 
-class TextEncoder(Protocol):
+class TextEngine(Protocol):
     """Turns the texts of one request into vectors; see `Engine`."""
 
     def admit(self, inputs: Inputs, key: str) -> AbstractContextManager[Any]:
@@ -73,7 +73,7 @@ class TextEncoder(Protocol):
 
 
 # What computes for a model, and its rotation (embedding_dim, embedding_dim).
-Loaded = tuple[TextEncoder, NDArray[np.float32] | None]
+Loaded = tuple[TextEngine, NDArray[np.float32] | None]
 
 
 class OfferedModel(Protocol):
@@ -102,7 +102,7 @@ class OfferedModels(Protocol):
     def registry(self) -> Registry: ...
 
     @property
-    def encoders(self) -> list[Card]: ...
+    def encoder_cards(self) -> list[Card]: ...
 
     @property
     def phase(self) -> Phase: ...

@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 # Reading gigabytes again for each request to a model that cannot be loaded would take the machine.
 RETRY_LOAD_S = 5.0
 
-Loaded = TypeVar("Loaded")
+Resident = TypeVar("Resident")
 
 
-class OnDemand(Generic[Loaded]):
+class OnDemand(Generic[Resident]):
     """A value that comes and goes; who stops waiting for it leaves its load to the others.
 
     Args:
@@ -29,11 +29,11 @@ class OnDemand(Generic[Loaded]):
         load: makes one attempt.
     """
 
-    def __init__(self, model: str, load: Callable[[], Coroutine[Any, Any, Loaded]]) -> None:
-        self.value: Loaded | None = None
+    def __init__(self, model: str, load: Callable[[], Coroutine[Any, Any, Resident]]) -> None:
+        self.value: Resident | None = None
         self._model = model
         self._load = load
-        self._attempt: asyncio.Task[Loaded] | None = None
+        self._attempt: asyncio.Task[Resident] | None = None
         self._failed_s = -math.inf  # the loop's time
         self._closed = False
 
@@ -42,7 +42,7 @@ class OnDemand(Generic[Loaded]):
         """Whether it is being loaded."""
         return self._attempt is not None
 
-    async def get(self) -> Loaded:
+    async def get(self) -> Resident:
         """The value, as soon as it is there.
 
         Raises:
@@ -66,7 +66,7 @@ class OnDemand(Generic[Loaded]):
                 raise Draining from None
             raise
 
-    async def load(self) -> Loaded:
+    async def load(self) -> Resident:
         """Load it for a caller who wants to know what is wrong, not to try again.
 
         Raises:
@@ -75,7 +75,7 @@ class OnDemand(Generic[Loaded]):
         self.value = await self._load()
         return self.value
 
-    def forget(self) -> Loaded | None:
+    def forget(self) -> Resident | None:
         """Let go of the value, so that the next who needs it loads it again."""
         value, self.value = self.value, None
         return value
@@ -86,7 +86,7 @@ class OnDemand(Generic[Loaded]):
         if self._attempt is not None:
             self._attempt.cancel()
 
-    async def _try(self) -> Loaded:
+    async def _try(self) -> Resident:
         try:
             return await self.load()
         except ApiError:  # of something that this one needs, which has told it and waits itself

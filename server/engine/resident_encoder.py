@@ -86,7 +86,7 @@ class ServedModel:
     """A card, and what computes for it while that is in memory."""
 
     def __init__(
-        self, card: Card, encoder: ServedEncoder, settings: Settings, opener: Opener
+        self, card: Card, encoder: ResidentEncoder, settings: Settings, opener: Opener
     ) -> None:
         self.card = card
         self.own_token_ids = card.name in settings.model_token_ids
@@ -114,7 +114,7 @@ class ServedModel:
         return LoadedModel(engine, rotation)
 
 
-class ServedEncoder:
+class ResidentEncoder:
     """One encoder, loaded for all of its models together, unloaded when none of them is needed.
 
     Args:
@@ -138,7 +138,7 @@ class ServedEncoder:
         reading: Future[Encoder] | None = None,
         patience: Patience = PATIENCE,
     ) -> None:
-        self.card = cards[0].encoder
+        self.card = cards[0].encoder_card
         self.models = [ServedModel(card, self, settings, opener) for card in cards]
         self.on_demand: OnDemand[Engine] = OnDemand(self.card.name, self._load)
         self.resident_bytes: int | None = None  # what its load added; None: not known

@@ -15,7 +15,7 @@ from server.catalog.registry import Registry, read_registry
 from server.catalog.verify import check_present
 from server.engine.interface import ModelState, Phase
 from server.engine.patience import PATIENCE, Patience
-from server.engine.resident_encoder import Opener, ServedEncoder, ServedModel
+from server.engine.resident_encoder import Opener, ResidentEncoder, ServedModel
 from server.engine.resident_memory import ResidentMemory, give_back_freed_memory
 from server.errors import ModelFailing, SettingError
 from server.inference.loader import Encoder
@@ -56,7 +56,7 @@ class ServedModels:
         self._sharing: dict[str, list[Card]] = {}  # by what their encoders compute
         for card in registry.cards:
             self._sharing.setdefault(card.encoder_key, []).append(card)
-        self._encoders: list[ServedEncoder] = []
+        self._encoders: list[ResidentEncoder] = []
         self._models: dict[str, ServedModel] = {}
 
     @classmethod
@@ -85,9 +85,9 @@ class ServedModels:
         return cls(registry, settings, placement, opener=opener, patience=patience)
 
     @property
-    def encoders(self) -> list[Card]:
+    def encoder_cards(self) -> list[Card]:
         """The card of each encoder, whose files are read."""
-        return [cards[0].encoder for cards in self._sharing.values()]
+        return [cards[0].encoder_card for cards in self._sharing.values()]
 
     def suited_frontends(self, cores: int) -> int:
         """How many processes should speak HTTP on so many cores, unless a setting says so."""
@@ -104,7 +104,7 @@ class ServedModels:
         if not self._settings.lazy:
             self._reading = {
                 card.name: self._threads.submit(self._opener.open_encoder, card)
-                for card in self.encoders
+                for card in self.encoder_cards
             }
 
     async def load(self, metrics: Metrics) -> None:
@@ -119,9 +119,9 @@ class ServedModels:
             give_back_freed_memory()
         memory = ResidentMemory()
         for cards in self._sharing.values():
-            name = cards[0].encoder.name
+            name = cards[0].encoder_card.name
             reading = self._reading.pop(name, None)
-            encoder = ServedEncoder(
+            encoder = ResidentEncoder(
                 cards,
                 self._settings,
                 self._placement,
@@ -181,7 +181,7 @@ class ServedModels:
         loaded = model is not None and model.loaded is not None
         return ModelState(
             card,
-            encoder=self._sharing[card.encoder_key][0].encoder,
+            encoder_card=self._sharing[card.encoder_key][0].encoder_card,
             loaded=loaded,
             resident_bytes=model.encoder.resident_bytes if model and loaded else None,
             sound=model is None or model.encoder.sound,

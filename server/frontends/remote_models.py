@@ -34,7 +34,7 @@ from server.metrics import Metrics
 from server.settings import Settings
 
 
-class RemoteEncoder:
+class RemoteEngine:
     """Tokenises here and has the engine process compute."""
 
     def __init__(self, number: int, channel: Channel, tokenizer: RequestTokenizer) -> None:
@@ -101,7 +101,7 @@ class RemoteModel:
         answer = await self._channel.ask(Kind.LOAD, write_model(self._number))
         rotation = read_rotation(answer, self.card.embedding_dim)
         tokenizer = await self._tokenizer.get()
-        return RemoteEncoder(self._number, self._channel, tokenizer), rotation
+        return RemoteEngine(self._number, self._channel, tokenizer), rotation
 
 
 class RemoteModels:
@@ -118,7 +118,7 @@ class RemoteModels:
         self._encoders: dict[str, Card] = {}  # by what they compute
         self._tokenizers: dict[str, OnDemand[RequestTokenizer]] = {}
         for card in registry.cards:
-            encoder = self._encoders.setdefault(card.encoder_key, card.encoder)
+            encoder = self._encoders.setdefault(card.encoder_key, card.encoder_card)
             self._tokenizers.setdefault(card.encoder_key, self._tokenizer_of(encoder))
         self._models = {
             card.name: RemoteModel(
@@ -128,7 +128,7 @@ class RemoteModels:
         }
 
     @property
-    def encoders(self) -> list[Card]:
+    def encoder_cards(self) -> list[Card]:
         """The card of each encoder."""
         return list(self._encoders.values())
 
@@ -187,7 +187,7 @@ class RemoteModels:
         return [
             ModelState(
                 model.card,
-                encoder=self._encoders[model.card.encoder_key],
+                encoder_card=self._encoders[model.card.encoder_key],
                 loaded=model.state.loaded,
                 resident_bytes=model.state.resident_bytes,
                 sound=model.state.sound,

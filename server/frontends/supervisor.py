@@ -33,7 +33,7 @@ _END_TIMEOUT_S = 10.0
 _REAP_INTERVAL_S = 0.02
 
 
-def serve(settings: Settings, models: ServedModels, access: Access) -> None:
+def run_processes(settings: Settings, models: ServedModels, access: Access) -> None:
     """Serve until a signal; returns after a clean drain.
 
     Raises:
@@ -72,7 +72,8 @@ class Supervisor:
         self._models = models
         self._address = address
         self._metrics = Metrics(
-            (card.name for card in models.registry.cards), (card.name for card in models.encoders)
+            (card.name for card in models.registry.cards),
+            (card.name for card in models.encoder_cards),
         )
         self._service = EngineService(models, self._metrics, settings)
         self._running: dict[int, FrontEndProcess] = {}  # by number

@@ -69,7 +69,7 @@ def create_app(
 
         models = ServedModels.find(settings)
     cards = models.registry.cards
-    metrics = Metrics((card.name for card in cards), (card.name for card in models.encoders))
+    metrics = Metrics((card.name for card in cards), (card.name for card in models.encoder_cards))
     seats = seats_of(settings)
     access = access or Access(settings)
     access.show_in(metrics)

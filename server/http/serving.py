@@ -36,7 +36,7 @@ _CLOSE_TIMEOUT_S = 2
 _LAST_WORDS_S = 0.2
 
 
-def serve(settings: Settings, models: OfferedModels, access: Access) -> None:
+def run_server(settings: Settings, models: OfferedModels, access: Access) -> None:
     """Serve until a signal; returns after a clean drain.
 
     Raises:

@@ -124,7 +124,7 @@ def _keys(
                 yield digest("F32", part_shape, memoryview(wide).cast("B")), place
 
 
-class TextEncoder(torch.nn.Module):  # type: ignore[misc]
+class ExportedModule(torch.nn.Module):  # type: ignore[misc]
     """Transformer, pooling, dense layers and normalisation as one module."""
 
     def __init__(self, transformer: PreTrainedModel, head: Head, folder: Path) -> None:
@@ -231,7 +231,7 @@ def trace(folder: Path, head: Head) -> ir.Model:
     ids = torch.arange(2, 20).reshape(2, 9)
     axes = {0: "batch", 1: "tokens"}
     program = torch.onnx.export(
-        TextEncoder(transformer, head, folder).eval(),
+        ExportedModule(transformer, head, folder).eval(),
         (ids, torch.ones_like(ids)),
         dynamo=True,
         optimize=False,  # would store each weight transposed; `tidy` does it better

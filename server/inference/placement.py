@@ -36,7 +36,7 @@ class Placement:
 
     def devices_of(self, card: Card) -> tuple[str, ...]:
         """Where this card's encoder is computed."""
-        if self.on_cpu or card.encoder.torch is not None or self.chosen:
+        if self.on_cpu or card.encoder_card.torch is not None or self.chosen:
             return self.devices
         log.warning(
             "model %s is computed on the CPU: its card has no [torch] table (import it again)",
@@ -46,7 +46,7 @@ class Placement:
 
     def apply(self, card: Card) -> Card:
         """The card as it is served here: its `dtype`, and with it its fingerprint."""
-        torch_model = card.encoder.torch
+        torch_model = card.encoder_card.torch
         if self.on_cpu or torch_model is None:
             return card
         return card.computed_in(self.dtype or torch_model.dtype)

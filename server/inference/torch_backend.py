@@ -21,8 +21,8 @@ from server.inference.pooling import cosines
 from server.inference.torch_compile import compile_layers, release_layers, worth_compiling
 from server.inference.torch_cuda import LANES, LOADING, CudaPipeline, empty_cache
 from server.inference.torch_encoder import (
-    PackedEncoder,
-    PaddedEncoder,
+    PackedModule,
+    PaddedModule,
     lay_out,
     load_head,
     load_transformer,
@@ -81,8 +81,8 @@ class TorchBackend:
         transformer = load_transformer(card, DTYPES[card.dtype], self._device)
         head = load_head(card).to(self._device)
         self._vocabulary_size = int(transformer.get_input_embeddings().weight.shape[0])
-        self._padded = PaddedEncoder(transformer, head, card.pooling)
-        self._packed = PackedEncoder(transformer, head, card.pooling)
+        self._padded = PaddedModule(transformer, head, card.pooling)
+        self._packed = PackedModule(transformer, head, card.pooling)
         self.packs = self._find_packed_form(card)
         if not self.packs:
             self._padded.attend()

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from server.inference.backend import TokenIds
-from server.inference.torch_encoder import PackedEncoder
+from server.inference.torch_encoder import PackedModule
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class _Lane:
 class CudaPipeline:
     """Runs a packed encoder for several threads at once."""
 
-    def __init__(self, encoder: PackedEncoder, device: torch.device, embedding_dim: int) -> None:
+    def __init__(self, encoder: PackedModule, device: torch.device, embedding_dim: int) -> None:
         self._encoder = encoder
         self._device = device
         self._embedding_dim = embedding_dim

@@ -1,7 +1,7 @@
 """A model's transformer, pooling, dense layers and normalisation as torch modules.
 
 Built from a card's own files, without code of the model's and without pickles. Two forms compute
-the same: `PackedEncoder` over one row of tokens, `PaddedEncoder` for the models that cannot be
+the same: `PackedModule` over one row of tokens, `PaddedModule` for the models that cannot be
 packed. Knows nothing of queues or threads.
 """
 
@@ -116,7 +116,7 @@ def read_dense(path: Path, activation: str) -> torch.nn.Sequential:
     return torch.nn.Sequential(linear, getattr(torch.nn, activation)())
 
 
-class PackedEncoder(torch.nn.Module):  # type: ignore[misc]
+class PackedModule(torch.nn.Module):  # type: ignore[misc]
     """Embeds sequences that lie one behind the other; nothing is padded.
 
     `forward` waits for no result of the device, so that it can be recorded as a CUDA graph.
@@ -189,7 +189,7 @@ class PackedEncoder(torch.nn.Module):  # type: ignore[misc]
         return sums / lengths.clamp(min=1)[:, None]
 
 
-class PaddedEncoder(torch.nn.Module):  # type: ignore[misc]
+class PaddedModule(torch.nn.Module):  # type: ignore[misc]
     """Embeds sequences padded to the longest, by the transformer's stock attention."""
 
     def __init__(self, transformer: PreTrainedModel, head: Head, pooling: PoolingMode) -> None:
@@ -253,6 +253,6 @@ def _without_cache(transformer: PreTrainedModel) -> dict[str, bool]:
 
 
 def lay_out(sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Sequences of ids as `PackedEncoder.forward` takes them: ids, bounds and longest."""
+    """Sequences of ids as `PackedModule.forward` takes them: ids, bounds and longest."""
     lengths = torch.tensor([0, *map(len, sequences)])
     return torch.cat(list(sequences)), lengths.cumsum(0).int(), max(2, int(lengths.max()))

@@ -93,13 +93,13 @@ def load_model(settings: Settings, card: Card) -> OfflineModel:
     hash_files = settings.check_files == "full"
     placement = find_placement(settings.device, settings.dtype)
     encoder = load_encoder(
-        card.encoder,
+        card.encoder_card,
         placement.devices_of(card),
         max_batch_tokens=settings.max_batch_tokens,
         hash_files=hash_files,
     )
     warm_up(encoder)
-    check_parity(encoder, card.encoder, settings.min_parity)
+    check_parity(encoder, card.encoder_card, settings.min_parity)
     return OfflineModel(card, encoder, load_rotation(card, hash_files=hash_files), settings)
 
 
@@ -216,7 +216,7 @@ class _Run:
 
     def _start_engine(self) -> Engine:
         model, settings = self._model, self._model.settings
-        name = model.card.encoder.name
+        name = model.card.encoder_card.name
         tokens = WINDOW_TEXTS * model.encoder.tokenizer.max_input_tokens
         return Engine(
             model.encoder,

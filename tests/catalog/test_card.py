@@ -51,7 +51,7 @@ class TestReading:
         assert card.files["graph.onnx"].bytes == len(FILES["graph.onnx"])
         assert card.folder == tmp_path / "org/tiny"
         assert card.path("graph.onnx") == tmp_path / "org/tiny/graph.onnx"
-        assert card.encoder is card
+        assert card.encoder_card is card
 
     @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/Los_Angeles"])
     def test_created_is_midnight_utc_wherever_the_server_stands(
@@ -155,7 +155,7 @@ class TestBase:
         variant = read(tmp_path, variant_table())
         assert variant.model_dump(include=BASE_KEYS) == base.model_dump(include=BASE_KEYS)
         assert variant.base == base
-        assert variant.encoder == base
+        assert variant.encoder_card == base
 
     def test_a_variant_does_not_take_over_what_is_the_bases_own(self, tmp_path: Path) -> None:
         source = {"kind": "hub", "repository": "a/b", "revision": "c", "files": ["graph.onnx"]}
@@ -514,7 +514,7 @@ class TestFingerprint:
     def test_each_dtype_that_is_computed_in_has_one_of_its_own(self, tmp_path: Path) -> None:
         write_card(tmp_path, card_table())
         variant = read(tmp_path, variant_table())
-        for card in (variant, variant.encoder):
+        for card in (variant, variant.encoder_card):
             dtypes: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
             served = [card.computed_in(dtype) for dtype in dtypes]
             assert len({one.fingerprint for one in served}) == 3

@@ -63,7 +63,7 @@ def _little_work() -> Iterator[None]:
     def embed_once(
         model: OfflineModel, texts: list[str], title: str, *, prompt: str
     ) -> NDArray[np.float32]:
-        key = repr((model.card.encoder.name, texts, prompt))
+        key = repr((model.card.encoder_card.name, texts, prompt))
         if key not in known:
             known[key] = embed_visibly(model, texts, title, prompt=prompt)
         return known[key].copy()

@@ -148,7 +148,7 @@ class TestInstalling:
         assert sorted(path.name for path in installed.iterdir()) == ["tiny", "variant"]
         registry = read_registry(shipped, installed)
         assert {card.name for card in registry.cards} == {"tiny", "variant"}
-        assert registry.resolve("variant").encoder.folder == installed / "tiny"
+        assert registry.resolve("variant").encoder_card.folder == installed / "tiny"
 
     def test_nothing_can_be_seen_before_everything_is_compared(
         self, bundle: Path, shipped: Path, installed: Path

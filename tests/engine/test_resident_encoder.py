@@ -187,7 +187,7 @@ async def test_with_lazy_nothing_is_read_before_it_is_asked_for(disk: Disk, serv
     assert disk.loads == [ONE]
     states = served.states()
     assert [states[name].loaded for name in (ONE, VARIANT, OTHER)] == [False, True, False]
-    assert states[VARIANT].encoder.name == ONE
+    assert states[VARIANT].encoder_card.name == ONE
     assert await served.ask(ONE) == 7
     assert disk.loads == [ONE]
 

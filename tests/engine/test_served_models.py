@@ -69,8 +69,8 @@ async def test_cards_with_equal_files_share_one_engine_wherever_they_lie(
     imported_again(tmp_path / "models", "short", max_input_tokens="64")
     names = ["again", PLAIN, MATRYOSHKA, "short"]
     models = found(encoder, model=names, data_dir=tmp_path)
-    assert [card.name for card in models.encoders] == ["again", "short"]
-    await models.load(Metrics(names, [card.name for card in models.encoders]))
+    assert [card.name for card in models.encoder_cards] == ["again", "short"]
+    await models.load(Metrics(names, [card.name for card in models.encoder_cards]))
     engines = {}
     for name in names:
         loaded = models.resolve(name).loaded
@@ -78,7 +78,7 @@ async def test_cards_with_equal_files_share_one_engine_wherever_they_lie(
         engines[name] = loaded.engine
     assert engines["again"] is engines[PLAIN] is engines[MATRYOSHKA]
     assert engines["short"] is not engines["again"]
-    states = {state.card.name: state.encoder.name for state in models.states()}
+    states = {state.card.name: state.encoder_card.name for state in models.states()}
     assert states == {"again": "again", PLAIN: "again", MATRYOSHKA: "again", "short": "short"}
     models.close()
     models.join()

@@ -112,7 +112,7 @@ class TestCards:
         gpu = Placement(("cuda:0",))
         for card in (plain_card, matryoshka_card):
             served = gpu.apply(card)
-            assert served.dtype == served.encoder.dtype == "float16"
+            assert served.dtype == served.encoder_card.dtype == "float16"
             assert served.fingerprint != card.fingerprint
             assert served.model_dump(exclude={"dtype", "base"}) == card.model_dump(
                 exclude={"dtype", "base"}
