@@ -12,6 +12,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -212,10 +213,10 @@ def own_commands_of(page: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", PAGES)
 def test_each_command_of_a_page_is_one_that_the_software_has(name: str) -> None:
     for arguments in own_commands_of(PAGES[name]):
-        command = typer.main.get_command(app)
+        command: Any = typer.main.get_command(app)
         words = list(arguments)
         while words and isinstance(command, typer.core.TyperGroup):
-            command = command.get_command(None, words.pop(0))  # type: ignore[arg-type]
+            command = command.get_command(None, words.pop(0))
         if "$@" in words:  # a function's own arguments
             words[words.index("$@") :] = ["--name", "NAME"]
         if words:  # else it is only spoken of
