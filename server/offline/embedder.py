@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,9 +33,9 @@ from server.errors import (
 from server.inference.backend import TokenIds
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder, load_encoder, load_rotation
-from server.inference.matryoshka import truncate
 from server.inference.parity import check_parity
 from server.inference.placement import find_placement
+from server.inference.vector_form import VectorForm
 from server.metrics import EngineMetrics, Metrics
 from server.offline.texts import START, WINDOW_TEXTS, Mark, Window
 from server.program.termination import ending_at_once
@@ -65,9 +65,12 @@ class OfflineModel:
     settings: Settings
 
     def cut(self, vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
-        """What the server answers for the encoder's vectors at this size; see `truncate`."""
-        layer_norm = self.card.matryoshka is not None and self.card.matryoshka.layer_norm
-        return truncate(vectors, dimensions, self.rotation, layer_norm=layer_norm)
+        """The encoder's vectors at this size, as the server gives them.
+
+        Also of a model that the server does not cut: what that loses is what is measured.
+        """
+        form = replace(VectorForm.of(self.card), dimensions=dimensions)
+        return form.shape(vectors, self.rotation)
 
 
 def find_card(settings: Settings, name: str) -> Card:
