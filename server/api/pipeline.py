@@ -178,7 +178,13 @@ class Pipeline:
             InvalidRequest: see `Reading.of`.
         """
         cut = self._services.settings.truncate_inputs if truncate is None else truncate
-        return Reading.of(model, inputs, input_type=input_type, truncate=cut)
+        return Reading.of(
+            model.card,
+            inputs,
+            input_type=input_type,
+            truncate=cut,
+            own_token_ids=model.own_token_ids,
+        )
 
     @contextlib.asynccontextmanager
     async def admit(self, model: OfferedModel, reading: Reading) -> AsyncIterator[Work]:
