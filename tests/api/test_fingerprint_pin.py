@@ -25,6 +25,6 @@ def test_another_fingerprint_is_refused(plain_card: Card) -> None:
 
 @pytest.mark.parametrize("values", [[""], ["0" * 15], ["x" * 16], ["0" * 16, "0" * 16]])
 def test_what_is_no_fingerprint_is_refused(plain_card: Card, values: list[str]) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest, match="16 hex digits") as caught:
         check_fingerprint(pinned(*values), plain_card)
     assert caught.value.param == EXPECT_FINGERPRINT
