@@ -17,7 +17,7 @@ from server.access.access import Access
 from server.access.keys import Key, Scope
 from server.api.content_encoding import Decoder, content_encoding
 from server.api.request_record import RequestRecord
-from server.engine.interface import OfferedModels
+from server.engine.offering import Offering
 from server.errors import ApiError, BodyTooLarge, Overloaded, RequestTimedOut
 from server.metrics import Metrics
 from server.settings import Settings
@@ -92,7 +92,7 @@ class Services:
 
     settings: Settings
     access: Access
-    models: OfferedModels
+    models: Offering
     metrics: Metrics
     seats: Seats
     metrics_page: Callable[[Metrics], Awaitable[bytes]]

@@ -22,7 +22,8 @@ from server.api.deps import (
 from server.api.request_record import RequestRecord
 from server.api.schemas import EmbeddingRequest, embeddings_json
 from server.catalog.card import Card
-from server.engine.interface import Loaded, OfferedModel
+from server.engine.interface import LoadedModel
+from server.engine.offering import OfferedModel
 from server.errors import FingerprintMismatch, InvalidRequest, TokenWithoutEmbedding
 from server.inference.inputs import TokenIdInputs
 from server.inference.matryoshka import check_dimensions, truncate
@@ -83,7 +84,7 @@ async def read_and_answer(request: Request, services: Services, key: Key) -> Res
         with record.stage("read"):
             body = await read_body(request, services.settings.max_body_bytes, seat)
             asked = EmbeddingRequest.read(body)
-        with services.models.work(asked.model) as model:
+        with services.models.request_for(asked.model) as model:
             record.model = model.card.name
             key.check_model(model.card.name, model.card.aliases)
             check_fingerprint(request, model.card)
@@ -113,8 +114,9 @@ async def answer(
     cut_inputs = settings.truncate_inputs if asked.truncate is None else asked.truncate
 
     async with abandoned_when_client_leaves(request):
-        engine, rotation = model.loaded or await load(model, record)
-        with engine.admit(asked.input, key.id) as ticket:
+        loaded = model.loaded or await load(model, record)
+        engine, rotation = loaded.engine, loaded.rotation
+        async with engine.admit(asked.input, key.id) as ticket:
             with record.stage("tokenize"):
                 token_ids = await engine.tokenize(
                     asked.input, prompt=prompt, truncate=cut_inputs, own_token_ids=own_token_ids
@@ -148,7 +150,7 @@ async def answer(
     return Response(body, media_type="application/json", headers=headers)
 
 
-async def load(model: OfferedModel, record: RequestRecord) -> Loaded:
+async def load(model: OfferedModel, record: RequestRecord) -> LoadedModel:
     """Wait until the model is in memory; others wait for the same load.
 
     Raises:

@@ -11,18 +11,32 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-
-import orjson
+from typing import Any
 
 from server import logs
 from server.access.access import Access
 from server.catalog.registry import Registry, read_registry
+from server.engine.offering import Offering
 from server.errors import CardError, StartupError
-from server.frontends.channel import BadFrame, Channel, Kind, Parts, frame, receive_frame
-from server.frontends.messages import Welcome, served_by
+from server.frontends.channel import Channel
+from server.frontends.framing import BadFrame, Kind, head_of, receive_frame
+from server.frontends.messages import (
+    AskSamples,
+    CannotStart,
+    Drain,
+    EngineState,
+    Message,
+    Question,
+    Ready,
+    SamplesOfOthers,
+    Welcome,
+    read_message,
+    served_by,
+    write,
+)
 from server.frontends.remote_counters import RemoteCounters
 from server.frontends.remote_models import RemoteModels
-from server.frontends.summed_metrics import samples_of, summed_page
+from server.frontends.summed_metrics import Samples, samples_of, summed_page
 from server.http.app import create_app
 from server.http.serving import http_server
 from server.metrics import Metrics
@@ -44,14 +58,15 @@ def run(stream: socket.socket, listener: socket.socket) -> None:
     first = receive_frame(stream)
     if first is None:  # the engine process is gone already
         return
-    if first.kind is not Kind.WELCOME:
-        raise BadFrame(f"a frame of kind {first.kind.name} in place of a welcome")
-    welcome = Welcome.read(first.content)
+    welcome = read_message(first.content)
+    if not isinstance(welcome, Welcome):
+        raise BadFrame(f"{type(welcome).__name__} in place of a welcome")
     logs.configure(welcome.settings.log_level, welcome.settings.log_format)
     try:
         front_end = FrontEnd(welcome, stream, on_orphaned=_end_soon)
     except StartupError as error:
-        stream.sendall(b"".join(frame(Kind.CANNOT_START, 0, (error.message.encode(),))))
+        content = write(CannotStart(error.message))
+        stream.sendall(head_of(Kind.TELL, 0, content) + content)
         return
     front_end.run(listener)
 
@@ -84,34 +99,35 @@ class FrontEnd:
         self._channel = Channel(stream, self._answer, self._told, self._lost)
         self._on_orphaned = on_orphaned
         self._models = RemoteModels(registry_of(welcome), settings, self._channel)
+        self._offering = Offering(self._models)
         self.app = create_app(
             settings,
-            self._models,
+            self._offering,
             Access(settings, RemoteCounters(self._channel)),
-            on_ready=lambda: self._channel.tell(Kind.READY),
+            on_ready=lambda: self._channel.tell(Ready()),
             on_failure=self._cannot_start,
             metrics_page=self._metrics_page,
         )
-        self._server = http_server(self.app, self._models, settings)
+        self._server = http_server(self.app, self._offering, settings)
 
     def run(self, listener: socket.socket) -> None:
         """Serve until told to end."""
         self._server.run(sockets=[listener])
-        self._models.join()
+        self._offering.join()
 
-    async def _answer(self, kind: Kind, _content: bytes) -> Parts:
-        if kind is not Kind.SAMPLES:
-            raise BadFrame(f"a question of kind {kind.name}")
-        return (orjson.dumps(samples_of(self._metrics)),)
+    async def _answer(self, question: Question[Any]) -> Samples:
+        if not isinstance(question, AskSamples):
+            raise BadFrame(f"{type(question).__name__} as a question to a front end")
+        return samples_of(self._metrics)
 
-    def _told(self, kind: Kind, content: bytes) -> None:
-        match kind:
-            case Kind.STATE:
-                self._models.take_over(content)
-            case Kind.DRAIN:
+    def _told(self, message: Message) -> None:
+        match message:
+            case EngineState():
+                self._models.update(message)
+            case Drain():
                 self._server.drain()
             case _:
-                raise BadFrame(f"a frame of kind {kind.name} at the wrong time")
+                raise BadFrame(f"{type(message).__name__} at the wrong time")
 
     def _lost(self) -> None:
         if self._server.should_exit:
@@ -122,13 +138,12 @@ class FrontEnd:
         self._on_orphaned()
 
     def _cannot_start(self, error: StartupError) -> None:
-        self._channel.tell(Kind.CANNOT_START, error.message.encode())
+        self._channel.tell(CannotStart(error.message))
         self._server.should_exit = True
 
     async def _metrics_page(self, metrics: Metrics) -> bytes:
-        mine = orjson.dumps(samples_of(metrics))
-        others = await self._channel.ask(Kind.SAMPLES_OF_OTHERS, mine)
-        return summed_page(metrics, orjson.loads(others))
+        others = await self._channel.ask(SamplesOfOthers(samples_of(metrics)))
+        return summed_page(metrics, others)
 
     @property
     def _metrics(self) -> Metrics:

@@ -17,7 +17,8 @@ from server.api import metrics as metrics_route
 from server.api import models as models_routes
 from server.api.deps import LARGEST_BODIES, Seats, Services
 from server.api.request_context import RequestContext
-from server.engine.interface import OfferedModels, Phase
+from server.engine.interface import Phase
+from server.engine.offering import Offering
 from server.errors import StartupError
 from server.metrics import Metrics
 from server.settings import Settings
@@ -42,7 +43,7 @@ def seats_of(settings: Settings) -> Seats:
 
 def create_app(
     settings: Settings,
-    models: OfferedModels | None = None,
+    offering: Offering | None = None,
     access: Access | None = None,
     *,
     on_ready: Callable[[], None] = lambda: None,
@@ -55,7 +56,7 @@ def create_app(
     (`/readyz` says when they are there).
 
     Args:
-        models: what to serve, if their reading has begun already.
+        offering: the models to serve, if their reading has begun already.
         access: the keys and limits, if they were opened already.
         on_ready: called once all models are loaded.
         on_failure: called if one cannot be; the server stays unready.
@@ -64,16 +65,16 @@ def create_app(
     Raises:
         StartupError: a card, a file or a setting is missing or wrong.
     """
-    if models is None:
-        from server.engine.served_models import ServedModels  # a front end does without
+    if offering is None:
+        from server.engine.resident_models import ResidentModels  # a front end does without
 
-        models = ServedModels.find(settings)
-    cards = models.registry.cards
-    metrics = Metrics((card.name for card in cards), (card.name for card in models.encoder_cards))
+        offering = Offering(ResidentModels.find(settings))
+    cards = offering.registry.cards
+    metrics = Metrics((card.name for card in cards), (card.name for card in offering.encoder_cards))
     seats = seats_of(settings)
     access = access or Access(settings)
     access.show_in(metrics)
-    services = Services(settings, access, models, metrics, seats, metrics_page)
+    services = Services(settings, access, offering, metrics, seats, metrics_page)
 
     async def load() -> None:
         try:
@@ -92,6 +93,8 @@ def create_app(
         loading = asyncio.create_task(load())
         access.start()
         yield
+        # Over already if a server of ours has drained; another one knows the lifespan only.
+        await services.models.finish(settings.drain_timeout_s)
         loading.cancel()
         services.models.close()
         await access.close()

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from server.catalog.card import Card, Dtype
-from server.engine import served_models
+from server.engine import resident_models
 from server.errors import ModelLoadError
 from server.http.app import create_app
 from server.inference.placement import Placement
@@ -30,7 +30,7 @@ async def torch_app(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TorchApp]:
 
     async def make(dtype: Dtype | None = None, devices: int = 1, **settings: object) -> FastAPI:
         placement = Placement(("cpu:0",) * devices, dtype)
-        monkeypatch.setattr(served_models, "find_placement", lambda *asked: placement)
+        monkeypatch.setattr(resident_models, "find_placement", lambda *asked: placement)
         models = {"model": [MATRYOSHKA, PLAIN], "max_batch_tokens": 512}
         app = create_app(Settings(**models | settings))  # type: ignore[arg-type]
         made.append(app)
