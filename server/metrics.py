@@ -190,7 +190,7 @@ class EngineMetrics:
         """The encoder is in memory no more: nothing is watched."""
         for gauge in (self.loaded, self.file_bytes, self.resident_bytes):
             gauge.set(0)
-        self.watch(**dict.fromkeys(WATCHED, _nothing))
+        self.watch(**dict.fromkeys(WATCHED, float))
 
 
 WATCHED = frozenset(name for name, family in declared(EngineMetrics).items() if family.watched)
@@ -246,7 +246,6 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        # Names of families that say the same of each process of a server.
         self.alike = {*_ALIKE, *(f.name for f in declared(Metrics).values() if f.alike)}
         for name, family in declared(Metrics).items():
             setattr(self, name, family.make(registry))
@@ -285,9 +284,7 @@ class Metrics:
 
 def page_of(families: Iterable[Metric]) -> bytes:
     """These families in Prometheus' text format."""
-    registry = CollectorRegistry()
-    registry.register(_Collected(families))
-    return generate_latest(registry)
+    return generate_latest(_Collected(families))
 
 
 class _Collected(Collector):
@@ -301,7 +298,3 @@ class _Collected(Collector):
 def refusal_reason(error: type[ApiError] | ApiError) -> str:
     """An error's code, or its type if it has none."""
     return error.code or error.type
-
-
-def _nothing() -> float:
-    return 0.0
