@@ -19,7 +19,7 @@ from server.errors import BundleError, unusable
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from server.delivery.bundle import BundleReader
+    from server.delivery.bundle_reader import BundleReader
 
 
 bundle_app = typer.Typer(
@@ -89,7 +89,7 @@ def create(
 
     from server.catalog.registry import read_registry
     from server.commands.progress import byte_progress
-    from server.delivery.bundle import Contents, check_output
+    from server.delivery.bundle_writer import Contents, check_output
     from server.delivery.wheels import collect_wheels, wheels_in
 
     if wheels and wheels_from:
@@ -122,7 +122,7 @@ def show(file: BundleFile, sha256: Approved = None) -> None:
     """
     from rich.filesize import decimal
 
-    from server.delivery.bundle import instructions
+    from server.delivery.bundle_format import instructions
 
     approved = _checked_digest(sha256)
     with _opened(file) as bundle:
@@ -182,7 +182,7 @@ def install(
 def _opened(file: Path) -> Iterator[BundleReader]:
     """The bundle, its manifest read, with a progress bar over its bytes."""
     from server.commands.progress import byte_progress
-    from server.delivery.bundle import BundleReader
+    from server.delivery.bundle_reader import BundleReader
 
     try:
         status = file.stat()
