@@ -81,7 +81,7 @@ def test_the_readme_tells_every_setting_as_it_is_declared() -> None:
 
 
 def metrics_table() -> str:
-    """The table as docs/api.md must hold it."""
+    """The table as docs/reference/api.md must hold it."""
     families = {family.name: family for family in Metrics([PLAIN], [PLAIN]).families()}
     own = [family for name, family in families.items() if name.startswith(f"{PREFIX}_")]
     rows = []
@@ -96,16 +96,16 @@ def metrics_table() -> str:
 
 
 def test_the_api_page_tells_every_metric_as_it_is_declared() -> None:
-    page = (REPOSITORY / "docs/api.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs/reference/api.md").read_text(encoding="utf-8")
     found = page.split("<!-- metrics -->\n")[1].split("\n<!-- /metrics -->")[0]
     assert found == metrics_table()
 
 
-ACCESS = (REPOSITORY / "docs/access.md").read_text(encoding="utf-8")
+ACCESS = (REPOSITORY / "docs/how-to/keys-and-limits.md").read_text(encoding="utf-8")
 
 
 def answers_of(commands: list[str]) -> list[tuple[int, str]]:
-    """Status and body of each command of docs/access.md; the page's blocks run in one shell.
+    """Status and body of each command of docs/how-to/keys-and-limits.md; the page's blocks run in one shell.
 
     From top to bottom, as somebody pastes them; only the server's port is another one.
     """
@@ -163,8 +163,8 @@ def test_the_readmes_links_lead_somewhere(link: str) -> None:
 # Commands, on all pages and in all messages.
 
 PAGES = {
-    path.name: path.read_text(encoding="utf-8")
-    for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
+    for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 }
 ACTIVATION = ". .venv/bin/activate"
 EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"][
@@ -301,13 +301,13 @@ def test_the_distribution_is_never_named_as_if_an_index_had_it(place: str) -> No
 
 @pytest.mark.parametrize("name", PAGES)
 def test_each_link_of_a_page_to_a_file_leads_to_one(name: str) -> None:
-    folder = REPOSITORY if name == "README.md" else REPOSITORY / "docs"
+    folder = (REPOSITORY / name).parent
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[name]):
         assert link.startswith("https://") or (folder / link).is_file(), link
 
 
 def test_each_claim_about_another_server_has_an_address() -> None:
-    text, addresses = PAGES["comparison.md"].split("\n\n[", 1)
+    text, addresses = PAGES["docs/explanation/comparison.md"].split("\n\n[", 1)
     cited = set(re.findall(r"\[([a-z]\d+)\]", text))
     assert cited == set(re.findall(r"^\[?([a-z]\d+)\]: https://", addresses, re.MULTILINE))
     rows = [row.strip("|").split(" | ") for row in text.splitlines() if row.startswith("| ")]
