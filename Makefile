@@ -26,7 +26,7 @@ help:
 	@echo "make prove     what takes too long for make test: about two hours and a half"
 	@echo "make bench     measure the server against others; takes about half an hour"
 	@echo "make check     formatting, lint, types, layers"
-	@echo "make reference write the tables of docs/reference from the code's declarations"
+	@echo "make reference write the tables of docs/reference from what the code declares"
 	@echo "make clean     remove the virtual environment"
 
 $(BIN)/python:
