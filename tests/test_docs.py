@@ -12,6 +12,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -164,10 +165,10 @@ def own_commands_of(page: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", PAGES)
 def test_each_command_of_a_page_is_one_that_the_software_has(name: str) -> None:
     for arguments in own_commands_of(PAGES[name]):
-        command = typer.main.get_command(app)
+        command: Any = typer.main.get_command(app)
         words = [word for word in arguments if word != "--help"]
         while words and isinstance(command, typer.core.TyperGroup):
-            command = command.commands[words.pop(0)]
+            command = command.get_command(typer.Context(command), words.pop(0))
         if "$@" in words:  # a function's own arguments
             words[words.index("$@") :] = ["--name", "NAME"]
         if words:  # else it is only spoken of
