@@ -23,6 +23,7 @@ from server.catalog.card import Card
 from server.catalog.verify import check_present
 from server.engine.engine import Engine, warm_up
 from server.engine.on_demand import OnDemand
+from server.engine.pace import choose_pace
 from server.engine.patience import PATIENCE, Patience
 from server.engine.resident_memory import ResidentMemory
 from server.inference.cpu_cores import usable_cores
@@ -198,8 +199,11 @@ class ResidentEncoder:
         engine = Engine(
             encoder,
             self._metrics,
-            threads=encoder.pace.workers or worker_threads(self._settings),
-            max_batch_tokens=encoder.pace.max_batch_tokens,
+            pace=choose_pace(
+                encoder.capacity,
+                cores=worker_threads(self._settings),
+                max_batch_tokens=self._settings.max_batch_tokens,
+            ),
             max_request_tokens=self._settings.max_request_tokens,
             max_queue_tokens=self._settings.max_queue_tokens,
             max_wait_s=self._settings.max_wait_s,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card
 from server.catalog.verify import check_files
 from server.errors import ModelLoadError
-from server.inference.backend import CPU_PACE, Backend, Pace
+from server.inference.backend import Backend, Capacity
 from server.inference.onnx_backend import OnnxBackend
 from server.inference.placement import CPU
 from server.inference.tokenizer import Tokenizer, use_all_cores
@@ -33,7 +33,7 @@ class Encoder:
     tokenizer: Tokenizer
     backends: tuple[Backend, ...]  # one a device, all computing the same
     embedding_dim: int
-    pace: Pace = CPU_PACE
+    capacity: Capacity | None = None  # of the devices; None: CPU cores, which are not measured
     # Token ids from this one on are the tokenizer's only: the weights hold no vector for them.
     # None: there are no such ids.
     num_embeddings: int | None = None
@@ -52,7 +52,8 @@ def load_encoder(
     Args:
         devices: as torch names them; the CPU alone, or GPUs.
         wide_threads: see OnnxBackend.
-        max_batch_tokens: token budget of a micro-batch; None: what suits the devices.
+        max_batch_tokens: how many tokens of one forward pass a GPU's memory must hold; None:
+            what suits it.
         hash_files: compare every byte with the card.
 
     Raises:
@@ -64,7 +65,7 @@ def load_encoder(
         checked = hashing.submit(check_files, card) if hash_files else None
         try:
             tokenizer = Tokenizer(card.path(TOKENIZER_FILE), card.max_input_tokens)
-            backends, pace = _load_backends(card, devices, wide_threads, max_batch_tokens)
+            backends, capacity = _load_backends(card, devices, wide_threads, max_batch_tokens)
             vector = _first_pass(card, backends[0])
         finally:
             if checked:
@@ -77,12 +78,12 @@ def load_encoder(
     vocabulary_size = tokenizer.vocabulary_size
     known = min(backend.count_embeddings(vocabulary_size) for backend in backends)
     num_embeddings = known if known < vocabulary_size else None
-    return Encoder(tokenizer, backends, card.embedding_dim, pace, num_embeddings)
+    return Encoder(tokenizer, backends, card.embedding_dim, capacity, num_embeddings)
 
 
 def _load_backends(
     card: Card, devices: Sequence[str], wide_threads: int, max_batch_tokens: int | None
-) -> tuple[tuple[Backend, ...], Pace]:
+) -> tuple[tuple[Backend, ...], Capacity | None]:
     if tuple(devices) == (CPU,):
         backend = OnnxBackend(
             card.path(GRAPH_FILE),
@@ -90,8 +91,7 @@ def _load_backends(
             normalized=card.normalize,
             wide_threads=wide_threads,
         )
-        pace = replace(CPU_PACE, max_batch_tokens=max_batch_tokens or CPU_PACE.max_batch_tokens)
-        return (backend,), pace
+        return (backend,), None
     from server.inference.torch_backend import load_backends
 
     use_all_cores()

@@ -23,6 +23,7 @@ from server.catalog.registry import read_registry
 from server.catalog.verify import check_present
 from server.engine.admission import Ticket
 from server.engine.engine import Engine, warm_up
+from server.engine.pace import choose_pace
 from server.errors import (
     ContextLengthExceeded,
     InferenceFailed,
@@ -221,15 +222,18 @@ class _Run:
         model, settings = self._model, self._model.settings
         name = model.card.encoder_card.name
         tokens = WINDOW_TEXTS * model.encoder.tokenizer.max_input_tokens
+        pace = choose_pace(
+            model.encoder.capacity,
+            cores=settings.threads or usable_cores(),
+            max_batch_tokens=settings.max_batch_tokens,
+        )
         return Engine(
             model.encoder,
             EngineMetrics(Metrics([name], [name]), name),
-            threads=self._model.encoder.pace.workers or settings.threads or usable_cores(),
-            max_batch_tokens=self._model.encoder.pace.max_batch_tokens,
+            pace=replace(pace, share_among_idle=False),
             max_request_tokens=tokens,
             max_queue_tokens=tokens,
             max_wait_s=settings.max_wait_s,
-            share_among_idle=False,
         )
 
     async def _prepare(self, engine: Engine) -> tuple[Window, list[TokenIds]] | None:

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import pytest
 
+from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
 from server.engine.replica import FAILURES_BEFORE_PROBE, PROBE_TOKENS, NotFinite, Replica, probe
 from server.engine.sequence import MicroBatch, SequenceGroup
@@ -27,7 +28,7 @@ class Harness:
     """One replica, its queue, and what it delivered."""
 
     def __init__(self, backend: FakeBackend, patience: Patience) -> None:
-        self.queue = WaitingQueue(512)
+        self.queue = WaitingQueue(Pace(512))
         self.delivered: queues.Queue[MicroBatch] = queues.Queue()
         self.died: list[Replica] = []
         self.replica = Replica(

@@ -290,10 +290,10 @@ class TestPreparing:
     ) -> None:
         found = iter([(4096, 2e6), (2048, 1e6)])
         monkeypatch.setattr(TorchBackend, "prepare", lambda self, wished: next(found))
-        backends, pace = load_backends(plain_card, [CPU, CPU], None)
+        backends, capacity = load_backends(plain_card, [CPU, CPU], None)
         assert len(backends) == 2
-        assert pace.max_batch_tokens == 2048
-        assert pace.tokens_per_second * pace.workers == 1e6  # type: ignore[operator]
+        assert capacity.batch_tokens == 2048
+        assert capacity.tokens_per_second == 1e6
 
 
 class TestMemory:
