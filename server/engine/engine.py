@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from server.engine.admission import MIN_COST_TOKENS, Admission, Ratio, Ticket
 from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
-from server.engine.replica import Replica, probe
+from server.engine.replica import Replica
 from server.engine.request_tokenizer import RequestTokenizer
 from server.engine.sequence import MicroBatch, SequenceGroup
 from server.engine.waiting_queue import WaitingQueue
@@ -264,12 +264,3 @@ class Engine:
             self._metrics.replica_restarts.inc()
             number = self._replicas.index(dead)
             self._replicas[number] = self._start_replica(number)
-
-
-def warm_up(encoder: Encoder) -> None:
-    """Run a small forward pass on each device, so that the first request finds memory allocated.
-
-    A larger one would spare the first large micro-batch 4 % of its time, and cost every start more.
-    """
-    for backend in encoder.backends:
-        probe(backend)

@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from server.catalog.card import Card
-from server.catalog.registry import Registry, read_registry
-from server.catalog.verify import check_present
+from server.catalog.registry import Registry
 from server.engine.interface import ModelState, Phase
 from server.engine.patience import PATIENCE, Patience
-from server.engine.resident_encoder import Opener, ResidentEncoder, ServedModel
+from server.engine.resident_encoder import ResidentEncoder, ServedModel
 from server.engine.resident_memory import ResidentMemory, give_back_freed_memory
 from server.errors import ModelFailing, SettingError
 from server.inference.loader import Encoder
-from server.inference.placement import ON_CPU, Placement, find_placement
+from server.inference.opening import Opener, select_cards
 from server.metrics import EngineMetrics, Metrics
 from server.settings import Settings
 
@@ -39,7 +38,6 @@ class ServedModels:
         self,
         registry: Registry,
         settings: Settings,
-        placement: Placement = ON_CPU,
         *,
         opener: Opener | None = None,
         patience: Patience = PATIENCE,
@@ -48,8 +46,7 @@ class ServedModels:
         self.phase = Phase.LOADING
         self.in_flight = 0  # requests that a drain waits for
         self._settings = settings
-        self._placement = placement
-        self._opener = opener or Opener(settings, placement)
+        self._opener = opener or Opener(settings)
         self._patience = patience
         self._threads = ThreadPoolExecutor(thread_name_prefix="load-model")
         self._reading: dict[str, Future[Encoder]] = {}
@@ -71,18 +68,17 @@ class ServedModels:
         Raises:
             StartupError: a card, a file or a setting is missing or wrong.
         """
-        there = read_registry(*settings.model_folders())
-        registry = there.select(settings.model)
-        there.warn_of_broken()
-        if settings.check_files != "off":
-            for card in registry.cards:
-                check_present(card)
+        opener = opener or Opener.on_this_machine(settings)
+        registry = select_cards(
+            settings,
+            settings.model,
+            opener.placement,
+            check_files=settings.check_files != "off",
+        )
         unserved = set(settings.model_token_ids) - {card.name for card in registry.cards}
         if unserved:
             raise SettingError(f"setting model_token_ids: {min(unserved)} is not a served model")
-        placement = find_placement(settings.device, settings.dtype)
-        registry = Registry(placement.apply(card) for card in registry.cards)
-        return cls(registry, settings, placement, opener=opener, patience=patience)
+        return cls(registry, settings, opener=opener, patience=patience)
 
     @property
     def encoder_cards(self) -> list[Card]:
@@ -91,7 +87,7 @@ class ServedModels:
 
     def suited_frontends(self, cores: int) -> int:
         """How many processes should speak HTTP on so many cores, unless a setting says so."""
-        if self._placement.on_cpu or sys.platform == "win32":
+        if self._opener.placement.on_cpu or sys.platform == "win32":
             return 1
         return max(1, min(MOST_FRONTENDS, cores // 2))
 
@@ -124,7 +120,6 @@ class ServedModels:
             encoder = ResidentEncoder(
                 cards,
                 self._settings,
-                self._placement,
                 self._opener,
                 EngineMetrics(metrics, name),
                 self._threads,

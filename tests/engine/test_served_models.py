@@ -21,6 +21,7 @@ from server.errors import (
     SettingError,
 )
 from server.inference.loader import Encoder
+from server.inference.opening import Opener
 from server.inference.placement import Placement
 from server.metrics import Metrics
 from server.settings import Settings
@@ -163,5 +164,5 @@ def test_own_token_ids_are_asked_for_served_models_only() -> None:
 def test_a_gpu_is_fed_by_half_of_the_cores(
     devices: tuple[str, ...], cores: int, suited: int
 ) -> None:
-    models = ServedModels(Registry([]), Settings(), Placement(devices))
+    models = ServedModels(Registry([]), Settings(), opener=Opener(Settings(), Placement(devices)))
     assert models.suited_frontends(cores) == suited
