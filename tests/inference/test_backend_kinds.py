@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from server.catalog.card import Card
+from server.inference import backend_kinds
+from server.inference.backend import LoadOptions
 from server.inference.backend_kinds import KINDS, BackendKind, choose_backend, kinds_on
+from server.inference.loader import load_encoder
+from server.inference.placement import find_placement
+from tests.fakes import FAKE_DIM, FakeBackend
 
 ONNX, TORCH = "server.inference.onnx_backend", "server.inference.torch_backend"
 GPU = ("cuda:0",)
@@ -84,6 +92,36 @@ def test_a_row_keeps_what_the_table_says(kind: BackendKind, plain_card: Card) ->
     assert set(kind.files(plain_card)) <= set(plain_card.files)
     assert kind.default_dtype(plain_card) in kind.dtypes
     assert set(kind.min_cosines(plain_card)) <= set(kind.dtypes)
+
+
+def test_a_further_backend_is_one_row_and_one_module(
+    plain_card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FakeBackend()
+
+    def load_backends(
+        card: Card, devices: Sequence[str], options: LoadOptions
+    ) -> tuple[tuple[FakeBackend, ...], None]:
+        assert (card.dtype, tuple(devices)) == ("bfloat16", ("cpu",))
+        return (backend,), None
+
+    module = SimpleNamespace(load_backends=load_backends)
+    monkeypatch.setitem(sys.modules, "server.inference.quick_backend", module)
+    row = replace(
+        KINDS[0],
+        module="server.inference.quick_backend",
+        dtypes=("bfloat16",),
+        min_cosines=lambda card: {"bfloat16": 0.9999},
+    )
+    monkeypatch.setattr(backend_kinds, "KINDS", (*KINDS, row))
+    placement = find_placement("cpu", "bfloat16")
+    choice = placement.backend_for(plain_card)
+    assert (choice.kind, choice.card.dtype, choice.min_cosine) == (row, "bfloat16", 0.9999)
+    assert choice.card.fingerprint != plain_card.fingerprint
+    card = plain_card.model_copy(update={"embedding_dim": FAKE_DIM})
+    assert load_encoder(card, placement, hash_files=False).backends == (backend,)
+    assert choose_backend(plain_card, ("cpu",)).kind == KINDS[0]
+    assert choose_backend(plain_card, ("cpu",), "float32").kind == KINDS[0]
 
 
 def test_choosing_and_loading_import_only_the_library_of_the_row(plain_card: Card) -> None:
