@@ -45,7 +45,7 @@ class EnginePeer:
         return np.concatenate([vectors[number] for number in range(len(requests))])
 
     async def _ask(self, inputs: TextInputs) -> NDArray[np.float32]:
-        with self._engine.admit(inputs, key="") as ticket:
+        async with self._engine.admit(inputs, key="") as ticket:
             token_ids = await self._engine.tokenize(
                 inputs, prompt="", truncate=False, own_token_ids=False
             )

@@ -114,7 +114,7 @@ async def answer(
 
     async with abandoned_when_client_leaves(request):
         engine, rotation = model.loaded or await load(model, record)
-        with engine.admit(asked.input, key.id) as ticket:
+        async with engine.admit(asked.input, key.id) as ticket:
             with record.stage("tokenize"):
                 token_ids = await engine.tokenize(
                     asked.input, prompt=prompt, truncate=cut_inputs, own_token_ids=own_token_ids

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -92,8 +92,11 @@ class Engine:
         """Whether at least one worker is alive and computes what it should."""
         return any(replica.sound for replica in self._replicas)
 
-    def admit(self, inputs: Inputs, key: str) -> Ticket:
-        """Let a request in, by an estimate of its tokens; leaving the ticket's context ends it.
+    @contextlib.asynccontextmanager
+    async def admit(self, inputs: Inputs, key: str) -> AsyncIterator[Ticket]:
+        """Let a request in, by an estimate of its tokens, for as long as the context lasts.
+
+        Gives the ticket that `embed` wants. Never waits: asynchronous, since it may be elsewhere.
 
         Args:
             key: whose share of the machine the request uses.
@@ -101,10 +104,11 @@ class Engine:
         Raises:
             Overloaded: it would wait too long.
         """
-        return self._admission.admit(key, self._tokenizer.estimate(inputs))
+        with self._admission.admit(key, self._tokenizer.estimate(inputs)) as ticket:
+            yield ticket
 
     def admit_tokens(self, tokens: int, key: str) -> Ticket:
-        """As `admit`, for a request whose tokens are counted already."""
+        """As `admit`, for a request whose tokens are counted already; raises Overloaded."""
         return self._admission.admit(key, tokens)
 
     async def tokenize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,7 +55,7 @@ class ModelState:
 class TextEngine(Protocol):
     """Turns the texts of one request into vectors; see `Engine`."""
 
-    def admit(self, inputs: Inputs, key: str) -> AbstractContextManager[Any]:
+    def admit(self, inputs: Inputs, key: str) -> AbstractAsyncContextManager[Any]:
         """Let a request in, by an estimate of its tokens; gives the ticket that `embed` wants."""
         ...
 

@@ -249,7 +249,7 @@ class _Run:
         self, engine: Engine, window: Window, token_ids: list[TokenIds]
     ) -> NDArray[np.float32]:
         total = sum(map(len, token_ids))
-        with engine.admit(window, key="") as ticket:
+        async with engine.admit(window, key="") as ticket:
             watching = asyncio.ensure_future(self._watch(window, total, ticket))
             try:
                 vectors = (await engine.embed(token_ids, ticket)).vectors
