@@ -26,7 +26,7 @@ from server.engine.interface import LoadedModel
 from server.engine.offering import OfferedModel
 from server.errors import FingerprintMismatch, InvalidRequest, TokenWithoutEmbedding
 from server.inference.inputs import TokenIdInputs
-from server.inference.matryoshka import check_dimensions, truncate
+from server.inference.vector_form import VectorForm
 
 # Rotating, cutting and writing this many vectors takes longer than the way to a thread and back.
 THREAD_FROM_VECTORS = 64
@@ -108,7 +108,7 @@ async def answer(
     settings, access = services.settings, services.access
     record = RequestRecord.of(request.scope)
     card = model.card
-    dimensions = check_dimensions(asked.dimensions, card)
+    form = VectorForm.of(card, asked.dimensions)
     own_token_ids = model.own_token_ids and isinstance(asked.input, TokenIdInputs)
     prompt = choose_prompt(asked, card, own_token_ids=own_token_ids)
     cut_inputs = settings.truncate_inputs if asked.truncate is None else asked.truncate
@@ -134,11 +134,9 @@ async def answer(
                         raise error.at(asked.input.position(error.row)) from None
             record.stages_s |= {"wait": wait_s, "compute": compute_s}
 
-    layer_norm = card.matryoshka is not None and card.matryoshka.layer_norm
-
     def write() -> bytes:
         return embeddings_json(
-            truncate(vectors, dimensions, rotation, layer_norm=layer_norm),
+            form.shape(vectors, rotation),
             model=card.name,
             num_tokens=record.num_tokens,
             encoding_format=asked.encoding_format or "float",

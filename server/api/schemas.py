@@ -5,7 +5,6 @@ Knows nothing of how vectors are made.
 
 from __future__ import annotations
 
-import binascii
 import codecs
 import contextlib
 import gc
@@ -27,6 +26,7 @@ from pydantic import (
 from server.catalog.card import Card
 from server.errors import InvalidRequest, MissingArgument, UnrecognizedArgument
 from server.inference.inputs import Inputs, TextInputs, TokenIdInputs
+from server.inference.vector_form import JsonEncoding, json_values
 
 MAX_INPUTS = 2048
 MAX_USER_CHARS = 512
@@ -220,22 +220,14 @@ def embeddings_json(
     *,
     model: str,
     num_tokens: int,
-    encoding_format: Literal["float", "base64"],
+    encoding_format: JsonEncoding,
 ) -> bytes:
-    """The answer's body, in the order of `vectors` (texts, dimensions), C-contiguous float32.
-
-    base64 is the padded base64 of each row's little-endian float32 bytes; `float` writes the
-    shortest decimals that read back as the same float32.
-    """
-    rows: Any = vectors
-    if encoding_format == "base64":
-        little_endian = vectors.astype("<f4", copy=False)
-        rows = [binascii.b2a_base64(row, newline=False).decode("ascii") for row in little_endian]
+    """The answer's body, in the order of `vectors` (texts, dimensions), C-contiguous float32."""
     answer = {
         "object": "list",
         "data": [
-            {"object": "embedding", "index": index, "embedding": row}
-            for index, row in enumerate(rows)
+            {"object": "embedding", "index": index, "embedding": value}
+            for index, value in enumerate(json_values(vectors, encoding_format))
         ],
         "model": model,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},

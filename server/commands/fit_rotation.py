@@ -66,7 +66,7 @@ def fit_rotation(
         least_texts,
         neighbours_rows,
     )
-    from server.inference.matryoshka import truncate
+    from server.inference.matryoshka import shorten
     from server.inference.pooling import normalize
     from server.offline.embedder import find_card, load_model
     from server.offline.progress_bar import step_bar
@@ -93,7 +93,7 @@ def fit_rotation(
             after_step=step,
         )
     plain = measure(held_out, model.cut, chosen, pairs)
-    rotated = measure(held_out, partial(truncate, rotation=rotation), chosen, pairs)
+    rotated = measure(held_out, partial(shorten, rotation=rotation), chosen, pairs)
     print_comparison(
         plain, rotated, fitted=len(texts) - len(held_out), held_out=len(held_out), there=there
     )

@@ -87,7 +87,7 @@ def embed(
     import time
 
     from server.errors import SettingError
-    from server.inference.matryoshka import check_dimensions
+    from server.inference.vector_form import VectorForm
     from server.offline.embed_file import FileJob, facts_of, write_lines
     from server.offline.embedder import find_card, load_model
     from server.offline.progress_bar import embedding_bar
@@ -97,7 +97,7 @@ def embed(
         raise SettingError("--resume needs --output: standard output cannot be gone on with")
     settings.check_data_dir()
     card = find_card(settings, model or settings.model[0])
-    size = check_dimensions(dimensions, card)
+    size = VectorForm.of(card, dimensions).dimensions
     prompt = card.prompt(input_type)
     facts = facts_of(card, settings, dimensions=size, prompt=prompt, cut_texts=truncate,
                      field=field, skip_blank=skip_blank)  # fmt: skip

@@ -16,65 +16,20 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from server.catalog.card import Card
-from server.catalog.verify import check_present
-from server.engine.engine import Engine, warm_up
+from server.engine.engine import Engine
 from server.engine.interface import LoadedModel, ModelState
 from server.engine.offering import OfferedModel
 from server.engine.on_demand import OnDemand
+from server.engine.pace import choose_pace
 from server.engine.patience import PATIENCE, Patience
 from server.engine.resident_memory import ResidentMemory
-from server.inference.cpu_cores import usable_cores
-from server.inference.loader import Encoder, load_encoder, load_rotation
-from server.inference.parity import check_parity
-from server.inference.placement import ON_CPU, Placement
+from server.inference.loader import Encoder
+from server.inference.opening import Opener, worker_threads
 from server.metrics import EngineMetrics, Metrics
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
-
-
-class Opener:
-    """Reads models from disk, as the settings say; any thread may call.
-
-    Args:
-        placement: where they compute.
-    """
-
-    def __init__(self, settings: Settings, placement: Placement = ON_CPU) -> None:
-        self._settings = settings
-        self._placement = placement
-
-    def open_encoder(self, card: Card) -> Encoder:
-        """The encoder of a card that has no base, ready for its first request.
-
-        Raises:
-            StartupError: a file is wrong or cannot be used, or the vectors are not the card's.
-        """
-        settings = self._settings
-        if settings.check_files == "sizes":  # full looks at them as well
-            check_present(card)
-        encoder = load_encoder(
-            card,
-            self._placement.devices_of(card),
-            wide_threads=worker_threads(settings),
-            max_batch_tokens=settings.max_batch_tokens,
-            hash_files=settings.check_files == "full",
-        )
-        warm_up(encoder)
-        check_parity(encoder, card, settings.min_parity)
-        return encoder
-
-    def open_rotation(self, card: Card) -> NDArray[np.float32] | None:
-        """The card's rotation, (embedding_dim, embedding_dim), or None if it has none.
-
-        Raises:
-            StartupError: its file is wrong or cannot be used.
-        """
-        return load_rotation(card, hash_files=self._settings.check_files == "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +37,13 @@ class Surroundings:
     """What the encoders of one process share.
 
     Args:
-        placement: where they compute.
-        opener: reads their files.
+        opener: reads their files, and knows where they compute.
         patience: with their workers.
         threads: where files are read and threads joined.
         memory: tells what a load adds.
     """
 
     settings: Settings
-    placement: Placement
     opener: Opener
     patience: Patience = PATIENCE
     threads: ThreadPoolExecutor = field(
@@ -194,8 +147,11 @@ class ResidentEncoder:
         engine = Engine(
             encoder,
             self._metrics,
-            threads=encoder.pace.workers or worker_threads(settings),
-            max_batch_tokens=encoder.pace.max_batch_tokens,
+            pace=choose_pace(
+                encoder.capacity,
+                cores=worker_threads(settings),
+                max_batch_tokens=settings.max_batch_tokens,
+            ),
             max_request_tokens=settings.max_request_tokens,
             max_queue_tokens=settings.max_queue_tokens,
             max_wait_s=settings.max_wait_s,
@@ -248,7 +204,7 @@ class ResidentEncoder:
         with self._around.memory.change() as growth:
             timeout_s = self._around.patience.join_timeout_s
             await asyncio.wrap_future(threads.submit(free_engine, box, timeout_s))
-            if not self._around.placement.on_cpu:
+            if not self._around.opener.placement.on_cpu:
                 from server.inference.torch_cuda import give_back_memory
 
                 await asyncio.wrap_future(threads.submit(give_back_memory))
@@ -258,11 +214,6 @@ class ResidentEncoder:
                 time.perf_counter() - began_s,
                 _megabytes(growth(), sign="+"),
             )
-
-
-def worker_threads(settings: Settings) -> int:
-    """How many worker threads a model gets."""
-    return settings.threads or usable_cores()
 
 
 def free_engine(box: list[Engine], timeout_s: float) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import sys
 
 from server.catalog.card import Card
-from server.catalog.registry import Registry, read_registry
-from server.catalog.verify import check_present
+from server.catalog.registry import Registry
 from server.engine.patience import PATIENCE, Patience
-from server.engine.resident_encoder import Opener, ResidentEncoder, Surroundings
+from server.engine.resident_encoder import ResidentEncoder, Surroundings
 from server.engine.resident_memory import give_back_freed_memory
 from server.errors import SettingError
-from server.inference.placement import ON_CPU, Placement, find_placement
+from server.inference.opening import Opener, select_cards
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -26,8 +25,7 @@ class ResidentModels:
     """The Source of the process that computes.
 
     Args:
-        placement: where it computes.
-        opener: reads the models; default: from disk.
+        opener: reads the models, and knows where they compute; default: from disk, on the CPU.
         patience: with their workers.
     """
 
@@ -37,15 +35,13 @@ class ResidentModels:
         self,
         registry: Registry,
         settings: Settings,
-        placement: Placement = ON_CPU,
         *,
         opener: Opener | None = None,
         patience: Patience = PATIENCE,
     ) -> None:
         self.registry = registry
         self.is_ready = False
-        opener = opener or Opener(settings, placement)
-        self._around = Surroundings(settings, placement, opener, patience)
+        self._around = Surroundings(settings, opener or Opener(settings), patience)
         sharing: dict[str, list[Card]] = {}  # by what their encoders compute
         for card in registry.cards:
             sharing.setdefault(card.encoder_key, []).append(card)
@@ -65,22 +61,21 @@ class ResidentModels:
         Raises:
             StartupError: a card, a file or a setting is missing or wrong.
         """
-        there = read_registry(*settings.model_folders())
-        registry = there.select(settings.model)
-        there.warn_of_broken()
-        if settings.check_files != "off":
-            for card in registry.cards:
-                check_present(card)
+        opener = opener or Opener.on_this_machine(settings)
+        registry = select_cards(
+            settings,
+            settings.model,
+            opener.placement,
+            check_files=settings.check_files != "off",
+        )
         unserved = set(settings.model_token_ids) - {card.name for card in registry.cards}
         if unserved:
             raise SettingError(f"setting model_token_ids: {min(unserved)} is not a served model")
-        placement = find_placement(settings.device, settings.dtype)
-        registry = Registry(placement.apply(card) for card in registry.cards)
-        return cls(registry, settings, placement, opener=opener, patience=patience)
+        return cls(registry, settings, opener=opener, patience=patience)
 
     def suited_frontends(self, cores: int) -> int:
         """How many processes should speak HTTP on so many cores, unless a setting says so."""
-        if self._around.placement.on_cpu or sys.platform == "win32":
+        if self._around.opener.placement.on_cpu or sys.platform == "win32":
             return 1
         return max(1, min(MOST_FRONTENDS, cores // 2))
 

@@ -21,7 +21,6 @@ from server.engine.interface import ModelState
 from server.engine.offering import Offering
 from server.engine.on_demand import RETRY_LOAD_S
 from server.engine.patience import PATIENCE, Patience
-from server.engine.resident_encoder import Opener
 from server.engine.resident_models import ResidentModels
 from server.errors import (
     Draining,
@@ -32,6 +31,7 @@ from server.errors import (
     StartupError,
 )
 from server.inference.loader import Encoder
+from server.inference.opening import Opener
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.catalog import card_table, pins, variant_table, write_model

@@ -13,6 +13,7 @@ from server.errors import (
     SettingError,
 )
 from server.inference.loader import Encoder
+from server.inference.opening import Opener
 from server.inference.placement import Placement
 from server.metrics import Metrics
 from server.settings import Settings
@@ -95,5 +96,5 @@ def test_own_token_ids_are_asked_for_served_models_only() -> None:
 def test_a_gpu_is_fed_by_half_of_the_cores(
     devices: tuple[str, ...], cores: int, suited: int
 ) -> None:
-    models = ResidentModels(Registry([]), Settings(), Placement(devices))
+    models = ResidentModels(Registry([]), Settings(), opener=Opener(Settings(), Placement(devices)))
     assert models.suited_frontends(cores) == suited
