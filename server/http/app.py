@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi import FastAPI
 
 from server import __version__
 from server.access.access import Access
-from server.api import embeddings, error_responses, health
-from server.api import metrics as metrics_route
-from server.api import models as models_routes
-from server.api.deps import LARGEST_BODIES, Seats, Services
+from server.api import error_responses
 from server.api.request_context import RequestContext
+from server.api.routes import embeddings, health
+from server.api.routes import metrics as metrics_route
+from server.api.routes import models as models_routes
+from server.api.seats import Seats
+from server.api.services import Services
 from server.engine.interface import Phase
 from server.engine.offering import Offering
 from server.errors import StartupError
@@ -29,16 +30,6 @@ log = logging.getLogger(__name__)
 async def page_of_this_process(metrics: Metrics) -> bytes:
     """All there is to show if there is one process."""
     return metrics.page()
-
-
-def seats_of(settings: Settings) -> Seats:
-    """One process's share of the requests and bodies that there may be; room for one at least."""
-    frontends = settings.frontends or 1
-    most_bytes = math.ceil(LARGEST_BODIES * settings.max_body_bytes / frontends)
-    return Seats(
-        math.ceil(settings.max_concurrent_requests / frontends),
-        max(most_bytes, settings.max_body_bytes),
-    )
 
 
 def create_app(
@@ -71,10 +62,9 @@ def create_app(
         offering = Offering(ResidentModels.find(settings))
     cards = offering.registry.cards
     metrics = Metrics((card.name for card in cards), (card.name for card in offering.encoder_cards))
-    seats = seats_of(settings)
     access = access or Access(settings)
     access.show_in(metrics)
-    services = Services(settings, access, offering, metrics, seats, metrics_page)
+    services = Services(settings, access, offering, metrics, Seats.of(settings), metrics_page)
 
     async def load() -> None:
         try:
@@ -112,6 +102,6 @@ def create_app(
     app.state.services = services
     app.add_middleware(RequestContext, metrics=metrics, access=access)
     error_responses.install(app)
-    for room in (embeddings, models_routes, health, metrics_route):
-        app.include_router(room.router)
+    for route in (embeddings, models_routes, health, metrics_route):
+        app.include_router(route.router)
     return app

@@ -7,8 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from server.access.keys import Scope
-from server.api.deps import require_key, services_of
+from server.api.record import RequestRecord
 from server.api.schemas import model_object
+from server.api.services import services_of
 
 router = APIRouter()
 
@@ -17,7 +18,7 @@ router = APIRouter()
 @router.get("/v1/models/", include_in_schema=False)
 async def list_models(request: Request) -> dict[str, Any]:
     """Every served model that the key may use."""
-    key = require_key(request, Scope.MODELS)
+    key = RequestRecord.of(request.scope).require_key(Scope.MODELS)
     cards = services_of(request).models.registry.cards
     allowed = [card for card in cards if key.may_use(card.name, card.aliases)]
     return {"object": "list", "data": [model_object(card) for card in allowed]}
@@ -26,7 +27,7 @@ async def list_models(request: Request) -> dict[str, Any]:
 @router.get("/v1/models/{model_id:path}")
 async def retrieve_model(model_id: str, request: Request) -> dict[str, Any]:
     """One model by its name or an alias; names may contain slashes."""
-    key = require_key(request, Scope.MODELS)
+    key = RequestRecord.of(request.scope).require_key(Scope.MODELS)
     card = services_of(request).models.registry.resolve(model_id)
     key.check_model(card.name, card.aliases)
     return model_object(card)

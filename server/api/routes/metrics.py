@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from server.access.keys import Scope
-from server.api.deps import Services, require_key, services_of
+from server.api.record import RequestRecord
+from server.api.services import Services, services_of
 from server.errors import Unavailable
 from server.metrics import CONTENT_TYPE
 from server.settings import is_loopback
@@ -18,7 +19,7 @@ async def metrics(request: Request) -> Response:
     """The metrics; needs a key with the scope `admin` unless it is asked for on this machine or made public."""
     services = services_of(request)
     if not (services.settings.public_metrics or _is_local(request)):
-        require_key(request, Scope.ADMIN)
+        RequestRecord.of(request.scope).require_key(Scope.ADMIN)
     services.metrics.ready.set(_ready(services))
     page = await services.metrics_page(services.metrics)
     return Response(page, media_type=CONTENT_TYPE)

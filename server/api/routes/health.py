@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from server.api.deps import services_of
+from server.api.services import services_of
 from server.errors import ModelFailing, Unavailable
 
 PROBE_METHODS = ["GET", "HEAD"]  # some balancers probe with HEAD
