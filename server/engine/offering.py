@@ -113,7 +113,7 @@ class Offering:
         self._source = source
         self._by_name = {model.card.name: model for model in source.models}
         self._closed = False
-        self._on_change: Callable[[], None] = _nobody_is_told
+        self._on_change: Callable[[], None] = lambda: None
 
     @property
     def encoder_cards(self) -> list[Card]:
@@ -237,7 +237,3 @@ def check_sound(model: OfferedModel) -> None:
     """Raise ModelFailing if the model is in memory and does not compute what it should."""
     if not model.state.sound:
         raise ModelFailing
-
-
-def _nobody_is_told() -> None:
-    """Most processes have nobody to tell of changes."""

@@ -31,7 +31,7 @@ class OnDemand(Generic[Resident]):
 
     def __init__(self, model: str, load: Callable[[], Coroutine[Any, Any, Resident]]) -> None:
         self.value: Resident | None = None
-        self.on_change: Callable[[], None] = _nobody_is_told  # called when it has come or gone
+        self.on_change: Callable[[], None] = lambda: None  # called when it has come or gone
         self._model = model
         self._load = load
         self._attempt: asyncio.Task[Resident] | None = None
@@ -109,7 +109,3 @@ def _take_notice(attempt: asyncio.Task[Any]) -> None:
     """Those who waited may all have left; asyncio would log that nobody looked at a failure."""
     if not attempt.cancelled():
         attempt.exception()
-
-
-def _nobody_is_told() -> None:
-    """Most values have nobody who waits for news of them."""

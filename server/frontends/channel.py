@@ -15,29 +15,12 @@ from typing import Any, TypeVar, cast
 
 from server.errors import ApiError, Draining
 from server.frontends.framing import BadFrame, Frame, FrameReader, Kind, head_of
-from server.frontends.messages import (
-    Failure,
-    Message,
-    Question,
-    read_answer,
-    read_failure,
-    read_message,
-    write,
-)
+from server.frontends.messages import Failure, Message, Question
+from server.frontends.wire import read_answer, read_failure, read_message, write
 
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
-
-
-class _Asked:
-    """A question that waits for its answer."""
-
-    __slots__ = ("answer", "question")
-
-    def __init__(self, question: Question[Any]) -> None:
-        self.question = question
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
 class Channel(asyncio.Protocol):
@@ -66,7 +49,7 @@ class Channel(asyncio.Protocol):
         self._lost = lost
         self._reader = FrameReader()
         self._numbers = itertools.count()
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, tuple[Question[Any], asyncio.Future[Any]]] = {}
         self._answering: dict[int, asyncio.Task[None]] = {}
         self._transport: asyncio.Transport | None = None
         self._connected = asyncio.Event()
@@ -89,10 +72,11 @@ class Channel(asyncio.Protocol):
         if self._over:
             raise Draining
         request = next(self._numbers) & 0xFFFFFFFF
-        asked = self._asked[request] = _Asked(question)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._asked[request] = question, answer
         self._write(Kind.ASK, request, write(question))
         try:
-            return cast(Answer, await asked.answer)
+            return await answer
         except BaseException:
             if self._asked.pop(request, None) is not None:  # it has not been answered
                 self._write(Kind.CANCEL, request)
@@ -104,9 +88,9 @@ class Channel(asyncio.Protocol):
 
     def withdraw_questions(self) -> None:
         """Take all questions back; who waits for an answer gets Draining."""
-        for asked in self._asked.values():
-            if not asked.answer.done():
-                asked.answer.set_exception(Draining())
+        for _, answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(Draining())
 
     def abort(self) -> None:
         """Hang up."""
@@ -147,19 +131,21 @@ class Channel(asyncio.Protocol):
                 if not isinstance(question, Question):
                     raise BadFrame(f"{type(question).__name__} as a question")
                 # A task may not begin at once: it would answer before it can be taken back.
-                task = asyncio.create_task(self._work(frame.request, question))
+                task = asyncio.create_task(self._answer_one(frame.request, question))
                 self._answering[frame.request] = task
 
     def _settle(self, frame: Frame) -> None:
-        asked = self._asked.get(frame.request)
-        if asked is not None and not asked.answer.done():  # it was not taken back
+        if frame.request not in self._asked:  # it was taken back
+            return
+        question, answer = self._asked[frame.request]
+        if not answer.done():
             if frame.kind is Kind.ANSWER:
-                asked.answer.set_result(read_answer(asked.question, frame.content))
+                answer.set_result(read_answer(question, frame.content))
             else:
-                asked.answer.set_exception(read_failure(frame.content))
-        self._asked.pop(frame.request, None)
+                answer.set_exception(read_failure(frame.content))
+        del self._asked[frame.request]
 
-    async def _work(self, request: int, question: Question[Any]) -> None:
+    async def _answer_one(self, request: int, question: Question[Any]) -> None:
         try:
             self._write(Kind.ANSWER, request, write(await self._answer(question)))
         except ApiError as error:

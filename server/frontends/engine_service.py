@@ -18,29 +18,9 @@ from server.engine.engine import Engine
 from server.engine.interface import LoadedModel
 from server.engine.offering import Offering, check_sound
 from server.errors import ApiError, StartupError
+from server.frontends import messages
 from server.frontends.channel import Channel
 from server.frontends.framing import BadFrame
-from server.frontends.messages import (
-    Admit,
-    AskSamples,
-    CannotStart,
-    Count,
-    Counter,
-    Drain,
-    Embed,
-    EngineState,
-    GiveBack,
-    Load,
-    Look,
-    Message,
-    Question,
-    Ready,
-    Rotation,
-    SamplesOfOthers,
-    Vectors,
-    Welcome,
-    served_by,
-)
 from server.frontends.summed_metrics import Counted, Samples, samples_of
 from server.metrics import Metrics
 from server.settings import Settings
@@ -82,38 +62,38 @@ class FrontEndLink:
         """Its metrics now, or as they were if it does not answer."""
         try:
             async with asyncio.timeout(SAMPLES_TIMEOUT_S):
-                self.samples = await self.channel.ask(AskSamples())
+                self.samples = await self.channel.ask(messages.AskSamples())
         except (ApiError, TimeoutError):  # it is about to end, or busy
             log.warning("a front end does not tell its metrics")
         return self.samples
 
-    async def _answer(self, question: Question[Any]) -> object:
+    async def _answer(self, question: messages.Question[Any]) -> object:
         service = self._service
         match question:
-            case Embed():
+            case messages.Embed():
                 return await service.embed(question, self.tickets)
-            case Admit():
+            case messages.Admit():
                 await service.admit(question, self.tickets)
                 return None
-            case Load():
+            case messages.Load():
                 return await service.load(question)
-            case Count():
-                return Counter(*await service.counters.count(question.name, question.amount))
-            case Look():
-                return Counter(*await service.counters.look(question.name))
-            case SamplesOfOthers():
+            case messages.Count():
+                return await service.counters.count(question.name, question.amount)
+            case messages.Look():
+                return await service.counters.look(question.name)
+            case messages.SamplesOfOthers():
                 self.samples = question.mine
                 return await service.samples_of_others(self)
         raise BadFrame(f"{type(question).__name__} as a question of a front end")
 
-    def _told(self, message: Message) -> None:
+    def _told(self, message: messages.Message) -> None:
         match message:
-            case GiveBack():
+            case messages.GiveBack():
                 if (held := self.tickets.pop(message.ticket, None)) is not None:
                     held.release.close()
-            case Ready() if not self.ready.done():
+            case messages.Ready() if not self.ready.done():
                 self.ready.set_result(None)
-            case CannotStart() if not self.ready.done():
+            case messages.CannotStart() if not self.ready.done():
                 self.ready.set_exception(StartupError(message.why))
             case _:
                 raise BadFrame(f"{type(message).__name__} at the wrong time")
@@ -133,7 +113,7 @@ class EngineService:
     def __init__(self, offering: Offering, metrics: Metrics, settings: Settings) -> None:
         self._offering = offering
         self._metrics = metrics
-        self._welcome = Welcome(settings, served_by(offering.registry))
+        self._welcome = messages.Welcome(settings, messages.served_by(offering.registry))
         self._links: list[FrontEndLink] = []
         self._state = self._read_state()
         self._counted_by_gone = Counted()
@@ -154,7 +134,7 @@ class EngineService:
         link.channel.tell(self._welcome)
         link.channel.tell(self._state)
         if self._offering.draining.is_set():  # it was not there when the others were told
-            link.channel.tell(Drain())
+            link.channel.tell(messages.Drain())
         return link
 
     def forget(self, link: FrontEndLink) -> None:
@@ -167,7 +147,7 @@ class EngineService:
         """Have all front ends finish what they have, and end; the second call cuts that short."""
         self._offering.drain()
         for link in self._links:
-            link.channel.tell(Drain())
+            link.channel.tell(messages.Drain())
 
     async def watch_soundness(self) -> None:
         """Tell every front end when a model fails or works again."""
@@ -175,7 +155,7 @@ class EngineService:
             self._tell_state()
             await asyncio.sleep(SOUNDNESS_INTERVAL_S)
 
-    async def admit(self, asked: Admit, tickets: dict[int, HeldTicket]) -> None:
+    async def admit(self, asked: messages.Admit, tickets: dict[int, HeldTicket]) -> None:
         """Hold a ticket for a request; see `Engine.admit`."""
         if asked.ticket in tickets:
             raise BadFrame(f"ticket {asked.ticket} once more")
@@ -186,7 +166,9 @@ class EngineService:
             # Nothing is waited for from here on: who cancels finds the ticket or there is none.
             tickets[asked.ticket] = HeldTicket(ticket, release.pop_all())
 
-    async def embed(self, asked: Embed, tickets: dict[int, HeldTicket]) -> Vectors:
+    async def embed(
+        self, asked: messages.Embed, tickets: dict[int, HeldTicket]
+    ) -> messages.Embedded:
         """Vectors for a request's tokens; see `Engine.embed`."""
         sequences = asked.sequences()
         with contextlib.ExitStack() as release:
@@ -199,15 +181,17 @@ class EngineService:
             else:
                 raise BadFrame(f"ticket {asked.ticket}, which is not held")
             try:
-                return Vectors.of(*await engine.embed(sequences, ticket))
+                vectors, wait_s, compute_s = await engine.embed(sequences, ticket)
+                return messages.Embedded(messages.Matrix.of(vectors), wait_s, compute_s)
             except ApiError:
                 self._tell_state()  # if the model has failed, at once
                 raise
 
-    async def load(self, asked: Load) -> Rotation:
+    async def load(self, asked: messages.Load) -> messages.Matrix | None:
         """The rotation of a model that is in memory then; see `OfferedModel.load`."""
         with contextlib.ExitStack() as release:
-            return Rotation.of((await self._take(asked.model, release)).rotation)
+            rotation = (await self._take(asked.model, release)).rotation
+            return None if rotation is None else messages.Matrix.of(rotation)
 
     async def samples_of_others(self, asking: FrontEndLink) -> list[Samples]:
         """The metrics of all processes but the one that asks, and of those that are gone."""
@@ -235,9 +219,9 @@ class EngineService:
             for link in self._links:
                 link.channel.tell(state)
 
-    def _read_state(self) -> EngineState:
+    def _read_state(self) -> messages.EngineState:
         offering = self._offering
-        return EngineState(
+        return messages.EngineState(
             is_ready=offering.is_ready,
             models=[model.state for model in offering.models],
             drains_elsewhere=offering.draining.is_set() and offering.in_flight > 0,

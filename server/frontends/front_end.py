@@ -18,25 +18,13 @@ from server.access.access import Access
 from server.catalog.registry import Registry, read_registry
 from server.engine.offering import Offering
 from server.errors import CardError, StartupError
+from server.frontends import messages
 from server.frontends.channel import Channel
 from server.frontends.framing import BadFrame, Kind, head_of, receive_frame
-from server.frontends.messages import (
-    AskSamples,
-    CannotStart,
-    Drain,
-    EngineState,
-    Message,
-    Question,
-    Ready,
-    SamplesOfOthers,
-    Welcome,
-    read_message,
-    served_by,
-    write,
-)
 from server.frontends.remote_counters import RemoteCounters
 from server.frontends.remote_models import RemoteModels
 from server.frontends.summed_metrics import Samples, samples_of, summed_page
+from server.frontends.wire import read_message, write
 from server.http.app import create_app
 from server.http.serving import http_server
 from server.metrics import Metrics
@@ -59,13 +47,13 @@ def run(stream: socket.socket, listener: socket.socket) -> None:
     if first is None:  # the engine process is gone already
         return
     welcome = read_message(first.content)
-    if not isinstance(welcome, Welcome):
+    if not isinstance(welcome, messages.Welcome):
         raise BadFrame(f"{type(welcome).__name__} in place of a welcome")
     logs.configure(welcome.settings.log_level, welcome.settings.log_format)
     try:
         front_end = FrontEnd(welcome, stream, on_orphaned=_end_soon)
     except StartupError as error:
-        content = write(CannotStart(error.message))
+        content = write(messages.CannotStart(error.message))
         stream.sendall(head_of(Kind.TELL, 0, content) + content)
         return
     front_end.run(listener)
@@ -90,7 +78,7 @@ class FrontEnd:
 
     def __init__(
         self,
-        welcome: Welcome,
+        welcome: messages.Welcome,
         stream: socket.socket,
         *,
         on_orphaned: Callable[[], None] = lambda: None,
@@ -104,7 +92,7 @@ class FrontEnd:
             settings,
             self._offering,
             Access(settings, RemoteCounters(self._channel)),
-            on_ready=lambda: self._channel.tell(Ready()),
+            on_ready=lambda: self._channel.tell(messages.Ready()),
             on_failure=self._cannot_start,
             metrics_page=self._metrics_page,
         )
@@ -115,16 +103,16 @@ class FrontEnd:
         self._server.run(sockets=[listener])
         self._offering.join()
 
-    async def _answer(self, question: Question[Any]) -> Samples:
-        if not isinstance(question, AskSamples):
+    async def _answer(self, question: messages.Question[Any]) -> Samples:
+        if not isinstance(question, messages.AskSamples):
             raise BadFrame(f"{type(question).__name__} as a question to a front end")
         return samples_of(self._metrics)
 
-    def _told(self, message: Message) -> None:
+    def _told(self, message: messages.Message) -> None:
         match message:
-            case EngineState():
+            case messages.EngineState():
                 self._models.update(message)
-            case Drain():
+            case messages.Drain():
                 self._server.drain()
             case _:
                 raise BadFrame(f"{type(message).__name__} at the wrong time")
@@ -138,11 +126,11 @@ class FrontEnd:
         self._on_orphaned()
 
     def _cannot_start(self, error: StartupError) -> None:
-        self._channel.tell(CannotStart(error.message))
+        self._channel.tell(messages.CannotStart(error.message))
         self._server.should_exit = True
 
     async def _metrics_page(self, metrics: Metrics) -> bytes:
-        others = await self._channel.ask(SamplesOfOthers(samples_of(metrics)))
+        others = await self._channel.ask(messages.SamplesOfOthers(samples_of(metrics)))
         return summed_page(metrics, others)
 
     @property
@@ -152,7 +140,7 @@ class FrontEnd:
         return metrics
 
 
-def registry_of(welcome: Welcome) -> Registry:
+def registry_of(welcome: messages.Welcome) -> Registry:
     """The models that the engine process serves, read from disk again.
 
     Raises:
@@ -163,6 +151,6 @@ def registry_of(welcome: Welcome) -> Registry:
     dtypes = {name: dtype for name, dtype, _ in welcome.served}
     # What the devices compute in is the engine process's to decide.
     registry = Registry(c.computed_in(dtypes.get(c.name, c.dtype)) for c in found.cards)
-    if served_by(registry) != welcome.served:
+    if messages.served_by(registry) != welcome.served:
         raise CardError("a model's card was changed on disk since the server started")
     return registry

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import SecretStr
 
 from server.catalog.card import Dtype
 from server.catalog.registry import Registry
@@ -42,45 +41,28 @@ class Question(Message, Generic[Answer]):
 # Answers
 
 
-class Vectors(msgspec.Struct, array_like=True):
-    """Vectors of one request, and the time they took."""
+class Matrix(msgspec.Struct, array_like=True):
+    """Rows of float32."""
 
+    rows: int
+    numbers: memoryview
+
+    @classmethod
+    def of(cls, array: NDArray[np.float32]) -> Matrix:
+        """A matrix (rows, columns)."""
+        return cls(len(array), _bytes_of(array, _FLOAT32))
+
+    def array(self) -> NDArray[np.float32]:
+        """The matrix (rows, columns); read-only."""
+        return np.frombuffer(self.numbers, _FLOAT32).reshape(self.rows, -1)
+
+
+class Embedded(msgspec.Struct, array_like=True):
+    """The vectors of one request (sequences, embedding_dim), and the time they took."""
+
+    vectors: Matrix
     wait_s: float
     compute_s: float
-    numbers: memoryview  # float32, row after row
-
-    @classmethod
-    def of(cls, vectors: NDArray[np.float32], wait_s: float, compute_s: float) -> Vectors:
-        """Vectors (sequences, embedding_dim)."""
-        return cls(wait_s, compute_s, _bytes_of(vectors, _FLOAT32))
-
-    def array(self, sequences: int) -> NDArray[np.float32]:
-        """The vectors (sequences, embedding_dim); read-only."""
-        return np.frombuffer(self.numbers, _FLOAT32).reshape(sequences, -1)
-
-
-class Rotation(msgspec.Struct, array_like=True):
-    """A model's rotation, if it has one."""
-
-    numbers: memoryview | None  # float32, row after row
-
-    @classmethod
-    def of(cls, rotation: NDArray[np.float32] | None) -> Rotation:
-        """A rotation (embedding_dim, embedding_dim)."""
-        return cls(None if rotation is None else _bytes_of(rotation, _FLOAT32))
-
-    def array(self, embedding_dim: int) -> NDArray[np.float32] | None:
-        """The rotation (embedding_dim, embedding_dim); read-only."""
-        if self.numbers is None:
-            return None
-        return np.frombuffer(self.numbers, _FLOAT32).reshape(embedding_dim, embedding_dim)
-
-
-class Counter(msgspec.Struct, array_like=True):
-    """What a counter holds, and in how many seconds it ends."""
-
-    counted: int
-    ends_in_s: float
 
 
 class Failure(msgspec.Struct, array_like=True):
@@ -124,7 +106,7 @@ class Admit(Question[None]):
     ticket: int
 
 
-class Embed(Question[Vectors]):
+class Embed(Question[Embedded]):
     """Compute the vectors of one request."""
 
     model: int
@@ -160,21 +142,21 @@ class Embed(Question[Vectors]):
         return sequences
 
 
-class Load(Question[Rotation]):
-    """Have a model in memory."""
+class Load(Question[Matrix | None]):
+    """Have a model in memory; the answer is its rotation, if it has one."""
 
     model: int
 
 
-class Count(Question[Counter]):
-    """Add to a counter of requests or tokens a minute."""
+class Count(Question[tuple[int, float]]):
+    """Add to a counter; the answer is what it holds then, and in how many seconds it ends."""
 
     name: str
     amount: int
 
 
-class Look(Question[Counter]):
-    """What a counter holds."""
+class Look(Question[tuple[int, float]]):
+    """What a counter holds, and in how many seconds it ends."""
 
     name: str
 
@@ -238,79 +220,14 @@ def served_by(registry: Registry) -> list[tuple[str, Dtype, str]]:
     return [(card.name, card.dtype, card.fingerprint) for card in registry.cards]
 
 
-_Any = (
+ANY_MESSAGE = (
     Admit | Embed | Load | Count | Look | SamplesOfOthers | AskSamples | GiveBack | Ready
     | CannotStart | Welcome | EngineState | Drain
 )  # fmt: skip
 
 
-def write(said: object) -> bytes:
-    """A message, an answer or a failure, as bytes."""
-    return _ENCODER.encode(said)
-
-
-def read_message(content: bytes) -> Message:
-    """What the other process has asked or told.
-
-    Raises:
-        BadFrame: it is no message.
-    """
-    message: Message = _read(_MESSAGES, content)
-    return message
-
-
-def read_answer(question: Question[Answer], content: bytes) -> Answer:
-    """The answer to this question.
-
-    Raises:
-        BadFrame: it is none.
-    """
-    answer: Answer = _read(_answers_to(type(question)), content)
-    return answer
-
-
-def read_failure(content: bytes) -> ApiError:
-    """The error that came in place of an answer.
-
-    Raises:
-        BadFrame: it is none.
-    """
-    failure: Failure = _read(_FAILURES, content)
-    return failure.error()
-
-
-def _read(decoder: msgspec.msgpack.Decoder[Any], content: bytes) -> Any:
-    try:
-        return decoder.decode(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadFrame(f"a message that cannot be read: {error}") from None
-
-
 def _bytes_of(array: NDArray[Any], dtype: np.dtype[Any]) -> memoryview:
     return np.ascontiguousarray(array, dtype=dtype).data.cast("B")
-
-
-def _plain(value: Any) -> Any:
-    """A setting's value as msgpack has it."""
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def _write_settings(settings: Settings) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in settings}
-
-
-def _read_settings(_: type, values: dict[str, Any]) -> Settings:
-    return Settings(**values)
-
-
-@functools.cache
-def _answers_to(question: type[Question[Any]]) -> msgspec.msgpack.Decoder[Any]:
-    (answer,) = get_args(vars(question)["__orig_bases__"][0])
-    return msgspec.msgpack.Decoder(answer)
 
 
 @functools.cache
@@ -319,9 +236,3 @@ def _error_kinds() -> dict[str, type[ApiError]]:
     for kind in found:  # grows while it is walked
         found += kind.__subclasses__()
     return {kind.__name__: kind for kind in found}
-
-
-# Settings are the only type among all of these that msgspec does not know.
-_ENCODER = msgspec.msgpack.Encoder(enc_hook=_write_settings)
-_MESSAGES = msgspec.msgpack.Decoder(_Any, dec_hook=_read_settings)
-_FAILURES = msgspec.msgpack.Decoder(Failure)

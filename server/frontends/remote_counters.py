@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from server.errors import Draining, StorageUnavailable
 from server.frontends.channel import Channel
-from server.frontends.messages import Count, Counter, Look, Question
+from server.frontends.messages import Count, Look, Question
 
 
 class RemoteCounters:
@@ -26,9 +26,8 @@ class RemoteCounters:
         """What a counter holds, and in how many seconds it ends."""
         return await self._ask(Look(name))
 
-    async def _ask(self, question: Question[Counter]) -> tuple[int, float]:
+    async def _ask(self, question: Question[tuple[int, float]]) -> tuple[int, float]:
         try:
-            counter = await self._channel.ask(question)
+            return await self._channel.ask(question)
         except Draining:  # the engine process is gone, and this one ends
             raise StorageUnavailable("rate limits") from None
-        return counter.counted, counter.ends_in_s

@@ -91,7 +91,7 @@ class RemoteEngine:
         """As `Engine.embed`; may raise Overloaded if it was not asked before."""
         question = Embed.of(self._model, ticket.key, ticket.number, token_ids)
         answer = await self._channel.ask(question)
-        return answer.array(len(token_ids)), answer.wait_s, answer.compute_s
+        return answer.vectors.array(), answer.wait_s, answer.compute_s
 
 
 class RemoteModels:
@@ -178,7 +178,7 @@ class RemoteModels:
         rotation = await self._channel.ask(Load(number))
         tokenizer = await self._tokenizers[card.encoder_key].get()
         engine = RemoteEngine(number, self._channel, tokenizer, self._ticket_numbers)
-        return LoadedModel(engine, rotation.array(card.embedding_dim))
+        return LoadedModel(engine, None if rotation is None else rotation.array())
 
     def _tokenizer_of(self, encoder: Card) -> OnDemand[RequestTokenizer]:
         async def load() -> RequestTokenizer:

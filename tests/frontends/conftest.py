@@ -19,7 +19,8 @@ from server.engine.resident_models import ResidentModels
 from server.frontends.engine_service import EngineService, FrontEndLink
 from server.frontends.framing import receive_frame
 from server.frontends.front_end import FrontEnd
-from server.frontends.messages import Welcome, read_message
+from server.frontends.messages import Welcome
+from server.frontends.wire import read_message
 from server.inference.loader import Encoder
 from server.metrics import Metrics
 from server.settings import Settings

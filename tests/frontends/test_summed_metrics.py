@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.frontends.messages import AskSamples, read_answer, write
+from server.frontends.messages import AskSamples
 from server.frontends.summed_metrics import Counted, Samples, samples_of, summed_page
+from server.frontends.wire import read_answer, write
 from server.metrics import Metrics
 from tests.metrics_page import MetricsPage
 
