@@ -28,7 +28,8 @@ from server.api.schemas import RequestBody
 from server.api.seats import Seat
 from server.api.services import Services, services_of
 from server.catalog.card import Card
-from server.engine.interface import OfferedModel, TextEngine
+from server.engine.interface import TextEngine
+from server.engine.offering import OfferedModel
 from server.errors import RequestTimedOut, TokenWithoutEmbedding
 from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs
@@ -145,13 +146,13 @@ class Pipeline:
         """The model with this name or alias; the request is in flight until the context ends.
 
         Raises:
-            ModelNotFound, ModelLoading, Draining, ModelFailing: see `OfferedModels.work`.
+            ModelNotFound, ModelLoading, Draining, ModelFailing: see `Offering.resolve`.
             ModelNotAllowed: the key may not use it.
             FingerprintMismatch, InvalidRequest: see `check_fingerprint`.
             RateLimitExceeded: the key's requests of this minute are used up.
             StorageUnavailable: they cannot be counted, and must be.
         """
-        with self._services.models.work(name) as model:
+        with self._services.models.request_for(name) as model:
             card = model.card
             self._record.model = card.name
             self._key.check_model(card.name, card.aliases)
@@ -200,7 +201,7 @@ class Pipeline:
             if (loaded := model.loaded) is None:
                 with record.stage("load"):  # others wait for the same load
                     loaded = await model.load()
-            engine, rotation = loaded
+            engine = loaded.engine
             async with engine.admit(reading.inputs, self._key.id) as ticket:
                 yield Work(
                     self._services.access,
@@ -209,7 +210,7 @@ class Pipeline:
                     model.card,
                     reading,
                     engine,
-                    rotation,
+                    loaded.rotation,
                     ticket,
                 )
 

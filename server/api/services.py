@@ -9,7 +9,7 @@ from fastapi import Request
 
 from server.access.access import Access
 from server.api.seats import Seats
-from server.engine.interface import OfferedModels
+from server.engine.offering import Offering
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -20,7 +20,7 @@ class Services:
 
     settings: Settings
     access: Access
-    models: OfferedModels
+    models: Offering
     metrics: Metrics
     seats: Seats
     metrics_page: Callable[[Metrics], Awaitable[bytes]]

@@ -14,7 +14,7 @@ from typing import Self
 from server.errors import Overloaded
 
 # Requests of at most so many tokens are served as they came. On a CPU a micro-batch of this size is
-# nearly as efficient as it gets (CPU_PACE).
+# nearly as efficient as it gets (Pace).
 LIGHT_TOKENS = 96
 # A forward pass over one token takes about as long as this many tokens take in a larger one.
 MIN_COST_TOKENS = 32

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.admission import MIN_COST_TOKENS, Admission, Ratio, Ticket
+from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
-from server.engine.replica import Replica, probe
+from server.engine.replica import Replica
 from server.engine.request_tokenizer import RequestTokenizer
 from server.engine.sequence import MicroBatch, SequenceGroup
 from server.engine.waiting_queue import WaitingQueue
@@ -40,11 +41,9 @@ class Engine:
     """An encoder with its queue and worker threads; needs a running event loop.
 
     Args:
-        threads: number of worker threads for each of the encoder's backends.
-        max_batch_tokens: token budget of a micro-batch, padding counted.
+        pace: how its devices want their work.
         max_request_tokens: most tokens all inputs of one request may hold together.
         max_queue_tokens, max_wait_s: see Admission.
-        share_among_idle: see WaitingQueue.
         patience: with its workers.
     """
 
@@ -53,28 +52,19 @@ class Engine:
         encoder: Encoder,
         metrics: EngineMetrics,
         *,
-        threads: int,
-        max_batch_tokens: int,
+        pace: Pace,
         max_request_tokens: int,
         max_queue_tokens: int,
         max_wait_s: float,
-        share_among_idle: bool = True,
         patience: Patience = PATIENCE,
     ) -> None:
         self._encoder = encoder
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._threads = threads
+        self._workers_per_device = pace.workers
         self._patience = patience
-        workers = threads * len(encoder.backends)
-        pace = encoder.pace
-        self._queue = WaitingQueue(
-            max_batch_tokens,
-            light_batch_tokens=pace.light_batch_tokens,
-            packed=encoder.backends[0].packs,
-            ahead_tokens=pace.ahead_tokens,
-            share_among_idle=share_among_idle and pace.share_among_idle,
-        )
+        workers = pace.workers * len(encoder.backends)
+        self._queue = WaitingQueue(pace, packed=encoder.backends[0].packs)
         self._tokens_per_second = Ratio(workers * pace.tokens_per_second, weight=0.1)
         self._admission = Admission(
             max_queue_tokens=max_queue_tokens,
@@ -249,7 +239,7 @@ class Engine:
 
     def _start_replica(self, number: int) -> Replica:
         name = f"replica-{number}"
-        device = number // self._threads
+        device = number // self._workers_per_device
         replica = Replica(
             name,
             self._queue,
@@ -278,12 +268,3 @@ class Engine:
             self._metrics.replica_restarts.inc()
             number = self._replicas.index(dead)
             self._replicas[number] = self._start_replica(number)
-
-
-def warm_up(encoder: Encoder) -> None:
-    """Run a small forward pass on each device, so that the first request finds memory allocated.
-
-    A larger one would spare the first large micro-batch 4 % of its time, and cost every start more.
-    """
-    for backend in encoder.backends:
-        probe(backend)

@@ -29,10 +29,10 @@ from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
 from server.engine.admission import LIGHT_TOKENS, MAX_BULK_SHARE, MIN_COST_TOKENS
+from server.engine.pace import Pace
 from server.engine.policy import select
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
 from server.errors import Draining
-from server.inference.backend import CPU_PACE
 
 _BY_LENGTH = attrgetter("order")
 _NUM_TOKENS = attrgetter("num_tokens")
@@ -161,37 +161,23 @@ class _Key:
 
 
 class WaitingQueue:
-    """Waiting sequences, handed out as micro-batches of at most `max_batch_tokens`.
+    """Waiting sequences, handed out as micro-batches.
 
     Args:
-        light_batch_tokens: most tokens of a micro-batch that a light request heads, and least
-            that a worker gets as its share.
+        pace: how large the micro-batches are, and when a worker takes one.
         packed: what is computed together is not padded.
-        ahead_tokens: while a device computes, another of its workers takes a micro-batch only if
-            so many tokens wait; fewer are better computed with what comes meanwhile. None: every
-            idle worker takes what there is.
-        share_among_idle: idle workers share what waits. Without it, and with one request at a time,
-            the micro-batches depend on the request alone, not on which worker is quicker.
     """
 
-    def __init__(
-        self,
-        max_batch_tokens: int,
-        *,
-        light_batch_tokens: int = CPU_PACE.light_batch_tokens,
-        packed: bool = False,
-        ahead_tokens: int | None = None,
-        share_among_idle: bool = True,
-    ) -> None:
-        self._max_batch_tokens = max_batch_tokens
-        self._fitting_tokens = max_batch_tokens  # what the backend has memory for
+    def __init__(self, pace: Pace, *, packed: bool = False) -> None:
+        self._max_batch_tokens = pace.max_batch_tokens
+        self._fitting_tokens = pace.max_batch_tokens  # what the backend has memory for
         self._taken_since_lowered = 0  # micro-batches
-        self._light_batch_tokens = light_batch_tokens
+        self._light_batch_tokens = pace.light_batch_tokens
         self._packed = packed
-        self._ahead_tokens = ahead_tokens
+        self._ahead_tokens = pace.ahead_tokens
         self._computing: Counter[int] = Counter()  # workers that are not in `take`, by device
         self._ended = threading.Event()
-        self._share_among_idle = share_among_idle
+        self._share_among_idle = pace.share_among_idle
         self._workers = 0  # threads between `join` and `leave`
         self._changed = threading.Condition()
         self._dropped = False  # whether the list holds sequences of dropped groups

@@ -18,7 +18,8 @@ from server.api.routes import metrics as metrics_route
 from server.api.routes import models as models_routes
 from server.api.seats import Seats
 from server.api.services import Services
-from server.engine.interface import OfferedModels, Phase
+from server.engine.interface import Phase
+from server.engine.offering import Offering
 from server.errors import StartupError
 from server.metrics import Metrics
 from server.settings import Settings
@@ -33,7 +34,7 @@ async def page_of_this_process(metrics: Metrics) -> bytes:
 
 def create_app(
     settings: Settings,
-    models: OfferedModels | None = None,
+    offering: Offering | None = None,
     access: Access | None = None,
     *,
     on_ready: Callable[[], None] = lambda: None,
@@ -46,7 +47,7 @@ def create_app(
     (`/readyz` says when they are there).
 
     Args:
-        models: what to serve, if their reading has begun already.
+        offering: the models to serve, if their reading has begun already.
         access: the keys and limits, if they were opened already.
         on_ready: called once all models are loaded.
         on_failure: called if one cannot be; the server stays unready.
@@ -55,15 +56,15 @@ def create_app(
     Raises:
         StartupError: a card, a file or a setting is missing or wrong.
     """
-    if models is None:
-        from server.engine.served_models import ServedModels  # a front end does without
+    if offering is None:
+        from server.engine.resident_models import ResidentModels  # a front end does without
 
-        models = ServedModels.find(settings)
-    cards = models.registry.cards
-    metrics = Metrics((card.name for card in cards), (card.name for card in models.encoder_cards))
+        offering = Offering(ResidentModels.find(settings))
+    cards = offering.registry.cards
+    metrics = Metrics((card.name for card in cards), (card.name for card in offering.encoder_cards))
     access = access or Access(settings)
     access.show_in(metrics)
-    services = Services(settings, access, models, metrics, Seats.of(settings), metrics_page)
+    services = Services(settings, access, offering, metrics, Seats.of(settings), metrics_page)
 
     async def load() -> None:
         try:
@@ -82,6 +83,8 @@ def create_app(
         loading = asyncio.create_task(load())
         access.start()
         yield
+        # Over already if a server of ours has drained; another one knows the lifespan only.
+        await services.models.finish(settings.drain_timeout_s)
         loading.cancel()
         services.models.close()
         await access.close()

@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
-from server.catalog.registry import read_registry
-from server.catalog.verify import check_present
 from server.engine.admission import Ticket
-from server.engine.engine import Engine, warm_up
+from server.engine.engine import Engine
+from server.engine.pace import choose_pace
 from server.errors import (
     ContextLengthExceeded,
     InferenceFailed,
@@ -31,9 +30,8 @@ from server.errors import (
     TooManyTokens,
 )
 from server.inference.backend import TokenIds
-from server.inference.cpu_cores import usable_cores
-from server.inference.loader import Encoder, load_encoder, load_rotation
-from server.inference.parity import check_parity
+from server.inference.loader import Encoder
+from server.inference.opening import Opener, select_cards, worker_threads
 from server.inference.placement import find_placement
 from server.inference.vector_form import VectorForm
 from server.metrics import EngineMetrics, Metrics
@@ -80,11 +78,9 @@ def find_card(settings: Settings, name: str) -> Card:
         SettingError: there is none.
         CardError, ModelFileError: it cannot be used.
     """
-    there = read_registry(*settings.model_folders())
-    (card,) = there.select([name]).cards
-    there.warn_of_broken()
-    check_present(card)
-    return find_placement(settings.device, settings.dtype).apply(card)
+    placement = find_placement(settings.device, settings.dtype)
+    (card,) = select_cards(settings, [name], placement, check_files=True).cards
+    return card
 
 
 def load_model(settings: Settings, card: Card) -> OfflineModel:
@@ -93,17 +89,9 @@ def load_model(settings: Settings, card: Card) -> OfflineModel:
     Raises:
         ModelFileError, ModelLoadError: a file is wrong or cannot be used.
     """
-    hash_files = settings.check_files == "full"
-    placement = find_placement(settings.device, settings.dtype)
-    encoder = load_encoder(
-        card.encoder_card,
-        placement.devices_of(card),
-        max_batch_tokens=settings.max_batch_tokens,
-        hash_files=hash_files,
-    )
-    warm_up(encoder)
-    check_parity(encoder, card.encoder_card, settings.min_parity)
-    return OfflineModel(card, encoder, load_rotation(card, hash_files=hash_files), settings)
+    opener = Opener.on_this_machine(settings, spread_alone=False)
+    encoder = opener.open_encoder(card.encoder_card)
+    return OfflineModel(card, encoder, opener.open_rotation(card), settings)
 
 
 def embed_windows(
@@ -221,15 +209,18 @@ class _Run:
         model, settings = self._model, self._model.settings
         name = model.card.encoder_card.name
         tokens = WINDOW_TEXTS * model.encoder.tokenizer.max_input_tokens
+        pace = choose_pace(
+            model.encoder.capacity,
+            cores=worker_threads(settings),
+            max_batch_tokens=settings.max_batch_tokens,
+        )
         return Engine(
             model.encoder,
             EngineMetrics(Metrics([name], [name]), name),
-            threads=self._model.encoder.pace.workers or settings.threads or usable_cores(),
-            max_batch_tokens=self._model.encoder.pace.max_batch_tokens,
+            pace=replace(pace, share_among_idle=False),
             max_request_tokens=tokens,
             max_queue_tokens=tokens,
             max_wait_s=settings.max_wait_s,
-            share_among_idle=False,
         )
 
     async def _prepare(self, engine: Engine) -> tuple[Window, list[TokenIds]] | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from server.engine.admission import Admission, Ratio
 from server.engine.engine import Embedded, Engine
+from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
 from server.engine.sequence import SequenceGroup
 from server.inference.backend import TokenIds
@@ -77,8 +78,7 @@ def start_engine(
     return Engine(
         encoder,
         metrics or metrics_of_an_engine()[1],
-        threads=threads,
-        max_batch_tokens=max_batch_tokens,
+        pace=Pace(max_batch_tokens, workers=threads),
         max_request_tokens=max_request_tokens,
         max_queue_tokens=max_queue_tokens,
         max_wait_s=max_wait_s,

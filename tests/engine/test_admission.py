@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from server.engine.admission import LIGHT_TOKENS, Admission, Ratio, Ticket
+from server.engine.pace import Pace
 from server.engine.waiting_queue import WaitingQueue
 from server.errors import Overloaded
 from tests.engine import NO_LIMIT, groups_of, open_admission
@@ -304,7 +305,7 @@ def foreign_work(
 ) -> tuple[float, int]:
     """What is estimated and what is really computed before a request is done."""
     gate = admission()
-    queue = WaitingQueue(BUDGET)
+    queue = WaitingQueue(Pace(BUDGET))
     queue.join()
 
     def take() -> list[tuple[Ticket, int]]:

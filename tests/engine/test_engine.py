@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import pytest
 
-from server.engine.engine import Engine, warm_up
+from server.engine.engine import Engine
 from server.engine.patience import Patience
 from server.errors import (
     Draining,
@@ -262,12 +262,6 @@ async def test_too_many_openai_ids_are_refused_before_they_are_decoded(encoder: 
     with pytest.raises(TooManyTokens, match=r"input\[1\]"):
         await engine.tokenize(inputs, prompt="", truncate=False, own_token_ids=False)
     engine.close()
-
-
-def test_warming_up_runs_forward_passes(encoder: Encoder) -> None:
-    backend = FakeBackend()
-    warm_up(Encoder(encoder.tokenizer, (backend,), FAKE_DIM))
-    assert backend.shapes
 
 
 def value(metrics: Metrics, name: str) -> float:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine.admission import MAX_BULK_SHARE, MIN_COST_TOKENS
+from server.engine.pace import Pace
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
 from server.engine.waiting_queue import FRONT_BUDGETS, RAISE_BUDGET_AFTER, WaitingQueue
 from server.errors import Draining
@@ -41,7 +42,7 @@ bulk_lengths = st.lists(st.integers(MIN_COST_TOKENS, 300), min_size=1, max_size=
 
 def empty_queue(budget: int = BUDGET) -> WaitingQueue:
     """A queue whose only worker is the test."""
-    queue = WaitingQueue(budget)
+    queue = WaitingQueue(Pace(budget))
     queue.join()
     return queue
 
@@ -193,7 +194,7 @@ TestBooks.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 def test_many_threads_put_take_and_drop_at_once_and_nothing_is_lost() -> None:
-    queue = WaitingQueue(BUDGET)
+    queue = WaitingQueue(Pace(BUDGET))
     workers = [Worker(queue, at_once=True) for _ in range(4)]
     numbers = random.Random(0)
     requests = [
@@ -246,7 +247,7 @@ def test_of_one_request_the_first_that_waits_is_always_next(lengths: list[int]) 
 
 
 def test_an_idle_servers_only_request_is_shared_among_the_workers() -> None:
-    queue = WaitingQueue(BUDGET)
+    queue = WaitingQueue(Pace(BUDGET))
     taken: list[int] = []
     workers = [threading.Thread(target=lambda: taken.append(len(take_later(queue)))) for _ in "ab"]
     for worker in workers:
@@ -533,7 +534,7 @@ def test_dropping_a_part_that_is_left_gives_no_advantage_over_other_keys() -> No
 
 
 def test_take_waits_for_work_and_ends_when_the_queue_is_closed() -> None:
-    queue = WaitingQueue(BUDGET)
+    queue = WaitingQueue(Pace(BUDGET))
     taken: list[MicroBatch | None] = []
     first_taken = threading.Event()
 
@@ -564,7 +565,7 @@ def test_closing_returns_the_groups_that_still_waited() -> None:
 
 
 def test_a_closed_queue_refuses_work_that_nobody_would_do() -> None:
-    queue = WaitingQueue(BUDGET)
+    queue = WaitingQueue(Pace(BUDGET))
     queue.close()
     with pytest.raises(Draining):
         queue.put(group_of(5))
@@ -633,12 +634,12 @@ def test_thousands_of_keys_that_came_once_are_forgotten(at_once: bool) -> None:
 
 
 def test_the_budget_becomes_half_of_what_did_not_fit() -> None:
-    queue = WaitingQueue(256)
+    queue = WaitingQueue(Pace(256))
     assert queue.lower_budget(200) == 100
     assert queue.lower_budget(200) == 100  # another worker's, taken before
     assert queue.lower_budget(100) == 50
     assert queue.lower_budget(3) == 16  # memory is too short for anything
-    assert WaitingQueue(4).lower_budget(2) == 1
+    assert WaitingQueue(Pace(4)).lower_budget(2) == 1
 
 
 def test_a_lowered_budget_is_doubled_whenever_it_has_been_enough_for_long() -> None:
@@ -686,7 +687,7 @@ class Worker:
 
 
 def test_a_micro_batch_is_alone_only_if_nothing_else_waits_or_is_computed() -> None:
-    queue = WaitingQueue(BUDGET)
+    queue = WaitingQueue(Pace(BUDGET))
     workers = [Worker(queue), Worker(queue)]
 
     def taken() -> list[MicroBatch]:
@@ -763,16 +764,16 @@ def test_without_sharing_micro_batches_do_not_depend_on_who_is_idle(
         batches = [batch for worker in workers for batch in worker.taken]
         return sorted([s.num_tokens for s in batch.sequences] for batch in batches)
 
-    alone = shapes(WaitingQueue(BUDGET), 1)
-    assert shapes(WaitingQueue(BUDGET, share_among_idle=False), idle_workers) == alone
-    assert (shapes(WaitingQueue(BUDGET), idle_workers) == alone) is (idle_workers == 1)
+    alone = shapes(WaitingQueue(Pace(BUDGET)), 1)
+    assert shapes(WaitingQueue(Pace(BUDGET, share_among_idle=False)), idle_workers) == alone
+    assert (shapes(WaitingQueue(Pace(BUDGET)), idle_workers) == alone) is (idle_workers == 1)
 
 
 class TestWorkersAhead:
     """While as many workers compute as there are devices, others take only what is worth it."""
 
     def queue(self) -> WaitingQueue:
-        return WaitingQueue(BUDGET, light_batch_tokens=BUDGET, packed=True, ahead_tokens=200)
+        return WaitingQueue(Pace(BUDGET, light_batch_tokens=BUDGET, ahead_tokens=200), packed=True)
 
     def test_a_second_worker_leaves_little_for_the_first_one(self) -> None:
         queue = self.queue()
@@ -840,7 +841,7 @@ class TestWorkersAhead:
 
 @given(some_requests, st.integers(1, 700))
 def test_packed_micro_batches_are_filled_by_tokens(requests: Requests, budget: int) -> None:
-    queue = WaitingQueue(budget, packed=True, light_batch_tokens=budget)
+    queue = WaitingQueue(Pace(budget, light_batch_tokens=budget), packed=True)
     queue.join()
     for group in groups_of(requests):
         queue.put(group)
@@ -855,7 +856,7 @@ def test_packed_micro_batches_are_filled_by_tokens(requests: Requests, budget: i
 
 
 def test_packed_a_short_sequence_goes_with_long_ones() -> None:
-    queue = WaitingQueue(BUDGET, packed=True, light_batch_tokens=BUDGET)
+    queue = WaitingQueue(Pace(BUDGET, light_batch_tokens=BUDGET), packed=True)
     queue.join()
     for length in (3, 300, 150):
         queue.put(group_of(length))
@@ -863,7 +864,7 @@ def test_packed_a_short_sequence_goes_with_long_ones() -> None:
 
 
 def test_packed_a_long_sequence_is_filled_up_with_many_short_ones() -> None:
-    queue = WaitingQueue(4096, packed=True, light_batch_tokens=4096)
+    queue = WaitingQueue(Pace(4096, light_batch_tokens=4096), packed=True)
     queue.join()
     queue.put(group_of(512, *[16] * 1000))
     taken = take(queue)

@@ -44,12 +44,12 @@ async def health(request: Request, response: Response) -> dict[str, Any]:
         "status": status,
         "models": [
             {
-                "name": state.card.name,
-                "encoder": state.encoder_card.name,
-                "loaded": state.loaded,
-                "file_bytes": state.card.file_bytes,
-                "resident_bytes": state.resident_bytes,
+                "name": model.card.name,
+                "encoder": model.encoder_card.name,
+                "loaded": model.state.loaded,
+                "file_bytes": model.card.file_bytes,
+                "resident_bytes": model.state.resident_bytes,
             }
-            for state in services.models.states()
+            for model in services.models.models
         ],
     }
