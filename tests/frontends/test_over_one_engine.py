@@ -434,7 +434,7 @@ ONE_TOKEN = Embed.of(0, "key", None, [np.array([1], np.int32)])
         Admit(7, "key", 1, 0),
         AskSamples(),  # a question of the other side
     ],
-    ids=repr,
+    ids=lambda question: type(question).__name__,
 )
 async def test_a_question_that_makes_no_sense_ends_the_channel_but_not_the_engine(
     split_over: SplitOver, question: Question[Any]
