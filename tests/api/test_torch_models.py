@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from server.catalog.card import Card, Dtype
-from server.engine.served_models import ServedModels
+from server.engine.offering import Offering
+from server.engine.resident_models import ResidentModels
 from server.errors import ModelLoadError
 from server.http.app import create_app
 from server.inference.opening import Opener
@@ -33,7 +34,7 @@ async def torch_app() -> AsyncIterator[TorchApp]:
         models = {"model": [MATRYOSHKA, PLAIN], "max_batch_tokens": 512}
         given = Settings(**models | settings)  # type: ignore[arg-type]
         opener = Opener(given, Placement(("cpu:0",) * devices, dtype))
-        app = create_app(given, ServedModels.find(given, opener=opener))
+        app = create_app(given, Offering(ResidentModels.find(given, opener=opener)))
         made.append(app)
         await app.state.services.models.load(app.state.services.metrics)
         return app
