@@ -15,9 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.admission import MIN_COST_TOKENS, Admission, Ratio, Ticket
+from server.engine.admission import Admission, Ticket
+from server.engine.fair_share import MIN_COST_TOKENS
 from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
+from server.engine.ratio import Ratio
 from server.engine.replica import Replica, probe
 from server.engine.request_tokenizer import RequestTokenizer
 from server.engine.sequence import MicroBatch, SequenceGroup
@@ -137,8 +139,8 @@ class Engine:
             Draining: the engine was closed before all were computed.
         """
         self._check_embeddings(token_ids)
-        ticket.correct(sum(map(len, token_ids)))
         group = SequenceGroup(token_ids, self._encoder.embedding_dim, ticket)
+        ticket.correct(group.num_tokens)
         began_s = time.perf_counter()
         self._queue.put(group)
         try:
@@ -147,7 +149,7 @@ class Engine:
             self._queue.drop(group)
             raise
         finally:
-            group.let_go()
+            group.release_sequences()
         return Embedded(vectors, group.began_s - began_s, time.perf_counter() - group.began_s)
 
     def close(self) -> None:

@@ -8,8 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from server.engine.admission import LIGHT_TOKENS, Admission, Ratio, Ticket
+from server.engine.admission import Admission, Ticket
+from server.engine.fair_share import LIGHT_TOKENS
 from server.engine.pace import Pace
+from server.engine.ratio import Ratio
 from server.engine.waiting_queue import WaitingQueue
 from server.errors import Overloaded
 from tests.engine import NO_LIMIT, groups_of, open_admission
@@ -110,7 +112,7 @@ class Books(RuleBasedStateMachine):
         gate = admission()
         for ticket, tokens in self.held.items():
             admitted = self.admitted[ticket]
-            Ticket(gate, ticket.key, admitted).computed(admitted - tokens)
+            gate.admit(ticket.key, admitted).computed(admitted - tokens)
         return gate
 
     def teardown(self) -> None:
@@ -306,7 +308,7 @@ def foreign_work(
     """What is estimated and what is really computed before a request is done."""
     gate = admission()
     queue = WaitingQueue(Pace(BUDGET))
-    queue.join()
+    queue.add_worker()
 
     def take() -> list[tuple[Ticket, int]]:
         batch = queue.take(0)
