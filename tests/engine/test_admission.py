@@ -219,19 +219,6 @@ def test_the_measured_speed_decides() -> None:
     assert lets_in(gate, "A", 10_000)
 
 
-@given(st.floats(1, 1e6), st.floats(1, 1e6), st.integers(300, 500))
-def test_a_ratio_follows_what_it_observes(guess: float, truth: float, count: int) -> None:
-    ratio = Ratio(guess, weight=1)
-    assert ratio.value == pytest.approx(guess)
-    values = []
-    for _ in range(count):
-        ratio.observe(truth * 0.1, 0.1)
-        values.append(ratio.value)
-    assert sorted(values, reverse=guess > truth) == pytest.approx(values)
-    assert min(guess, truth) * 0.999 <= values[-1] <= max(guess, truth) * 1.001
-    assert abs(values[-1] - truth) <= 0.01 * abs(guess - truth) + 1e-6 * truth
-
-
 # How long the others are told to stay away.
 
 

@@ -634,15 +634,6 @@ def test_thousands_of_keys_that_came_once_are_forgotten(at_once: bool) -> None:
     assert sum(ref() is not None for ref in alive) <= 10
 
 
-def test_the_budget_becomes_half_of_what_did_not_fit() -> None:
-    queue = WaitingQueue(Pace(256))
-    assert queue.lower_budget(200) == 100
-    assert queue.lower_budget(200) == 100  # another worker's, taken before
-    assert queue.lower_budget(100) == 50
-    assert queue.lower_budget(3) == 16  # memory is too short for anything
-    assert WaitingQueue(Pace(4)).lower_budget(2) == 1
-
-
 def test_a_lowered_budget_is_doubled_whenever_it_has_been_enough_for_long() -> None:
     queue = empty_queue()
     queue.lower_budget(BUDGET // 2)
