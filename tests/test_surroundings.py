@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.catalog.card import read_card
+from server.catalog.card_file import read_card
 from server.commands.self_test import examine
 from server.delivery.bundle import Contents
 from server.errors import CardError, DatabaseError, ImportRefused, SettingError

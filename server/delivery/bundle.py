@@ -27,7 +27,8 @@ from typing import Annotated, BinaryIO, Final, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from server import __version__
-from server.catalog.card import CARD_FILE, Card, FilePin, is_card_name
+from server.catalog.card import CARD_FILE, Card, FilePin
+from server.catalog.names import is_card_name
 from server.catalog.verify import check_present, ignore_progress, sha256_of
 from server.delivery.syncing import sync_folder
 from server.errors import BundleError

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from server.catalog.card import TOKENIZER_FILE, Activation, PoolingMode, is_card_name
+from server.catalog.card import TOKENIZER_FILE, Activation, PoolingMode
+from server.catalog.names import is_card_name
 from server.errors import ImportRefused, unusable
 from server.program.command_lines import own_command
 

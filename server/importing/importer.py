@@ -29,10 +29,9 @@ from server.catalog.card import (
     TOKENIZER_FILE,
     Card,
     PoolingMode,
-    is_card_name,
-    read_card,
-    write_card,
 )
+from server.catalog.card_file import read_card, write_card
+from server.catalog.names import is_card_name
 from server.catalog.registry import Registry, read_registry
 from server.catalog.verify import sha256_of
 from server.delivery.placing import workshop
@@ -263,9 +262,8 @@ def _make(
         same = [name for name in same if name in table["files"]]
         source = {"kind": "hub", "repository": repository, "revision": commit, "files": same}
         table["sources"] = [source]
-    write_card(made, table)
-    card = read_card(made, made.parent)
-    _describe_for_torch(folder, card, table, encoder, report)
+    card = Card.model_validate(table | {"folder": made})
+    write_card(_described_for_torch(folder, card, encoder, report), made)
 
 
 # --- the files ------------------------------------------------------------------------------------
@@ -452,30 +450,25 @@ def _matryoshka(
     return matryoshka
 
 
-def _describe_for_torch(
-    folder: ModelFolder,
-    card: Card,
-    table: dict[str, Any],
-    encoder: Encoder,
-    report: Callable[[str], None],
-) -> None:
-    """Write the card anew with what a GPU needs, if torch is here to try it."""
+def _described_for_torch(
+    folder: ModelFolder, card: Card, encoder: Encoder, report: Callable[[str], None]
+) -> Card:
+    """The card with what a GPU needs, if torch is here to try it."""
     if CONFIG_FILE not in card.files or not is_installed("transformers"):
-        return
+        return card
     from server.importing.torch_precision import try_dtypes
 
     dense = folder.head.dense
-    table["torch"] = {
+    torch_model = {
         "config": CONFIG_FILE,
         "weights": [n for n in folder.weights if n not in {layer.weights for layer in dense}],
         "dense": [{"weights": layer.weights, "activation": layer.activation} for layer in dense],
         "packed": False,
         "dtype": "float32",
     }
-    write_card(card.folder, table)
     try:
-        table["torch"] |= try_dtypes(
-            read_card(card.folder, card.folder.parent),
+        torch_model |= try_dtypes(
+            card.changed(torch=torch_model),
             encoder.tokenizer,
             HALF_PRECISION_TEXTS,
             direct.embed_texts(encoder, HALF_PRECISION_TEXTS),
@@ -485,8 +478,8 @@ def _describe_for_torch(
     except Exception as error:  # the model is whole without it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         report(f"on the CPU only: {reason}")
-        del table["torch"]
-    write_card(card.folder, table)
+        return card
+    return card.changed(torch=torch_model)
 
 
 # --- the proof ------------------------------------------------------------------------------------

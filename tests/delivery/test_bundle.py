@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server import __version__
-from server.catalog.card import Card, FilePin, read_card
+from server.catalog.card import Card, FilePin
+from server.catalog.card_file import read_card
 from server.delivery import bundle as bundle_module
 from server.delivery.bundle import MAX_MANIFEST_BYTES, BundleReader, Contents, Manifest
 from server.errors import BundleError, ModelFileError

@@ -13,7 +13,8 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from server.catalog.card import Card, read_card
+from server.catalog.card import Card
+from server.catalog.card_file import read_card
 from server.catalog.verify import check_files
 from server.importing.importer import PARITY_TEXTS, Wishes, import_model
 from tests.importing.exports import Exports

@@ -17,13 +17,15 @@ import onnx
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
 
-from server.catalog.card import TOKENIZER_FILE, Card, read_card, write_card
+from server.catalog.card import TOKENIZER_FILE, Card
+from server.catalog.card_file import read_card
 from server.catalog.registry import read_registry
 from server.errors import ImportRefused, StartupError
 from server.importing import importer
 from server.importing.folder import read_folder
 from server.importing.importer import Wishes, import_model
 from server.inference.loader import load_encoder
+from tests.catalog import write_card as write_by_hand
 from tests.conftest import PLAIN, REPOSITORY
 from tests.importing.exports import Exports
 from tests.importing.folders import DIM, MAX_TOKENS, change_json, make_folder
@@ -361,8 +363,7 @@ def test_a_shipped_model_is_not_displaced(tmp_path: Path) -> None:
 def test_the_base_of_a_variant_is_not_replaced(tmp_path: Path) -> None:
     folder, models = make_folder(tmp_path / "bert"), tmp_path / "models"
     import_model(folder, models, Wishes(), ignore)
-    (models / "variant").mkdir()
-    write_card(models / "variant", {"name": "variant", "base": "bert", "files": {}})
+    write_by_hand(models, {"name": "variant", "base": "bert", "files": {}})
     with pytest.raises(ImportRefused, match="variant is made of the bert that is there"):
         import_model(folder, models, Wishes(replace=True), ignore)
 
