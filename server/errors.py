@@ -482,6 +482,14 @@ class Draining(Unavailable):
         super().__init__("The server is shutting down; send the request again.")
 
 
+def api_errors() -> list[type[ApiError]]:
+    """Every class of answer that there is, ApiError first."""
+    found: list[type[ApiError]] = [ApiError]
+    for error in found:  # grows while it is walked
+        found += error.__subclasses__()
+    return found
+
+
 class StartupError(EmbeddingServerError):
     """The server cannot start or go on; the command prints the message and exits with 2."""
 

@@ -18,7 +18,7 @@ import pytest
 import typer
 from pydantic import SecretStr
 
-from server.commands.cli import COMMANDS, app
+from server.commands import cli
 from server.metrics import PREFIX, Metrics
 from server.settings import Settings
 from tests.conftest import PLAIN, REPOSITORY
@@ -213,10 +213,10 @@ def own_commands_of(page: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", PAGES)
 def test_each_command_of_a_page_is_one_that_the_software_has(name: str) -> None:
     for arguments in own_commands_of(PAGES[name]):
-        command: Any = typer.main.get_command(app)
+        command: Any = typer.main.get_command(cli.app)
         words = list(arguments)
         while words and isinstance(command, typer.core.TyperGroup):
-            command = command.get_command(None, words.pop(0))
+            command = command.get_command(typer.Context(command), words.pop(0))
         if "$@" in words:  # a function's own arguments
             words[words.index("$@") :] = ["--name", "NAME"]
         if words:  # else it is only spoken of
@@ -279,7 +279,7 @@ def messages_of(file: Path) -> Iterator[str]:
 
 def test_no_message_holds_a_command_that_a_shell_may_not_find() -> None:
     """Those that do run come from server/program/command_lines.py."""
-    subcommands = "|".join(COMMANDS)
+    subcommands = "|".join(cli.COMMANDS)
     unrunnable = re.compile(rf"pip install|embedding-server(?:\[| (?:{subcommands})\b)")
     found = {
         f"{file.relative_to(REPOSITORY)}: {text}"

@@ -10,7 +10,7 @@ import pytest
 
 from server.catalog.card_file import read_card
 from server.commands.self_test import examine
-from server.delivery.bundle import Contents
+from server.delivery.bundle_writer import Contents
 from server.errors import CardError, DatabaseError, ImportRefused, SettingError
 from server.http.app import create_app
 from server.importing.importer import Wishes, check_free

@@ -157,7 +157,10 @@ class TestFingerprint:
         assert read(tmp_path / "a", card_table()).fingerprint == "6ebcf8bef865409b"
         assert read(tmp_path / "b", card_table(**facts)).fingerprint == "c7adb9f86e2e66bb"
         layer_norm = {"dimensions": [8], "layer_norm": True}
-        assert read(tmp_path / "c", card_table(matryoshka=layer_norm)).fingerprint == "beaac2ecd79811e9"
+        assert (
+            read(tmp_path / "c", card_table(matryoshka=layer_norm)).fingerprint
+            == "beaac2ecd79811e9"
+        )
 
     def test_it_is_sixteen_hexadecimal_digits(self, tmp_path: Path) -> None:
         assert re.fullmatch(r"[0-9a-f]{16}", read(tmp_path, card_table()).fingerprint)

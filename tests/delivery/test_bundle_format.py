@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from server import __version__
 from server.catalog.card import Card, FilePin
 from server.catalog.card_file import read_card
-from server.delivery import bundle as bundle_module
-from server.delivery.bundle import MAX_MANIFEST_BYTES, BundleReader, Contents, Manifest
+from server.delivery import bundle_format
+from server.delivery.bundle_format import MAX_MANIFEST_BYTES, Manifest
+from server.delivery.bundle_reader import BundleReader
+from server.delivery.bundle_writer import Contents
 from server.errors import BundleError, ModelFileError
 from tests.catalog import FILES, bundle_bytes, card_table, pins, variant_table, write_model
 
@@ -158,7 +160,7 @@ class TestWriting:
         assert long.encode() in listed.stdout
 
     def test_a_model_of_more_than_8_gib_has_a_header_that_tools_read(self) -> None:
-        header = bundle_module._header("models/big/weights", 9 << 30)
+        header = bundle_format.header("models/big/weights", 9 << 30)
         with tarfile.open(fileobj=io.BytesIO(header + bytes(1024))) as archive:
             found = archive.next()
         assert found
