@@ -13,7 +13,8 @@ from server.commands.self_test import examine
 from server.delivery.bundle_writer import Contents
 from server.errors import CardError, DatabaseError, ImportRefused, SettingError
 from server.http.app import create_app
-from server.importing.importer import Wishes, check_free
+from server.importing.places import check_free
+from server.importing.plan import Wishes
 from server.settings import (
     Settings,
     kubernetes_variables,

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.catalog.fingerprint import fingerprint_of
-from server.catalog.names import CARD_NAME, stays_below
+from server.catalog.names import CARD_NAME, Purpose, stays_below
 
 CARD_FILE = "card.toml"
 GRAPH_FILE = "graph.onnx"
@@ -171,8 +171,8 @@ class Card(_Strict):
     normalize: bool
     dtype: Dtype  # in which vectors are computed; in a card's file always float32
     aliases: tuple[str, ...] = ()
-    prompts: dict[Literal["query", "document"], str] = {}
-    default_prompt: Literal["query", "document"] | None = None
+    prompts: dict[Purpose, str] = {}
+    default_prompt: Purpose | None = None
     matryoshka: Matryoshka | None = None
     quality: tuple[Quality, ...] = ()
     parity: Parity | None = None
@@ -266,7 +266,7 @@ class Card(_Strict):
         """Where one of this card's own files lies."""
         return self.folder / file
 
-    def prompt(self, purpose: Literal["query", "document"] | None) -> str:
+    def prompt(self, purpose: Purpose | None) -> str:
         """The text put before each input: for this purpose, else the default one, else nothing."""
         purpose = purpose or self.default_prompt
         return self.prompts.get(purpose, "") if purpose else ""

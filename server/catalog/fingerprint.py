@@ -11,6 +11,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from server.catalog.names import Purpose
+
 _DIGITS = 16
 
 
@@ -21,8 +23,8 @@ def fingerprint_of(
     layer_norm: bool,
     pooling: str,
     normalize: bool,
-    prompts: Mapping[str, str],
-    default_prompt: str | None,
+    prompts: Mapping[Purpose, str],
+    default_prompt: Purpose | None,
     max_input_tokens: int,
     dtype: str,
 ) -> str:

@@ -21,9 +21,10 @@ from server.catalog.card import TOKENIZER_FILE, Card
 from server.catalog.card_file import read_card
 from server.catalog.registry import read_registry
 from server.errors import ImportRefused, StartupError
-from server.importing import importer
+from server.importing import packages
 from server.importing.folder import read_folder
-from server.importing.importer import Wishes, import_model
+from server.importing.importer import import_model
+from server.importing.plan import Wishes
 from server.inference.loader import load_encoder
 from tests.catalog import write_card as write_by_hand
 from tests.conftest import PLAIN, REPOSITORY
@@ -61,14 +62,14 @@ def test_a_publishers_graph_is_used_without_torch(tmp_path: Path, exports: Expor
     exports.published(folder)
     script = f"""
         import builtins, sys
-        from server.importing import importer
+        from server.importing import packages
         real = builtins.__import__
         def without_torch(name, *rest, **named):
             if name.partition(".")[0] in ("torch", "transformers", "sentence_transformers", "onnx"):
                 raise ModuleNotFoundError(name)
             return real(name, *rest, **named)
         builtins.__import__ = without_torch
-        importer.is_installed = lambda package: False
+        packages.is_installed = lambda package: False
         sys.argv = ["x", "models", "import", {str(folder)!r}, "--data-dir", {str(tmp_path / "data")!r}]
         from server.commands.cli import main
         main()
@@ -476,7 +477,7 @@ def test_tokens_that_the_weights_lack_are_named_and_the_import_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nothing is compared: that is not what this is about, and takes most of the time.
-    monkeypatch.setattr(importer, "is_installed", lambda package: package == "torch")
+    monkeypatch.setattr(packages, "is_installed", lambda package: package == "torch")
     folder = make_folder(tmp_path / "bert")
     tokenizer = RustTokenizer.from_file(str(folder / TOKENIZER_FILE))
     first = tokenizer.get_vocab_size()
