@@ -92,10 +92,10 @@ def prove_parity(
             missing = f"its package: {install_command('torch')}"
         report(f"not compared with sentence-transformers, which needs {missing}")
         return None
-    from server.importing.torch_reference import TorchReference
+    from server.importing import torch_reference
 
-    report(f"comparing with {TorchReference.name}")
-    reference = TorchReference(folder, MAX_COMPARED_TOKENS)
+    report(f"comparing with {torch_reference.NAME}")
+    reference = torch_reference.TorchReference(folder, MAX_COMPARED_TOKENS)
     found = _compare(folder, encoder, reference, prompts)
     report(
         f"{found.texts} texts: smallest cosine {found.min_cosine:.7f}, "

@@ -20,6 +20,8 @@ from server.errors import ImportRefused, first_line
 from server.importing.folder import ModelFolder
 from server.importing.head import POOLING_MODES
 
+NAME = f"sentence-transformers {sentence_transformers.__version__}"
+
 
 class TorchReference:
     """A folder as sentence-transformers loads it, in float32 on the CPU.
@@ -31,7 +33,7 @@ class TorchReference:
         ImportRefused: it cannot be loaded.
     """
 
-    name = f"sentence-transformers {sentence_transformers.__version__}"
+    name = NAME
 
     def __init__(self, folder: ModelFolder, max_tokens: int) -> None:
         weights = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
