@@ -83,6 +83,8 @@ class TestChannel:
             questions = [TakeIfFits("x" * (n * 5_000), n, 0) for n in range(1, 100)]
             answers = asyncio.gather(*map(asking.channel.ask, questions))
             assert await answers == [(True, 2 * n, n * 5_000) for n in range(1, 100)]
+        await asyncio.sleep(0)
+        assert here.channel.open_questions == there.channel.open_questions == 0
 
     async def test_a_question_asked_before_the_channel_is_open_is_answered(self) -> None:
         here, there = (End(stream) for stream in socket.socketpair())
@@ -240,5 +242,6 @@ class TestChannel:
         await asyncio.sleep(0)
         assert not end.asked.is_set()
         assert len(asyncio.all_tasks()) == 1
+        assert end.channel.open_questions == 0
         far.close()
         await soon(end.lost)

@@ -19,8 +19,10 @@ from server.access.keys import Limits
 from server.catalog.card import Card
 from server.engine.interface import Phase
 from server.engine.patience import Patience
+from server.engine.replica import FAILURES_BEFORE_PROBE
 from server.engine.request_tokenizer import RequestTokenizer
 from server.errors import CardError, Draining, ModelLoadError
+from server.frontends import engine_service
 from server.frontends.channel import Channel
 from server.frontends.engine_service import FrontEndLink
 from server.frontends.front_end import registry_of
@@ -29,6 +31,7 @@ from server.frontends.messages import (
     AskSamples,
     Drain,
     Embed,
+    EngineState,
     Load,
     Message,
     Question,
@@ -321,9 +324,33 @@ async def test_a_model_that_fails_turns_the_front_end_unready_until_it_works_aga
         assert (await post(client, asked(1))).status_code == 200
 
 
-async def test_a_model_is_loaded_when_asked_for_and_told_when_unloaded(
-    split_over: SplitOver,
+async def test_a_model_that_fails_is_told_with_the_failure_that_shows_it(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engine_service, "SOUNDNESS_INTERVAL_S", 3600)
+    backend = FakeBackend()
+    split = await split_over(backend, **OWN_IDS)
+    backend.broken.set()
+    async with split.client as client:
+        for _ in range(FAILURES_BEFORE_PROBE):
+            assert split.told().sound
+            assert (await post(client, asked(1))).status_code == 500
+        assert not split.told().sound
+        assert (await post(client, asked(1))).json()["error"]["code"] == "model_failing"
+
+
+async def test_a_state_of_other_models_ends_the_front_end(split_over: SplitOver) -> None:
+    split = await split_over(FakeBackend())
+    split.link.channel.tell(EngineState(is_ready=True))
+    async with asyncio.timeout(10):
+        await split.link.lost.wait()
+    await until(lambda: split.remote.phase is Phase.DRAINING)
+
+
+async def test_a_model_is_loaded_when_asked_for_and_told_when_unloaded(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_service, "SOUNDNESS_INTERVAL_S", 3600)  # the news come without it
     split = await split_over(FakeBackend(), **OWN_IDS, lazy=True, unload_after_s=0.2)
     async with split.client as client:
         for _ in range(2):
@@ -380,6 +407,17 @@ async def another_front_end(split: Split) -> tuple[FrontEndLink, Channel]:
     channel = Channel(theirs, answer, told=lambda message: None, lost=lambda: None)
     await channel.open()
     return link, channel
+
+
+async def test_a_ticket_number_in_use_ends_the_channel(split_over: SplitOver) -> None:
+    split = await split_over(FakeBackend())
+    link, channel = await another_front_end(split)
+    await channel.ask(Admit(0, "key", 7, 3))
+    assert admitted(split) == 7
+    with pytest.raises(Draining):
+        await channel.ask(Admit(0, "key", 1, 3))
+    await link.lost.wait()
+    assert nothing_is_held(split)
 
 
 ONE_TOKEN = Embed.of(0, "key", None, [np.array([1], np.int32)])
