@@ -482,6 +482,14 @@ class Draining(Unavailable):
         super().__init__("The server is shutting down; send the request again.")
 
 
+def api_errors() -> list[type[ApiError]]:
+    """Every class of answer that there is, ApiError first."""
+    found: list[type[ApiError]] = [ApiError]
+    for error in found:  # grows while it is walked
+        found += error.__subclasses__()
+    return found
+
+
 class StartupError(EmbeddingServerError):
     """The server cannot start or go on; the command prints the message and exits with 2."""
 
@@ -568,6 +576,18 @@ def unusable(subject: str, error: Exception) -> str:
         return f"{subject} does not exist"
     reason = error.strerror if isinstance(error, OSError) else None
     return f"{subject}: {reason or error}"
+
+
+def first_line(error: BaseException, *, unsaid: str | None = None) -> str:
+    """What a foreign error says, in one line: libraries explain themselves on pages.
+
+    Args:
+        unsaid: stands for an error without words; its type's name if None.
+    """
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0]
+    return type(error).__name__ if unsaid is None else unsaid
 
 
 def _whole_seconds(seconds: float) -> int:

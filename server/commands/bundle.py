@@ -19,7 +19,7 @@ from server.errors import BundleError, unusable
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from server.delivery.bundle import BundleReader
+    from server.delivery.bundle_reader import BundleReader
 
 
 bundle_app = typer.Typer(
@@ -37,39 +37,48 @@ Approved = Annotated[
 ]
 
 
+# The flags of `bundle create`.
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME", help="Models, by their cards' names; bases come along."),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="The bundle to write.")
+]
+Wheels = Annotated[
+    bool,
+    typer.Option(
+        "--wheels",
+        help="Add every wheel that installs this server without a package index, at the "
+        "versions installed here, for this platform; pip fetches them.",
+    ),
+]
+WheelsFrom = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Add the wheels of this folder instead, say for another platform."
+    ),
+]
+Extras = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="With --wheels: bring what the extra NAME needs, too, say shared (repeatable).",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")]
+
+
 @bundle_app.command("create")
 @with_flags(*FOLDERS)
 def create(
     settings: Settings,
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="NAME", help="Models, by their cards' names; bases come along."),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The bundle to write.")
-    ],
-    wheels: Annotated[
-        bool,
-        typer.Option(
-            "--wheels",
-            help="Add every wheel that installs this server without a package index, at the "
-            "versions installed here, for this platform; pip fetches them.",
-        ),
-    ] = False,
-    wheels_from: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Add the wheels of this folder instead, say for another platform."
-        ),
-    ] = None,
-    extra: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="With --wheels: bring what the extra NAME needs, too, say shared (repeatable).",
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+    names: Names,
+    output: Output,
+    wheels: Wheels = False,
+    wheels_from: WheelsFrom = None,
+    extra: Extras = None,
+    force: Force = False,
 ) -> None:
     """Write models, and the software, into one file.
 
@@ -80,7 +89,7 @@ def create(
 
     from server.catalog.registry import read_registry
     from server.commands.progress import byte_progress
-    from server.delivery.bundle import Contents, check_output
+    from server.delivery.bundle_writer import Contents, check_output
     from server.delivery.wheels import collect_wheels, wheels_in
 
     if wheels and wheels_from:
@@ -113,7 +122,7 @@ def show(file: BundleFile, sha256: Approved = None) -> None:
     """
     from rich.filesize import decimal
 
-    from server.delivery.bundle import instructions
+    from server.delivery.bundle_format import instructions
 
     approved = _checked_digest(sha256)
     with _opened(file) as bundle:
@@ -173,7 +182,7 @@ def install(
 def _opened(file: Path) -> Iterator[BundleReader]:
     """The bundle, its manifest read, with a progress bar over its bytes."""
     from server.commands.progress import byte_progress
-    from server.delivery.bundle import BundleReader
+    from server.delivery.bundle_reader import BundleReader
 
     try:
         status = file.stat()

@@ -19,7 +19,7 @@ from server.program.termination import INTERRUPTED, raise_when_terminated
 MISTAKE = 2  # exit code of every error that a user can mend
 # In the order in which the help shows them: what is called, a command or a group of them.
 COMMANDS: Mapping[str, str] = {
-    "usage": "server.commands.keys:usage",
+    "usage": "server.commands.usage:usage",
     "embed": "server.commands.texts:embed",
     "dimensions": "server.commands.texts:dimensions",
     "serve": "server.commands.serve:serve",

@@ -5,7 +5,6 @@ Imports what a command needs when it runs, so that `--version` and mistakes answ
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,12 +12,14 @@ import typer
 
 from server.commands.flags import FOLDERS, with_flags
 from server.commands.on_demand import commands_on_demand
+from server.commands.printing import print_table
 from server.errors import ModelFileError, SettingError
 from server.program.command_lines import own_command
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.catalog.card import Card
+    from server.catalog.names import Purpose
 
 
 models_app = typer.Typer(
@@ -29,11 +30,53 @@ models_app = typer.Typer(
 )
 
 
+# The flags of `models import`.
+Folder = Annotated[
+    Path, typer.Argument(help="Hugging Face or sentence-transformers folder.", metavar="FOLDER")
+]
+ImportedName = Annotated[
+    str | None, typer.Option(help="What clients call it; default: the folder's name.")
+]
+Sizes = Annotated[
+    str | None,
+    typer.Option(
+        help="Sizes to which its vectors may be cut, as it was trained; default: what is "
+        "published for its name.",
+        metavar="768,512,...",
+    ),
+]
+QueryPrompt = Annotated[
+    str | None, typer.Option(help="Text put before queries; default: the folder's own.")
+]
+DocumentPrompt = Annotated[
+    str | None, typer.Option(help="Text put before documents; default: the folder's own.")
+]
+Aliases = Annotated[list[str] | None, typer.Option(help="Another name for clients (repeatable).")]
+Pooling = Annotated[
+    Literal["mean", "cls", "last_token"] | None,
+    typer.Option(help="For a folder without modules.json (default: mean)."),
+]
+Normalize = Annotated[
+    bool | None,
+    typer.Option("--normalize/--no-normalize", help="For a folder without modules.json."),
+]
+Graph = Annotated[
+    Literal["own", "published"] | None,
+    typer.Option(
+        help="Make the graph, which needs the [torch] extra, or use the folder's "
+        "onnx/model.onnx; default: own if torch is installed."
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Import it though its vectors are not the publisher's.")
+]
+Replace = Annotated[bool, typer.Option("--replace", help="Take the place of an installed model.")]
+
+
 @models_app.command("list")
 @with_flags(*FOLDERS)
 def list_models(settings: Settings) -> None:
     """Show the models on this machine and whether their files are there."""
-    from rich.console import Console
     from rich.table import Table
 
     from server.catalog.registry import read_registry
@@ -54,8 +97,7 @@ def list_models(settings: Settings) -> None:
             f"missing: {', '.join(missing)}" if missing else "present",
             "\n".join(card.aliases),
         )
-    # A pipe has no width; there no cell may be cut.
-    (Console() if sys.stdout.isatty() else Console(width=10_000)).print(table)
+    print_table(table)
 
 
 @models_app.command("pull")
@@ -107,7 +149,10 @@ def _pull_from_hub(
     settings: Settings, repository: str, revision: str | None, name: str | None
 ) -> None:
     from server.delivery.hub import downloaded
-    from server.importing.importer import Wishes, check_free, import_model, is_installed
+    from server.importing.importer import import_model
+    from server.importing.packages import is_installed
+    from server.importing.places import check_free
+    from server.importing.plan import Wishes
 
     name = name or repository.rsplit("/", 1)[-1]
     place = settings.installed_models_dir()
@@ -142,59 +187,26 @@ def _say(line: str) -> None:
 @with_flags(*FOLDERS)
 def import_folder(
     settings: Settings,
-    path: Annotated[
-        Path, typer.Argument(help="Hugging Face or sentence-transformers folder.", metavar="FOLDER")
-    ],
-    name: Annotated[
-        str | None, typer.Option(help="What clients call it; default: the folder's name.")
-    ] = None,
-    matryoshka: Annotated[
-        str | None,
-        typer.Option(
-            help="Sizes to which its vectors may be cut, as it was trained; default: what is "
-            "published for its name.",
-            metavar="768,512,...",
-        ),
-    ] = None,
-    query_prompt: Annotated[
-        str | None, typer.Option(help="Text put before queries; default: the folder's own.")
-    ] = None,
-    document_prompt: Annotated[
-        str | None, typer.Option(help="Text put before documents; default: the folder's own.")
-    ] = None,
-    alias: Annotated[
-        list[str] | None, typer.Option(help="Another name for clients (repeatable).")
-    ] = None,
-    pooling: Annotated[
-        Literal["mean", "cls", "last_token"] | None,
-        typer.Option(help="For a folder without modules.json (default: mean)."),
-    ] = None,
-    normalize: Annotated[
-        bool | None,
-        typer.Option("--normalize/--no-normalize", help="For a folder without modules.json."),
-    ] = None,
-    graph: Annotated[
-        Literal["own", "published"] | None,
-        typer.Option(
-            help="Make the graph, which needs the [torch] extra, or use the folder's "
-            "onnx/model.onnx; default: own if torch is installed."
-        ),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Import it though its vectors are not the publisher's."),
-    ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Take the place of an installed model.")
-    ] = False,
+    path: Folder,
+    name: ImportedName = None,
+    matryoshka: Sizes = None,
+    query_prompt: QueryPrompt = None,
+    document_prompt: DocumentPrompt = None,
+    alias: Aliases = None,
+    pooling: Pooling = None,
+    normalize: Normalize = None,
+    graph: Graph = None,
+    force: Force = False,
+    replace: Replace = False,
 ) -> None:
     """Install a model from a folder on disk, compared with sentence-transformers.
 
     No code of the folder is run and nothing is unpickled.
     """
-    from server.importing.importer import Wishes, import_model
+    from server.importing.importer import import_model
+    from server.importing.plan import Wishes
 
-    prompts: dict[Literal["query", "document"], str] = {}
+    prompts: dict[Purpose, str] = {}
     if query_prompt is not None:
         prompts["query"] = query_prompt
     if document_prompt is not None:

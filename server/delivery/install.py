@@ -15,7 +15,8 @@ from pathlib import Path
 from server.catalog.card import CARD_FILE, Card
 from server.catalog.registry import read_registry
 from server.catalog.verify import differences
-from server.delivery.bundle import MODELS, BundleReader, Manifest, printable
+from server.delivery.bundle_format import MODELS, Manifest, printable
+from server.delivery.bundle_reader import BundleReader
 from server.delivery.locking import try_lock
 from server.delivery.placing import workshop
 from server.errors import BundleError, CardError

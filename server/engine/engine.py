@@ -6,8 +6,9 @@ only through `call_soon_threadsafe`. Knows nothing of HTTP or keys.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ from server.engine.admission import Admission, Ticket
 from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
 from server.engine.ratio import Ratio
-from server.engine.replica import probe
 from server.engine.replica_pool import ReplicaPool
 from server.engine.request_tokenizer import RequestTokenizer
 from server.engine.sequence import SequenceGroup
@@ -88,8 +88,11 @@ class Engine:
         """Whether at least one worker is alive and computes what it should."""
         return self._replicas.num_sound > 0
 
-    def admit(self, inputs: Inputs, key: str) -> Ticket:
-        """Let a request in, by an estimate of its tokens; leaving the ticket's context ends it.
+    @contextlib.asynccontextmanager
+    async def admit(self, inputs: Inputs, key: str) -> AsyncIterator[Ticket]:
+        """Let a request in, by an estimate of its tokens, for as long as the context lasts.
+
+        Gives the ticket that `embed` wants. Never waits: asynchronous, since it may be elsewhere.
 
         Args:
             key: whose share of the machine the request uses.
@@ -97,10 +100,11 @@ class Engine:
         Raises:
             Overloaded: it would wait too long.
         """
-        return self._admission.admit(key, self._tokenizer.estimate(inputs))
+        with self._admission.admit(key, self._tokenizer.estimate(inputs)) as ticket:
+            yield ticket
 
     def admit_tokens(self, tokens: int, key: str) -> Ticket:
-        """As `admit`, for a request whose tokens are counted already."""
+        """As `admit`, for a request whose tokens are counted already; raises Overloaded."""
         return self._admission.admit(key, tokens)
 
     async def tokenize(
@@ -177,12 +181,3 @@ class Engine:
         )
         token = self._encoder.tokenizer.token(token_id)
         raise TokenWithoutEmbedding(row=row, token=token, token_id=token_id, num_embeddings=most)
-
-
-def warm_up(encoder: Encoder) -> None:
-    """Run a small forward pass on each device, so that the first request finds memory allocated.
-
-    A larger one would spare the first large micro-batch 4 % of its time, and cost every start more.
-    """
-    for backend in encoder.backends:
-        probe(backend)

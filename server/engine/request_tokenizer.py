@@ -53,6 +53,12 @@ class RequestTokenizer:
         most = min(count * self._tokenizer.max_input_tokens, self._max_request_tokens)
         return min(max(round(estimate), count), most)
 
+    def costs_little(self, inputs: Inputs) -> bool:
+        """Whether tokenising takes less time than asking whether it is of use."""
+        if isinstance(inputs, TokenIdInputs):
+            return sum(map(len, inputs.token_ids)) <= INLINE_CHARS * GUESSED_TOKENS_PER_CHAR
+        return sum(map(len, inputs.texts)) <= INLINE_CHARS
+
     async def tokenize(
         self, inputs: Inputs, *, prompt: str, truncate: bool, own_token_ids: bool
     ) -> list[TokenIds]:

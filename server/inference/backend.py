@@ -25,6 +25,14 @@ class Capacity:
     concurrent_passes: int  # that one device works on at once
 
 
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What is wished for when a model's backends are loaded; each heeds what concerns it."""
+
+    wide_threads: int = 1  # cores that a pass alone on the machine may be spread over
+    max_batch_tokens: int | None = None  # that a GPU's memory must hold; None: what suits it
+
+
 class Backend(Protocol):
     """A model's forward pass with pooling (and normalisation, if the card says so).
 

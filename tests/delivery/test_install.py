@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from server.catalog.card import Card, read_card
+from server.catalog.card import Card
+from server.catalog.card_file import read_card
 from server.catalog.registry import read_registry
 from server.delivery import placing
-from server.delivery.bundle import BundleReader, Contents
+from server.delivery.bundle_reader import BundleReader
+from server.delivery.bundle_writer import Contents
 from server.delivery.exchange import exchange
 from server.delivery.install import install
 from server.errors import BundleError
@@ -37,7 +39,7 @@ import os, sys
 from pathlib import Path
 from server.delivery import placing
 from server.delivery import install
-from server.delivery.bundle import BundleReader
+from server.delivery.bundle_reader import BundleReader
 
 bundle, models_dir, installed, at, swaps = sys.argv[1:]
 left = int(at)

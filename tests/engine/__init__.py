@@ -90,7 +90,7 @@ def start_engine(
 async def embedded(engine: Engine, sequences: Sequence[TokenIds], key: str = "key") -> Embedded:
     """Admit and embed, as a route does."""
     inputs = TokenIdInputs(is_list=True, token_ids=[one.tolist() for one in sequences])
-    with engine.admit(inputs, key) as ticket:
+    async with engine.admit(inputs, key) as ticket:
         return await engine.embed(sequences, ticket)
 
 

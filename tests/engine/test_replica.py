@@ -15,9 +15,10 @@ import pytest
 
 from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
-from server.engine.replica import FAILURES_BEFORE_PROBE, PROBE_TOKENS, NotFinite, Replica, probe
+from server.engine.replica import FAILURES_BEFORE_PROBE, Replica
 from server.engine.sequence import MicroBatch, SequenceGroup
 from server.engine.waiting_queue import WaitingQueue
+from server.inference.probing import PROBE_TOKENS
 from tests.engine import Clock, group_of, ids, wait_until
 from tests.fakes import GIVES_NAN, KILLS_THREAD, LOSES_ROWS, RAISES, FakeBackend
 
@@ -260,9 +261,3 @@ def test_times_are_those_of_the_forward_pass(start: Start, monkeypatch: pytest.M
     backend.gate.set()
     micro_batch = harness.delivered.get(timeout=20)
     assert (micro_batch.began_s, micro_batch.ended_s) == (began_s, began_s + 0.25)
-
-
-def test_the_known_input_must_give_finite_numbers() -> None:
-    probe(FakeBackend())
-    with pytest.raises(NotFinite):
-        probe(FakeBackend(numb=True))
