@@ -145,8 +145,8 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     add(
         "--out",
         type=Path,
-        help="folder for results.json and plots (default: docs/benchmarks; with --quick or --only "
-        "the cache, so that the documented results stay)",
+        help="folder for results.json and plots (default: docs/explanation/benchmarks; with --quick "
+        "or --only the cache, so that the documented results stay)",
     )
     add(
         "--st-folder",
@@ -172,7 +172,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         asked.only = ["load"]
     if asked.out is None:
         partial = asked.quick or asked.only
-        asked.out = asked.cache if partial else REPOSITORY / "docs" / "benchmarks"
+        asked.out = asked.cache if partial else REPOSITORY / "docs" / "explanation" / "benchmarks"
     if asked.only is None:
         asked.only = [name for name in SCENARIOS if asked.long or name not in LONG]
     peers = asked.peer or []

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.engine import Engine
-from server.engine.served_models import ServedModels
+from server.engine.offering import Offering
+from server.engine.resident_models import ResidentModels
 from server.inference.inputs import TextInputs
 from server.metrics import Metrics
 from server.settings import load_settings
@@ -45,7 +46,7 @@ class EnginePeer:
         return np.concatenate([vectors[number] for number in range(len(requests))])
 
     async def _ask(self, inputs: TextInputs) -> NDArray[np.float32]:
-        with self._engine.admit(inputs, key="") as ticket:
+        async with self._engine.admit(inputs, key="") as ticket:
             token_ids = await self._engine.tokenize(
                 inputs, prompt="", truncate=False, own_token_ids=False
             )
@@ -53,6 +54,8 @@ class EnginePeer:
 
 
 async def _start(device: str) -> Engine:
-    models = ServedModels.find(load_settings({"model": [MODEL], "device": device}))
+    models = Offering(ResidentModels.find(load_settings({"model": [MODEL], "device": device})))
     await models.load(Metrics([MODEL], [MODEL]))
-    return (await models.resolve(MODEL).on_demand.get()).engine
+    engine = (await models.resolve(MODEL).load()).engine
+    assert isinstance(engine, Engine)
+    return engine

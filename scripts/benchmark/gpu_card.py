@@ -5,7 +5,7 @@ from __future__ import annotations
 from scripts.benchmark.client import MODEL
 from server.catalog.card import Card
 from server.catalog.registry import read_registry
-from server.inference.placement import Placement
+from server.inference.backend_kinds import choose_backend
 from server.settings import load_settings
 
 
@@ -18,4 +18,4 @@ def served_card(device: str) -> Card:
     settings = load_settings()
     card = read_registry(*settings.model_folders()).resolve(MODEL)
     dtype = None if settings.dtype == "auto" else settings.dtype
-    return Placement((device,), dtype).apply(card)
+    return choose_backend(card, (device,), dtype).card

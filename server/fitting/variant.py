@@ -52,15 +52,6 @@ def neighbours_rows(plain: Sequence[Kept], rotated: Sequence[Kept], texts: int) 
     ]
 
 
-def check_it_helps(plain: Sequence[Kept], rotated: Sequence[Kept]) -> None:
-    """Raise FitRefused unless the rotation finds more neighbours, over all sizes, than cutting."""
-    if sum(row.overlap for row in rotated[1:]) <= sum(row.overlap for row in plain[1:]):
-        raise FitRefused(
-            "the rotation keeps no more neighbours than plain truncation on texts held out; "
-            "nothing was written"
-        )
-
-
 class VariantPlan:
     """A place for a variant that may be taken.
 

@@ -6,8 +6,8 @@ Lives in the event loop's thread.
 from __future__ import annotations
 
 from server.errors import Draining, StorageUnavailable
-from server.frontends.channel import Channel, Kind
-from server.frontends.messages import read_counter, write_amount
+from server.frontends.channel import Channel
+from server.frontends.messages import Count, Look, Question
 
 
 class RemoteCounters:
@@ -20,14 +20,14 @@ class RemoteCounters:
 
     async def count(self, name: str, amount: int) -> tuple[int, float]:
         """Add to a counter; what it holds then, and in how many seconds it ends."""
-        return await self._ask(Kind.COUNT, name, amount)
+        return await self._ask(Count(name, amount))
 
     async def look(self, name: str) -> tuple[int, float]:
         """What a counter holds, and in how many seconds it ends."""
-        return await self._ask(Kind.LOOK, name, 0)
+        return await self._ask(Look(name))
 
-    async def _ask(self, kind: Kind, name: str, amount: int) -> tuple[int, float]:
+    async def _ask(self, question: Question[tuple[int, float]]) -> tuple[int, float]:
         try:
-            return read_counter(await self._channel.ask(kind, write_amount(name, amount)))
+            return await self._channel.ask(question)
         except Draining:  # the engine process is gone, and this one ends
             raise StorageUnavailable("rate limits") from None

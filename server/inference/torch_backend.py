@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from server.catalog.card import Card
 from server.errors import ModelLoadError, first_line
 from server.inference import least_cosines
-from server.inference.backend import OutOfMemory, Pace, TokenIds, pad
+from server.inference.backend import Capacity, LoadOptions, OutOfMemory, TokenIds, pad
 from server.inference.pooling import cosines
 from server.inference.torch_attention import takes_attention_functions
 from server.inference.torch_compile import compile_layers, release_layers, worth_compiling
@@ -40,26 +40,22 @@ _TIMED_PASSES = 3
 
 
 def load_backends(
-    card: Card, devices: Sequence[str], max_batch_tokens: int | None
-) -> tuple[tuple[TorchBackend, ...], Pace]:
-    """One backend a device, ready to compute, and how they want their work.
+    card: Card, devices: Sequence[str], options: LoadOptions
+) -> tuple[tuple[TorchBackend, ...], Capacity]:
+    """One backend a device, ready to compute, and what was measured of them.
 
     Raises:
         ModelLoadError: as TorchBackend and `TorchBackend.prepare`.
     """
     with LOADING:
         backends = tuple(TorchBackend(card, device) for device in devices)
-        prepared = [backend.prepare(max_batch_tokens) for backend in backends]
-    budget = min(tokens for tokens, _ in prepared)
-    pace = Pace(
-        workers=LANES,
-        max_batch_tokens=budget,
-        light_batch_tokens=budget,
-        tokens_per_second=min(rate for _, rate in prepared) / LANES,
-        ahead_tokens=budget // 4,
-        share_among_idle=False,
+        prepared = [backend.prepare(options.max_batch_tokens) for backend in backends]
+    capacity = Capacity(
+        batch_tokens=min(tokens for tokens, _ in prepared),
+        tokens_per_second=min(rate for _, rate in prepared),
+        concurrent_passes=LANES,
     )
-    return backends, pace
+    return backends, capacity
 
 
 class TorchBackend:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.embeddings import EXPECT_FINGERPRINT
+from server.api.fingerprint_pin import EXPECT_FINGERPRINT
 from server.catalog.card import Card
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, client_of
 from tests.fakes import FakeBackend

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.deps import Services
+from server.api.services import Services
 from server.engine.patience import Patience
 from server.engine.replica import FAILURES_BEFORE_PROBE
 from server.http.app import create_app

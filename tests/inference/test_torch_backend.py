@@ -23,7 +23,7 @@ from server.importing.plan import Wishes
 from server.importing.proof_texts import HALF_PRECISION_TEXTS
 from server.importing.torch_reference import TorchReference
 from server.inference import torch_backend
-from server.inference.backend import OutOfMemory, TokenIds
+from server.inference.backend import LoadOptions, OutOfMemory, TokenIds
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
 from server.inference.pooling import cosines
@@ -292,10 +292,10 @@ class TestPreparing:
     ) -> None:
         found = iter([(4096, 2e6), (2048, 1e6)])
         monkeypatch.setattr(TorchBackend, "prepare", lambda self, wished: next(found))
-        backends, pace = load_backends(plain_card, [CPU, CPU], None)
+        backends, capacity = load_backends(plain_card, [CPU, CPU], LoadOptions())
         assert len(backends) == 2
-        assert pace.max_batch_tokens == 2048
-        assert pace.tokens_per_second * pace.workers == 1e6  # type: ignore[operator]
+        assert capacity.batch_tokens == 2048
+        assert capacity.tokens_per_second == 1e6
 
 
 class TestMemory:

@@ -1,0 +1,48 @@
+"""How a request's inputs become its model's tokens: which prompt, whose token ids, cut or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from server.engine.offering import OfferedModel
+from server.errors import InvalidRequest
+from server.inference.inputs import Inputs, TokenIdInputs
+
+InputType = Literal["query", "document"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One request's inputs, and how they are read."""
+
+    inputs: Inputs
+    prompt: str  # put before each text
+    truncate: bool  # cut an input that is too long, instead of refusing it
+    own_token_ids: bool  # the inputs are ids of the model's own vocabulary
+
+    @classmethod
+    def of(
+        cls,
+        model: OfferedModel,
+        inputs: Inputs,
+        *,
+        input_type: InputType | None,
+        truncate: bool,
+    ) -> Reading:
+        """Choose the prompt: by `input_type`, else the model's default, else none.
+
+        Raises:
+            InvalidRequest: a prompt is asked for together with the model's own token ids.
+        """
+        own_token_ids = model.own_token_ids and isinstance(inputs, TokenIdInputs)
+        prompt = model.card.prompt(input_type)
+        if own_token_ids:
+            if prompt and input_type:
+                raise InvalidRequest(
+                    "input_type cannot be used with token ids of the model's own vocabulary; put "
+                    "the prompt's ids in front yourself.",
+                    param="input_type",
+                )
+            prompt = ""
+        return cls(inputs, prompt, truncate, own_token_ids)
