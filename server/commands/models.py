@@ -19,6 +19,7 @@ from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.catalog.card import Card
+    from server.catalog.names import Purpose
 
 
 models_app = typer.Typer(
@@ -148,7 +149,10 @@ def _pull_from_hub(
     settings: Settings, repository: str, revision: str | None, name: str | None
 ) -> None:
     from server.delivery.hub import downloaded
-    from server.importing.importer import Wishes, check_free, import_model, is_installed
+    from server.importing.importer import import_model
+    from server.importing.packages import is_installed
+    from server.importing.places import check_free
+    from server.importing.plan import Wishes
 
     name = name or repository.rsplit("/", 1)[-1]
     place = settings.installed_models_dir()
@@ -199,9 +203,10 @@ def import_folder(
 
     No code of the folder is run and nothing is unpickled.
     """
-    from server.importing.importer import Wishes, import_model
+    from server.importing.importer import import_model
+    from server.importing.plan import Wishes
 
-    prompts: dict[Literal["query", "document"], str] = {}
+    prompts: dict[Purpose, str] = {}
     if query_prompt is not None:
         prompts["query"] = query_prompt
     if document_prompt is not None:

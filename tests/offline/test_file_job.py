@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from server.catalog.card import Card
 from server.errors import OutputFileError
 from server.inference.loader import Encoder
+from server.inference.vector_form import VectorForm
 from server.offline import outputs
-from server.offline.embed_file import FileJob, facts_of
-from server.offline.embedder import OfflineModel
+from server.offline.embedder import Embedder
+from server.offline.file_job import FileJob, Recipe
 from server.offline.texts import TextReader
 from server.settings import Settings
 
@@ -22,24 +24,21 @@ class PowerCut(BaseException):
 
 
 class Job:
-    def __init__(self, card: Card, encoder: Encoder, folder: Path) -> None:
+    def __init__(self, embedder: Embedder, folder: Path) -> None:
         self.input = folder / "in.txt"
         self.input.write_text("one\ntwo\nthree\n")
-        self.card = card
-        self.model = OfflineModel(card, encoder, None, Settings())
+        self.embedder = embedder
 
     def run(self, output: Path, *, resume: bool = False) -> None:
-        facts = facts_of(
-            self.card, self.model.settings, dimensions=384, prompt="", cut_texts=False,
-            field="text", skip_blank=False,
-        )  # fmt: skip
+        job = FileJob(output, {"model": "m"}, Recipe(VectorForm(384)), resume=resume)
         with TextReader(self.input) as reader:
-            FileJob(output, facts, resume=resume).run(self.model, reader, lambda progress: None)
+            job.run(self.embedder, reader, lambda progress: None)
 
 
 @pytest.fixture
-def job(plain_card: Card, encoder: Encoder, tmp_path: Path) -> Job:
-    return Job(plain_card, encoder, tmp_path)
+def job(plain_card: Card, encoder: Encoder, tmp_path: Path) -> Iterator[Job]:
+    with Embedder(plain_card, encoder, None, Settings()) as embedder:
+        yield Job(embedder, tmp_path)
 
 
 @pytest.fixture(params=["npy", "jsonl", "parquet"])
