@@ -16,16 +16,12 @@ from sqlalchemy import Connection
 from server.access.budgets import Budgets
 from server.access.database import Database
 from server.access.key_store import KeyStore
-from server.access.keys import ANONYMOUS, Key, Limits
+from server.access.keys import ANONYMOUS, Key
 from server.errors import BudgetSpent, DatabaseError, StorageUnavailable
+from tests.access import lock, make_key
 from tests.engine import wait_until
 
 TODAY = datetime.now(UTC).date().isoformat()
-
-
-def make_key(store: KeyStore, token_budget: int | None = None, name: str = "team") -> Key:
-    key, _ = store.create(name, limits=Limits(token_budget=token_budget))
-    return key
 
 
 def spent(store: KeyStore, key: Key) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,22 +12,14 @@ from hypothesis import strategies as st
 
 from server.access.database import Database
 from server.access.key_store import KeyStore
-from server.access.keys import ANONYMOUS, Key, Limits
+from server.access.keys import ANONYMOUS
 from server.access.ledger import Ledger
 from server.access.usage_report import By, Sum, usage_by
 from server.errors import DatabaseError
+from tests.access import lock, make_key
 from tests.services import Postgres
 
 TODAY = datetime.now(UTC).date().isoformat()
-
-
-def make_key(store: KeyStore, token_budget: int | None = None, name: str = "team") -> Key:
-    key, _ = store.create(name, limits=Limits(token_budget=token_budget))
-    return key
-
-
-def spent(store: KeyStore, key: Key) -> int:
-    return store.find(key.id).spent_tokens
 
 
 def test_usage_is_summed_by_day_key_model_and_user(database: Database, store: KeyStore) -> None:
@@ -116,13 +106,6 @@ def test_many_servers_and_threads_lose_nothing(database_url: str) -> None:
     assert usage_by(databases[0], By.KEY) == [Sum("anonymous", 1_200, 3_600)]
     for database in databases:
         database.close()
-
-
-def lock(file: Path) -> Callable[[], None]:
-    """Keep all others from writing until the returned function is called."""
-    connection = sqlite3.connect(file, isolation_level=None)
-    connection.execute("BEGIN EXCLUSIVE")
-    return connection.close
 
 
 def test_usage_waits_while_the_database_is_locked(
