@@ -2,71 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from scripts.benchmark.processes import REPOSITORY
+from scripts.benchmark.targets import REPOSITORY
 from server.inference.cpu_cores import usable_cores
 
 _PACKAGES = (
     *("onnxruntime", "tokenizers", "numpy", "uvicorn", "uvloop", "httptools", "orjson", "fastapi"),
     *("starlette", "pydantic", "torch", "transformers", "sentence-transformers", "psutil"),
 )
-_INFINITY_PACKAGES = (
-    *("infinity-emb", "torch", "transformers", "sentence-transformers", "tokenizers", "numpy"),
-    *("fastapi", "uvicorn", "uvloop", "optimum"),
-)
 # Instruction sets that decide how fast matrix products are.
 _VECTOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
 
 
-def machine_facts() -> dict[str, str | int | float]:
-    """Processor, memory and operating system."""
+def facts(arguments: Sequence[str]) -> dict[str, Any]:
+    """Of a run that begins now, with these arguments."""
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
-    flags = set(text.split())
     return {
-        "processor": model.group(1) if model else platform.processor() or platform.machine(),
-        "vector_instructions": " ".join(flag for flag in _VECTOR_FLAGS if flag in flags),
-        "cores_used": usable_cores(),
-        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": command_shown(arguments),
+        "commit": _commit(),
+        "machine": {
+            "processor": model.group(1) if model else platform.processor() or platform.machine(),
+            "vector_instructions": " ".join(set(_VECTOR_FLAGS) & set(text.split())),
+            "cores_used": usable_cores(),
+            "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+        },
+        "packages": versions,
     }
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of the packages of this environment that matter, as far as they are there."""
-    return _versions(metadata.distributions(), _PACKAGES)
-
-
-def infinity_versions(environment: Path) -> dict[str, str]:
-    """The same of Infinity's own environment."""
-    folders = [str(folder) for folder in environment.glob("lib/python*/site-packages")]
-    return _versions(metadata.distributions(path=folders), _INFINITY_PACKAGES)
-
-
-def _versions(installed: Iterable[metadata.Distribution], wanted: Sequence[str]) -> dict[str, str]:
-    versions = {item.metadata["Name"].lower().replace("_", "-"): item.version for item in installed}
-    return {name: versions[name] for name in wanted if name in versions}
-
-
-def commit() -> str:
+def _commit() -> str:
     """The checkout's commit, with a mark if files differ from it."""
     described = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            described, cwd=REPOSITORY, capture_output=True, text=True, check=False
-        )
-    except OSError:  # no git here
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git here
+        silent = {"stderr": subprocess.DEVNULL}
+        return subprocess.check_output(described, cwd=REPOSITORY, text=True, **silent).strip()
+    return "unknown"
 
 
 def command_shown(arguments: Sequence[str]) -> str:

@@ -1,40 +1,36 @@
-"""A process that computes on one card without an engine: matrix products, forward passes.
-
-Run as a child: `python -m scripts.benchmark.gpu_peer DEVICE [SCENARIO ...]`, and asked as `peer` is.
-What it is asked to measure it answers as `records`: target, case, figures.
-"""
+"""Torch on one device without an engine: matrix products, forward passes, a decoder-type model."""
 
 from __future__ import annotations
 
+import functools
 import statistics
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from scripts.benchmark.gpu_card import served_card
-from scripts.benchmark.peer import answer_lines
-from scripts.benchmark.results import model_flops, percentiles_ms
-from server.catalog.card import TOKENIZER_FILE
+from scripts.benchmark.client import MODEL
+from scripts.benchmark.results import Figures, model_flops, percentiles_ms
+from server.catalog.card import Card
+from server.catalog.registry import read_registry
 from server.inference.backend import TokenIds
-from server.inference.direct import embed_texts
-from server.inference.loader import Encoder
-from server.inference.tokenizer import Tokenizer
+from server.inference.placement import Placement
 from server.inference.torch_backend import TorchBackend
 from server.inference.torch_compile import compile_layers
 from server.inference.torch_encoder import Head, PackedEncoder
+from server.settings import load_settings
 
-Measured = tuple[str, str, dict[str, float]]  # target, case, figures
+Measured = tuple[str, str, Figures]  # target, case, figures
 
 RECORDED, EAGER = "recorded", "launched one by one"
-AS_WRITTEN, COMPILED = "as written", "compiled"
 RATE_DTYPES = ("bfloat16", "float16")
 PRODUCTS = 10  # between two looks at the clock
 SEQUENCE_TOKENS, QUERY_TOKENS = 128, 12
@@ -44,15 +40,22 @@ MIN_PASSES = 3
 WARM_UP_PASSES = 3
 
 
-class GpuPeer:
-    """Measures one card.
+def served_card(device: str) -> Card:
+    """The model's card as a server would serve it on this device; on the CPU in float32."""
+    settings = load_settings()
+    card = read_registry(*settings.model_folders()).resolve(MODEL)
+    return Placement((device,), None if settings.dtype == "auto" else settings.dtype).apply(card)
+
+
+class TorchPeer:
+    """Measures one device.
 
     Args:
         device: as torch names it.
         scenarios: what it will be asked; models are loaded for it now.
     """
 
-    def __init__(self, device: str, scenarios: Sequence[str]) -> None:
+    def __init__(self, device: str, *scenarios: str) -> None:
         self._device = torch.device(device)
         self._card = served_card(device)
         self._matrix_rates: dict[str, float] = {}
@@ -61,21 +64,8 @@ class GpuPeer:
             self._backends = {name: TorchBackend(self._card, device) for name in (RECORDED, EAGER)}
             self._backends[RECORDED].prepare(CPU_TOKENS if self._device.type == "cpu" else None)
 
-    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one line; what goes wrong is told, and the next line answered."""
-        do: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-            "about": lambda _: self._about(),
-            "rate": self._rate,
-            "vectors": self._vectors,
-            "forward": self._forward,
-            "decoder": self._decoder,
-        }
-        try:
-            return do[asked["do"]](asked)
-        except Exception as error:  # kernels and compilers fail in many ways
-            return {"problem": (str(error).strip().splitlines() or [type(error).__name__])[0]}
-
-    def _about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
+        """What the device is."""
         if self._device.type != "cuda":
             return {"gpu": "none: torch on the CPU", "dtype": self._card.dtype}
         found = torch.cuda.get_device_properties(self._device)
@@ -86,27 +76,29 @@ class GpuPeer:
             "dtype": self._card.dtype,
         }
 
-    def _rate(self, asked: dict[str, Any]) -> dict[str, Any]:
-        size, samples = asked["size"], asked["samples"]
+    def vectors(self, texts: list[str]) -> NDArray[np.float32]:
+        """Vectors (backends, texts, 384) of texts; computed in fours, so that unlike lengths meet."""
+        tokenizer = Tokenizer.from_file(str(self._card.path("tokenizer.json")))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self._card.max_input_tokens)
+        sequences = [np.array(e.ids, np.int32) for e in tokenizer.encode_batch(texts)]
+        fours = [sequences[start : start + 4] for start in range(0, len(sequences), 4)]
+        backends = self._backends.values()
+        return np.array([np.concatenate([b.forward(four) for four in fours]) for b in backends])
+
+    def rate(self, size: int, samples: int) -> list[Measured]:
+        """How fast the device multiplies square matrices of random numbers."""
         records: list[Measured] = []
         for dtype in RATE_DTYPES:
-            rate = self._matrix_rates[dtype] = self._measure_rate(dtype, size, samples)
+            kind = {"device": self._device, "dtype": getattr(torch, dtype)}
+            left, right = torch.randn(size, size, **kind), torch.randn(size, size, **kind)
+            multiply = functools.partial(_multiply, left, right, torch.empty_like(left))
+            seconds = [self._seconds(multiply) for _ in range(samples + 1)][1:]
+            rate = 2 * size**3 * PRODUCTS / statistics.median(seconds)
+            self._matrix_rates[dtype] = rate
             figures = {"tflops_per_s": rate / 1e12}
             records.append(("card", f"{dtype}, {size} x {size} x {size}", figures))
-        return {"records": records}
-
-    def _measure_rate(self, dtype: str, size: int, samples: int) -> float:
-        """Floating-point operations a second of products of random square matrices."""
-        shape = {"device": self._device, "dtype": getattr(torch, dtype)}
-        left, right = torch.randn(size, size, **shape), torch.randn(size, size, **shape)
-        result = torch.empty(size, size, **shape)
-
-        def multiply() -> None:
-            for _ in range(PRODUCTS):
-                torch.matmul(left, right, out=result)
-
-        seconds = [self._seconds(multiply) for _ in range(samples + 1)][1:]
-        return float(2 * size**3 * PRODUCTS / statistics.median(seconds))
+        return records
 
     def _seconds(self, work: Callable[[], object]) -> float:
         self._wait()
@@ -119,43 +111,32 @@ class GpuPeer:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
-    def _compared(self, tflops_per_s: float, dtype: str) -> dict[str, float]:
+    def _compared(self, tflops_per_s: float, dtype: str) -> Figures:
         figures = {"tflops_per_s": tflops_per_s}
         if dtype in self._matrix_rates:
             share = tflops_per_s * 1e12 / self._matrix_rates[dtype]
             figures["of_matrix_rate_percent"] = 100 * share
         return figures
 
-    def _vectors(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """By backend, the vectors of texts."""
-        tokenizer = Tokenizer(self._card.path(TOKENIZER_FILE), self._card.max_input_tokens)
-        backends = tuple(self._backends.values())
-        encoder = Encoder(tokenizer, backends, self._card.embedding_dim)
-        return {
-            name: embed_texts(encoder, asked["texts"], backend=backend).tolist()
-            for name, backend in self._backends.items()
-        }
-
-    def _forward(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def forward(self, tokens: list[int], at_least_s: float, queries: int) -> list[Measured]:
         """Each backend with micro-batches of several sizes, one and two threads, and one query."""
         records: list[Measured] = []
         for name, backend in self._backends.items():
             for kind, length in (("128-token", SEQUENCE_TOKENS), ("12-token", QUERY_TOKENS)):
-                for tokens in asked["tokens"]:
-                    batch = _sequences(tokens, min(length, tokens))
+                for size in tokens:
+                    batch = _sequences(size, min(length, size))
                     for threads in (1, 2):
-                        figures = self._passes(backend, batch, threads, asked["at_least_s"])
+                        figures = self._passes(backend, batch, threads, at_least_s)
                         by = ", two threads" if threads > 1 else ""
-                        case = f"{kind} sequences, {tokens:,} tokens{by}"
-                        records.append((name, case, figures))
+                        records.append((name, f"{kind} sequences, {size:,} tokens{by}", figures))
             query = _sequences(QUERY_TOKENS, QUERY_TOKENS)
-            ms = [1e3 * _time(backend, query) for _ in range(asked["queries"])]
+            ms = [1e3 * _time(backend, query) for _ in range(queries)]
             records.append((name, "one query of 12 tokens", percentiles_ms(ms)))
-        return {"records": records}
+        return records
 
     def _passes(
         self, backend: TorchBackend, batch: list[TokenIds], threads: int, at_least_s: float
-    ) -> dict[str, float]:
+    ) -> Figures:
         start = threading.Barrier(threads)
 
         def compute(_: int) -> tuple[float, float, int]:
@@ -170,9 +151,8 @@ class GpuPeer:
             return began_s, ended_s, passes
 
         with ThreadPoolExecutor(threads) as pool:
-            seen = list(pool.map(compute, range(threads)))
-        seconds = max(ended for _, ended, _ in seen) - min(began for began, _, _ in seen)
-        passes = sum(passes for _, _, passes in seen)
+            began, ended, counts = zip(*pool.map(compute, range(threads)), strict=True)
+        seconds, passes = max(ended) - min(began), sum(counts)
         lengths = list(map(len, batch))
         tflops_per_s = passes * sum(map(model_flops, lengths)) / seconds / 1e12
         return {
@@ -181,33 +161,41 @@ class GpuPeer:
             **self._compared(tflops_per_s, self._card.dtype),
         }
 
-    def _decoder(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Random weights of a decoder-type model's shape, as written or compiled."""
-        shape, length = asked["shape"], asked["sequence_tokens"]
+    def decoder(
+        self, *, config: str, length: int, tokens: list[int], passes: int, compiled: bool
+    ) -> list[Measured]:
+        """Random weights of a decoder-type model's shape, its layers as written or compiled.
+
+        Args:
+            config: the shape, a file of this folder as transformers' Qwen3Config reads it.
+            length: tokens of each sequence.
+            tokens: of the micro-batches.
+        """
+        file = Path(__file__).with_name(config)
         with torch.device(self._device):
             transformer = transformers.AutoModel.from_config(
-                transformers.Qwen3Config(**shape), dtype=torch.bfloat16
+                transformers.Qwen3Config.from_json_file(file), dtype=torch.bfloat16
             )
         transformer.eval().requires_grad_(False)
-        if asked["compiled"]:
+        if compiled:
             compile_layers(transformer)
         # MiniLM's head: it only normalises.
         encoder = PackedEncoder(transformer, Head(self._card), "last_token")
         encoder.attend()
-        form = COMPILED if asked["compiled"] else AS_WRITTEN
         flops = _decoder_flops(transformer, length)
         records: list[Measured] = []
-        for tokens in asked["tokens"]:
+        for size in tokens:
             began_s = time.perf_counter()
-            seconds = self._decoder_seconds(encoder, tokens, length, asked["passes"])
+            seconds = self._decoder_seconds(encoder, size, length, passes)
             figures = {
-                "tokens_per_s": tokens / seconds,
+                "tokens_per_s": size / seconds,
                 "pass_ms": 1e3 * seconds,
-                **self._compared(flops * tokens / seconds / 1e12, "bfloat16"),
+                **self._compared(flops * size / seconds / 1e12, "bfloat16"),
                 "all_passes_s": time.perf_counter() - began_s,  # compiling is part of the first
             }
-            records.append((form, f"{length}-token sequences, {tokens:,} tokens", figures))
-        return {"records": records}
+            form = "compiled" if compiled else "as written"
+            records.append((form, f"{length}-token sequences, {size:,} tokens", figures))
+        return records
 
     def _decoder_seconds(
         self, encoder: PackedEncoder, tokens: int, length: int, passes: int
@@ -223,6 +211,17 @@ class GpuPeer:
             for _ in range(WARM_UP_PASSES):
                 compute()
             return statistics.median(self._seconds(compute) for _ in range(passes))
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor) -> None:
+    for _ in range(PRODUCTS):
+        torch.matmul(left, right, out=result)
+
+
+def _time(backend: TorchBackend, batch: list[TokenIds]) -> float:
+    began_s = time.perf_counter()
+    backend.forward(batch)
+    return time.perf_counter() - began_s
 
 
 def _decoder_flops(transformer: transformers.PreTrainedModel, length: int) -> float:
@@ -244,13 +243,3 @@ def _sequences(tokens: int, length: int) -> list[TokenIds]:
         *ORDINARY_IDS, (max(1, tokens // length), length), np.int32
     )
     return list(ids)
-
-
-def _time(backend: TorchBackend, batch: list[TokenIds]) -> float:
-    began_s = time.perf_counter()
-    backend.forward(batch)
-    return time.perf_counter() - began_s
-
-
-if __name__ == "__main__":
-    answer_lines(lambda: GpuPeer(sys.argv[1], sys.argv[2:]).answer)

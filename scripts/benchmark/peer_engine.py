@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scripts.benchmark.client import MODEL
+from scripts.benchmark.peers import TextPeer, Vectors
 from server.engine.engine import Engine
 from server.engine.served_models import ServedModels
 from server.inference.inputs import TextInputs
 from server.metrics import Metrics
 from server.settings import load_settings
 
-MODEL = "all-MiniLM-L6-v2"
 
-
-class EnginePeer:
+class EnginePeer(TextPeer):
     """An engine with the settings that `embedding-server serve` has by default.
 
     Only this class of the benchmark knows how an engine is made and asked.
@@ -26,16 +25,17 @@ class EnginePeer:
     """
 
     def __init__(self, device: str) -> None:
+        super().__init__()
         self._loop = asyncio.new_event_loop()
         self._engine = self._loop.run_until_complete(_start(device))
 
-    def embed(self, requests: list[list[str]], clients: int) -> NDArray[np.float32]:
-        """Vectors of all texts in order; each client asks for one request after the other."""
+    def compute(self, requests: list[list[str]], clients: int) -> Vectors:
+        """Each client asks for one request after the other."""
         return self._loop.run_until_complete(self._serve(requests, clients))
 
-    async def _serve(self, requests: list[list[str]], clients: int) -> NDArray[np.float32]:
+    async def _serve(self, requests: list[list[str]], clients: int) -> Vectors:
         waiting = iter(enumerate(requests))
-        vectors: dict[int, NDArray[np.float32]] = {}
+        vectors: dict[int, Vectors] = {}
 
         async def client() -> None:
             for number, texts in waiting:
@@ -44,7 +44,7 @@ class EnginePeer:
         await asyncio.gather(*(client() for _ in range(clients)))
         return np.concatenate([vectors[number] for number in range(len(requests))])
 
-    async def _ask(self, inputs: TextInputs) -> NDArray[np.float32]:
+    async def _ask(self, inputs: TextInputs) -> Vectors:
         with self._engine.admit(inputs, key="") as ticket:
             token_ids = await self._engine.tokenize(
                 inputs, prompt="", truncate=False, own_token_ids=False
