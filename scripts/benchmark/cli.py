@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import re
 import shlex
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
-from scripts.benchmark import machine, report
+from scripts.benchmark import report
 from scripts.benchmark.client import BadAnswer
 from scripts.benchmark.results import Results, read_json, write_json
 from scripts.benchmark.scenario import TABLE, Scenario
@@ -28,6 +28,7 @@ from scripts.benchmark.targets import REPOSITORY, BenchError, Peer
 
 INTERRUPTED, TERMINATED = 130, 143
 RESULTS = "results.json"
+LOCK = "embedding-server-bench.lock"
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -128,7 +129,7 @@ def run(asked: argparse.Namespace, results: Results, console: Console) -> list[s
     measured is written after each turn.
     """
     on_gpu, rows = asked.kind == "gpu", chosen_rows(asked)
-    facts, failures = machine.facts(sys.argv[1:]), []
+    facts, failures = report.facts_of_run(sys.argv[1:]), []
 
     def succeeds(work: Callable[[], None], label: str = "") -> bool:
         try:
@@ -141,7 +142,8 @@ def run(asked: argparse.Namespace, results: Results, console: Console) -> list[s
         return True
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_alone_on_this_machine())
+        # Two benchmarks at a time would measure each other.
+        stack.enter_context(FileLock(Path(tempfile.gettempdir(), LOCK), blocking=False))
         bench = start(asked, rows, results, stack)
         bench.targets = {n: one for n, one in bench.targets.items() if succeeds(one.wait_ready)}
         if on_gpu:
@@ -165,21 +167,6 @@ def run(asked: argparse.Namespace, results: Results, console: Console) -> list[s
     return failures
 
 
-@contextlib.contextmanager
-def _alone_on_this_machine() -> Iterator[None]:
-    """Two benchmarks at a time would measure each other.
-
-    Raises:
-        BenchError: another one runs.
-    """
-    with Path(tempfile.gettempdir(), "embedding-server-bench.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BenchError("another benchmark runs on this machine; let it end first") from None
-        yield
-
-
 def main() -> None:
     """Run the benchmark; exit code 2 for a mistake of the caller's, 1 for what failed."""
     asked = read_arguments()
@@ -195,6 +182,8 @@ def main() -> None:
     try:
         asked.out.mkdir(parents=True, exist_ok=True)
         failures = run(asked, results, Console(stderr=True))
+    except Timeout:
+        sys.exit(_complain("another benchmark runs on this machine; let it end first", 2))
     except BenchError as error:
         sys.exit(_complain(str(error), 2))
     except (BadAnswer, OSError) as error:

@@ -27,9 +27,7 @@ MODEL = "all-MiniLM-L6-v2"
 SECRET = "sk-of-the-benchmark-0123456789"
 # As OpenAI's clients do; only servers that ask for keys look at it.
 HEADERS = {"content-type": "application/json", "authorization": f"Bearer {SECRET}"}
-_EMBEDDING_BYTES = 384 * 4
-# A right answer holds at least this much for each text.
-_BASE64_BYTES = _EMBEDDING_BYTES * 4 // 3
+_BASE64_BYTES = 384 * 4 * 4 // 3  # a right answer holds at least this much for each text
 _MOST_BYTES = 2**24  # of an answer, before its reading must not wait for its taking
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 _CLOSES = re.compile(rb"\r\nconnection: *close")
@@ -66,7 +64,7 @@ def requests_of(kind: str, seed: str, count: int, *, texts: int) -> list[Request
 
 
 class Response(NamedTuple):
-    """An answer: `head` is in lower case and holds status line and headers."""
+    """An answer; `head` is in lower case and holds status line and headers."""
 
     head: bytes
     body: bytes
@@ -85,8 +83,7 @@ class Connection:
     """One client's connection, with one request under way at a time."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+        self._reader, self._writer = reader, writer
 
     @classmethod
     async def open(cls, address: Address) -> Connection:
@@ -138,23 +135,10 @@ class Sample(NamedTuple):
         return (self.ended - self.due) * 1e3
 
 
-def check(request: Request, response: Response) -> None:
-    """Raise BadAnswer unless this looks like the vectors asked for."""
-    body, texts = response.body, len(request.lengths)
-    if response.status != 200:
-        raise BadAnswer(f"answered {response.status}: {body[:300].decode(errors='replace')}")
-    if len(body) < texts * _BASE64_BYTES:
-        raise BadAnswer(f"answered {texts} texts with {len(body)} bytes")
-
-
-def run(load: Coroutine[Any, Any, list[Sample]]) -> list[Sample]:
-    """Run clients to their end.
-
-    Raises:
-        BadAnswer: a request was not answered with vectors.
-    """
+def run(clients: Coroutine[Any, Any, list[Sample]]) -> list[Sample]:
+    """Run clients to their end; raise BadAnswer for what one of them met."""
     try:
-        return uvloop.run(load)
+        return uvloop.run(clients)
     except ExceptionGroup as group:
         error: Exception = group
         while isinstance(error, ExceptionGroup):
@@ -178,19 +162,22 @@ async def closed_loop(
     Raises:
         BadAnswer: a request was not answered with vectors.
     """
-    waiting = iter(requests)
-    samples: list[Sample] = []
-    stop = stop or asyncio.Event()
+    waiting, samples = iter(requests), list[Sample]()
 
     async def client() -> None:
         with contextlib.closing(await Connection.open(address)) as connection:
             for request in waiting:
-                if stop.is_set():
+                if stop is not None and stop.is_set():
                     return
                 sent = time.perf_counter()
                 response = await connection.send(request.payload)
                 ended = time.perf_counter()
-                check(request, response)
+                if response.status != 200:
+                    shown = response.body[:300].decode(errors="replace")
+                    raise BadAnswer(f"answered {response.status}: {shown}")
+                if len(response.body) < len(request.lengths) * _BASE64_BYTES:
+                    told = f"{len(request.lengths)} texts with {len(response.body)} bytes"
+                    raise BadAnswer(f"answered {told}")
                 samples.append(Sample(request, sent, sent, ended, response.status))
                 if think_s:
                     await asyncio.sleep(think_s)
@@ -225,14 +212,12 @@ async def open_loop(
         give_up_s: how long a client waits before it hangs up.
         until_s: when, counted from the start, all who still wait hang up.
     """
-    idle: list[Connection] = []
-    samples: list[Sample] = []
+    idle, samples = list[Connection](), list[Sample]()
     start = time.perf_counter()
 
     async def client(request: Request, due: float) -> None:
         sent = time.perf_counter()
-        status, retry_after = 0, None
-        connection: Connection | None = None
+        status, retry_after, connection = 0, None, None
         try:
             async with asyncio.timeout(min(give_up_s, start + until_s - sent)):
                 while connection is None:

@@ -11,28 +11,20 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from http import HTTPStatus
-from typing import NamedTuple
+from typing import Any
 
 import uvloop
 
-from scripts.benchmark.client import (
-    Sample,
-    closed_loop,
-    open_loop,
-    poisson_arrivals,
-    requests_of,
-    run,
-)
-from scripts.benchmark.cpu_scenarios import BUSY_CLIENTS, INDEXING_TEXTS, send
+from scripts.benchmark import client
+from scripts.benchmark.client import Sample, requests_of
 from scripts.benchmark.results import MB, Figures, percentiles_ms
 from scripts.benchmark.scenario import Turn
+from scripts.benchmark.scenarios import BUSY_CLIENTS, INDEXING_TEXTS, send
 from scripts.benchmark.targets import Server, own_server
 
 FLOOD_FACTOR = 20  # times what the server can take
 FLOOD_TEXTS = 16
 FLOOD_REQUESTS = 500  # sent again and again
-CAPACITY_REQUESTS = 32
 GIVE_UP_S = 10
 CALM_S = 5  # before the flood and after it
 PROBE_EVERY_S = 0.2
@@ -43,31 +35,23 @@ MAX_RETRY_AFTER_S = 60
 PROFILED = {"short query": ("query", 1, 200), "64 texts": ("mixed", INDEXING_TEXTS, 8)}
 
 
-class Flood(NamedTuple):
-    """What was seen during a flood; times on the clock of `time.perf_counter`."""
-
-    began: float
-    ended: float
-    probes: list[Sample]
-    flood: list[Sample]
-    memory: list[int]  # bytes
-
-
 def flood(turn: Turn, *, seconds: float) -> None:
     """Far more requests than can be served, and what becomes of a short query meanwhile."""
-    size = {"requests": CAPACITY_REQUESTS, "texts": FLOOD_TEXTS, "clients": 8}
+    size = {"requests": 32, "texts": FLOOD_TEXTS, "clients": 8}
     capacity = send(turn.server, "mixed", "flood capacity", **size)["requests_per_s"]
     rate = FLOOD_FACTOR * capacity
-    figures = _flood_figures(uvloop.run(_flood(turn.server, rate, seconds)))
+    figures = uvloop.run(_flood(turn.server, rate, seconds))
     share = figures.get("status_200", 0) / (capacity * seconds)
-    turn.record({"arrivals_per_s": rate, **figures, "answered_of_capacity_percent": 100 * share})
+    figures = {"arrivals_per_s": rate, **figures, "answered_of_capacity_percent": 100 * share}
+    turn.record(figures)
 
 
-async def _flood(server: Server, rate: float, seconds: float) -> Flood:
-    arrivals = poisson_arrivals(rate, round(rate * seconds), "flood")
+async def _flood(server: Server, rate: float, seconds: float) -> Figures:
+    arrivals = client.poisson_arrivals(rate, round(rate * seconds), "flood")
     bulk = itertools.cycle(requests_of("mixed", "flood", FLOOD_REQUESTS, texts=FLOOD_TEXTS))
     probe_times = [PROBE_EVERY_S * i for i in range(round((seconds + 2 * CALM_S) / PROBE_EVERY_S))]
-    probes = requests_of("query", "flood", len(probe_times), texts=1)
+    queries = requests_of("query", "flood", len(probe_times), texts=1)
+    patience: Any = {"give_up_s": GIVE_UP_S}
     memory: list[int] = []
 
     async def watch() -> None:
@@ -76,37 +60,41 @@ async def _flood(server: Server, rate: float, seconds: float) -> Flood:
             await asyncio.sleep(MEMORY_EVERY_S)
 
     async with asyncio.TaskGroup() as tasks:
-        probing = tasks.create_task(
-            open_loop(server.address, probes, probe_times, give_up_s=GIVE_UP_S)
-        )
+        open_loop = client.open_loop(server.address, queries, probe_times, **patience)
+        probing = tasks.create_task(open_loop)
         await asyncio.sleep(CALM_S)
         watching = tasks.create_task(watch())
         began = time.perf_counter()
-        answered = await open_loop(
-            server.address, bulk, arrivals, give_up_s=GIVE_UP_S, until_s=seconds
-        )
+        flood = await client.open_loop(server.address, bulk, arrivals, until_s=seconds, **patience)
         ended = time.perf_counter()
         watching.cancel()
-    return Flood(began, ended, probing.result(), answered, memory)
+    half = len(memory) // 2
+    return _flood_figures(began, ended, probing.result(), flood) | {
+        "resident_mb": max(memory) / MB,
+        "memory_growth_percent": _growth_percent(max(memory[:half]), max(memory[half:])),
+    }
 
 
-def _flood_figures(seen: Flood) -> Figures:
-    statuses = Counter(sample.status for sample in seen.flood)
-    before = [sample.ms for sample in seen.probes if sample.ended < seen.began]
-    during = [sample for sample in seen.probes if seen.began <= sample.due < seen.ended]
-    refused = [sample for sample in seen.flood if sample.status not in (0, HTTPStatus.OK)]
-    half = len(seen.memory) // 2
-    calm_ms = percentiles_ms(before)["p50_ms"]
+def _growth_percent(before: float, after: float) -> float:
+    return 100 * (after / before - 1)
+
+
+def _flood_figures(
+    began: float, ended: float, probes: Sequence[Sample], flood: Sequence[Sample]
+) -> Figures:
+    """Of samples; times on the clock of `time.perf_counter`."""
+    statuses = Counter(sample.status for sample in flood)
+    during = [sample for sample in probes if began <= sample.due < ended]
+    refused = [sample for sample in flood if sample.status not in (0, 200)]
+    calm_ms = percentiles_ms([sample.ms for sample in probes if sample.ended < began])["p50_ms"]
     figures = {
-        "requests": len(seen.flood),
+        "requests": len(flood),
         "gave_up": statuses.pop(0, 0),
         **{f"status_{status}": count for status, count in sorted(statuses.items())},
-        "probes_answered_percent": _percent(sample.status == HTTPStatus.OK for sample in during),
-        **percentiles_ms([sample.ms for sample in during if sample.status == HTTPStatus.OK]),
+        "probes_answered_percent": _percent(sample.status == 200 for sample in during),
+        **percentiles_ms([sample.ms for sample in during if sample.status == 200]),
         "calm_p50_ms": calm_ms,
-        "recovery_s": recovery_s(seen.probes, seen.ended, calm_ms),
-        "resident_mb": max(seen.memory) / MB,
-        "memory_growth_percent": 100 * (max(seen.memory[half:]) / max(seen.memory[:half]) - 1),
+        "recovery_s": recovery_s(probes, ended, calm_ms),
     }
     if refused:
         figures["right_refusals_percent"] = _percent(map(is_right_refusal, refused))
@@ -120,11 +108,8 @@ def _percent(fates: Iterable[bool]) -> float:
 def is_right_refusal(sample: Sample) -> bool:
     """A 503 that tells when to come back, in whole seconds."""
     seconds = sample.retry_after or ""
-    return (
-        sample.status == HTTPStatus.SERVICE_UNAVAILABLE
-        and re.fullmatch("[0-9]+", seconds) is not None
-        and 1 <= int(seconds) <= MAX_RETRY_AFTER_S
-    )
+    whole = re.fullmatch("[0-9]+", seconds) is not None
+    return sample.status == 503 and whole and 1 <= int(seconds) <= MAX_RETRY_AFTER_S
 
 
 def recovery_s(probes: Sequence[Sample], ended: float, calm_ms: float) -> float:
@@ -143,7 +128,7 @@ def soak(turn: Turn, *, requests: int) -> None:
     figures = send(turn.server, "query", turn.seed, **size)
     seen = turn.bench.results.by_round(turn.row.name, turn.target.name, "resident_mb")
     if turn.round == turn.row.rounds - 1:
-        figures["memory_growth_percent"] = 100 * (figures["resident_mb"] / seen[0] - 1)
+        figures["memory_growth_percent"] = _growth_percent(seen[0], figures["resident_mb"])
     turn.record(figures)
 
 
@@ -154,7 +139,7 @@ def profile(turn: Turn) -> None:
         server.wait_ready()
         for case, (kind, texts, count) in PROFILED.items():
             requests = requests_of(kind, turn.row.name, count, texts=texts)
-            samples = run(closed_loop(server.address, requests, clients=1))
+            samples = client.run(client.closed_loop(server.address, requests, clients=1))
             lines = [json.loads(line) for line in server.log().splitlines()]
             logged = [line["ms"] for line in lines if "ms" in line and line["inputs"] == texts]
             figures = {"seen by the client_ms": percentiles_ms([s.ms for s in samples])["p50_ms"]}

@@ -30,27 +30,22 @@ _GPU_QUERY = (
 )
 
 
-class Meter:
-    """What a target, this process and all others took, from its making on."""
+def clocks(target: Target) -> tuple[float, float, float, float]:
+    """Seconds on the clock, and of CPU: what a target, this process and all processes took."""
+    times = psutil.cpu_times()
+    busy_s = sum(times) - times.idle - getattr(times, "iowait", 0.0)
+    return time.perf_counter(), target.usage().cpu_s, time.process_time(), busy_s
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._before = self._now()
 
-    def _now(self) -> tuple[float, float, float, float]:
-        times = psutil.cpu_times()
-        busy_s = sum(times) - times.idle - getattr(times, "iowait", 0.0)
-        return time.perf_counter(), self._target.usage().cpu_s, time.process_time(), busy_s
-
-    def figures(self, tokens: float) -> Figures:
-        """CPU and memory; of what others took a busy machine is recognised."""
-        seconds, cpu_s, own_s, busy_s = np.subtract(self._now(), self._before)
-        return {
-            "cpu_s_per_million_tokens": float(cpu_s / tokens * 1e6),
-            "resident_mb": self._target.usage().resident_bytes / MB,
-            "client_cpu_percent": float(100 * own_s / seconds),
-            "others_cpu_percent": float(max(0, 100 * (busy_s - cpu_s - own_s) / seconds)),
-        }
+def cost_figures(target: Target, before: tuple[float, ...], tokens: float) -> Figures:
+    """CPU and memory since these `clocks`; of what others took a busy machine is recognised."""
+    seconds, cpu_s, own_s, busy_s = np.subtract(clocks(target), before)
+    return {
+        "cpu_s_per_million_tokens": float(cpu_s / tokens * 1e6),
+        "resident_mb": target.usage().resident_bytes / MB,
+        "client_cpu_percent": float(100 * own_s / seconds),
+        "others_cpu_percent": float(max(0, 100 * (busy_s - cpu_s - own_s) / seconds)),
+    }
 
 
 def drive(server: Server, clients: Coroutine[Any, Any, list[Sample]]) -> Figures:
@@ -59,14 +54,14 @@ def drive(server: Server, clients: Coroutine[Any, Any, list[Sample]]) -> Figures
     Raises:
         BadAnswer: a request was not answered with vectors.
     """
-    before, meter = _padding(server), Meter(server)
+    told, before = _padding(server), clocks(server)
     samples = run(clients)
     for sample in samples:
         if sample.status != 200:
             raise BadAnswer(f"{server.name} answered {sample.status or 'nothing'}")
     figures = sample_figures(samples)
-    figures |= meter.figures(figures["tokens"])
-    computed, padded = np.subtract(_padding(server), before)
+    figures |= cost_figures(server, before, figures["tokens"])
+    computed, padded = np.subtract(_padding(server), told)
     if computed:  # else the server does not tell
         figures["padding_percent"] = float(100 * padded / (computed + padded))
     return figures
@@ -77,7 +72,9 @@ def sample_figures(samples: Sequence[Sample]) -> Figures:
     seconds = max(s.ended for s in samples) - min(s.due for s in samples)
     lengths = [length for sample in samples for length in sample.request.lengths]
     figures = work_figures(lengths, len(samples), seconds)
-    return figures | percentiles_ms([sample.ms for sample in samples])
+    late_ms = percentiles_ms([1e3 * (sample.sent - sample.due) for sample in samples])["p99_ms"]
+    figures |= percentiles_ms([sample.ms for sample in samples])
+    return figures | ({"sent_late_p99_ms": late_ms} if late_ms else {})
 
 
 def _padding(server: Server) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from scripts.benchmark.client import MODEL
 from scripts.benchmark.peers import TextPeer, Vectors
+from scripts.benchmark.targets import PeerOptions
 from server.engine.engine import Engine
 from server.engine.served_models import ServedModels
 from server.inference.inputs import TextInputs
@@ -19,15 +20,12 @@ class EnginePeer(TextPeer):
     """An engine with the settings that `embedding-server serve` has by default.
 
     Only this class of the benchmark knows how an engine is made and asked.
-
-    Args:
-        device: as the setting of this name.
     """
 
-    def __init__(self, device: str) -> None:
-        super().__init__()
+    def __init__(self, options: PeerOptions) -> None:
+        super().__init__(options)
         self._loop = asyncio.new_event_loop()
-        self._engine = self._loop.run_until_complete(_start(device))
+        self._engine = self._loop.run_until_complete(_start(options.device))
 
     def compute(self, requests: list[list[str]], clients: int) -> Vectors:
         """Each client asks for one request after the other."""

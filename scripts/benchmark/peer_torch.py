@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from scripts.benchmark.client import MODEL
 from scripts.benchmark.results import Figures, model_flops, percentiles_ms
+from scripts.benchmark.targets import PeerOptions
 from server.catalog.card import Card
 from server.catalog.registry import read_registry
 from server.inference.backend import TokenIds
@@ -48,19 +49,15 @@ def served_card(device: str) -> Card:
 
 
 class TorchPeer:
-    """Measures one device.
+    """Measures one device; models are loaded now if a scenario needs them."""
 
-    Args:
-        device: as torch names it.
-        scenarios: what it will be asked; models are loaded for it now.
-    """
-
-    def __init__(self, device: str, *scenarios: str) -> None:
+    def __init__(self, options: PeerOptions) -> None:
+        device = options.torch_device
         self._device = torch.device(device)
         self._card = served_card(device)
-        self._matrix_rates: dict[str, float] = {}
+        self._tflops_per_s: Figures = {}  # of matrix products, by dtype
         self._backends: dict[str, TorchBackend] = {}
-        if "forward" in scenarios:
+        if "forward" in options.scenarios:
             self._backends = {name: TorchBackend(self._card, device) for name in (RECORDED, EAGER)}
             self._backends[RECORDED].prepare(CPU_TOKENS if self._device.type == "cpu" else None)
 
@@ -69,12 +66,9 @@ class TorchPeer:
         if self._device.type != "cuda":
             return {"gpu": "none: torch on the CPU", "dtype": self._card.dtype}
         found = torch.cuda.get_device_properties(self._device)
-        return {
-            "gpu": found.name,
-            "gpu_memory_gb": round(found.total_memory / 1e9, 1),
-            "cuda": torch.version.cuda,
-            "dtype": self._card.dtype,
-        }
+        gb = round(found.total_memory / 1e9, 1)
+        cuda = {"cuda": torch.version.cuda, "dtype": self._card.dtype}
+        return {"gpu": found.name, "gpu_memory_gb": gb, **cuda}
 
     def vectors(self, texts: list[str]) -> NDArray[np.float32]:
         """Vectors (backends, texts, 384) of texts; computed in fours, so that unlike lengths meet."""
@@ -94,29 +88,27 @@ class TorchPeer:
             left, right = torch.randn(size, size, **kind), torch.randn(size, size, **kind)
             multiply = functools.partial(_multiply, left, right, torch.empty_like(left))
             seconds = [self._seconds(multiply) for _ in range(samples + 1)][1:]
-            rate = 2 * size**3 * PRODUCTS / statistics.median(seconds)
-            self._matrix_rates[dtype] = rate
-            figures = {"tflops_per_s": rate / 1e12}
-            records.append(("card", f"{dtype}, {size} x {size} x {size}", figures))
+            tflops_per_s = 2 * size**3 * PRODUCTS / statistics.median(seconds) / 1e12
+            self._tflops_per_s[dtype] = tflops_per_s
+            case = f"{dtype}, {size} x {size} x {size}"
+            records.append(("card", case, {"tflops_per_s": tflops_per_s}))
         return records
 
     def _seconds(self, work: Callable[[], object]) -> float:
-        self._wait()
+        on_gpu = self._device.type == "cuda"
+        if on_gpu:
+            torch.cuda.synchronize(self._device)
         began_s = time.perf_counter()
         work()
-        self._wait()
+        if on_gpu:
+            torch.cuda.synchronize(self._device)
         return time.perf_counter() - began_s
 
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
     def _compared(self, tflops_per_s: float, dtype: str) -> Figures:
-        figures = {"tflops_per_s": tflops_per_s}
-        if dtype in self._matrix_rates:
-            share = tflops_per_s * 1e12 / self._matrix_rates[dtype]
-            figures["of_matrix_rate_percent"] = 100 * share
-        return figures
+        """With the share of the matrix rate, if that was measured."""
+        rate = self._tflops_per_s.get(dtype)
+        share = {"of_matrix_rate_percent": 100 * tflops_per_s / rate} if rate else {}
+        return {"tflops_per_s": tflops_per_s, **share}
 
     def forward(self, tokens: list[int], at_least_s: float, queries: int) -> list[Measured]:
         """Each backend with micro-batches of several sizes, one and two threads, and one query."""
@@ -164,18 +156,16 @@ class TorchPeer:
     def decoder(
         self, *, config: str, length: int, tokens: list[int], passes: int, compiled: bool
     ) -> list[Measured]:
-        """Random weights of a decoder-type model's shape, its layers as written or compiled.
+        """Sequences of a length through random weights of a decoder-type model's shape.
 
         Args:
             config: the shape, a file of this folder as transformers' Qwen3Config reads it.
-            length: tokens of each sequence.
             tokens: of the micro-batches.
+            compiled: have torch compile the layers; else they are as written.
         """
-        file = Path(__file__).with_name(config)
+        shape = transformers.Qwen3Config.from_json_file(Path(__file__).with_name(config))
         with torch.device(self._device):
-            transformer = transformers.AutoModel.from_config(
-                transformers.Qwen3Config.from_json_file(file), dtype=torch.bfloat16
-            )
+            transformer = transformers.AutoModel.from_config(shape, dtype=torch.bfloat16)
         transformer.eval().requires_grad_(False)
         if compiled:
             compile_layers(transformer)
@@ -185,32 +175,22 @@ class TorchPeer:
         flops = _decoder_flops(transformer, length)
         records: list[Measured] = []
         for size in tokens:
-            began_s = time.perf_counter()
-            seconds = self._decoder_seconds(encoder, size, length, passes)
+            whole = {"dtype": torch.int32, "device": self._device}
+            ids = torch.randint(0, 1_000, (size,), **whole)
+            bounds = torch.arange(0, size + 1, length, **whole)
+            compute = functools.partial(encoder.forward, ids, bounds, length)
+            with torch.inference_mode():
+                seconds = [self._seconds(compute) for _ in range(WARM_UP_PASSES + passes)]
+            median_s = statistics.median(seconds[WARM_UP_PASSES:])
             figures = {
-                "tokens_per_s": size / seconds,
-                "pass_ms": 1e3 * seconds,
-                **self._compared(flops * size / seconds / 1e12, "bfloat16"),
-                "all_passes_s": time.perf_counter() - began_s,  # compiling is part of the first
+                "tokens_per_s": size / median_s,
+                "pass_ms": 1e3 * median_s,
+                **self._compared(flops * size / median_s / 1e12, "bfloat16"),
+                "all_passes_s": sum(seconds),  # compiling is part of the first
             }
             form = "compiled" if compiled else "as written"
             records.append((form, f"{length}-token sequences, {size:,} tokens", figures))
         return records
-
-    def _decoder_seconds(
-        self, encoder: PackedEncoder, tokens: int, length: int, passes: int
-    ) -> float:
-        """Median seconds of a pass."""
-        ids = torch.randint(0, 1_000, (tokens,), dtype=torch.int32, device=self._device)
-        bounds = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=self._device)
-
-        def compute() -> None:
-            encoder(ids, bounds, length)
-
-        with torch.inference_mode():
-            for _ in range(WARM_UP_PASSES):
-                compute()
-            return statistics.median(self._seconds(compute) for _ in range(passes))
 
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor) -> None:
@@ -238,8 +218,5 @@ def _decoder_flops(transformer: transformers.PreTrainedModel, length: int) -> fl
 
 def _sequences(tokens: int, length: int) -> list[TokenIds]:
     """As many sequences of this length as fit, one at least."""
-    draw = np.random.default_rng(0)
-    ids: NDArray[np.int32] = draw.integers(
-        *ORDINARY_IDS, (max(1, tokens // length), length), np.int32
-    )
-    return list(ids)
+    shape = (max(1, tokens // length), length)
+    return list(np.random.default_rng(0).integers(*ORDINARY_IDS, shape, np.int32))

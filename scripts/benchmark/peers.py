@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.benchmark import client
-from scripts.benchmark.targets import REPOSITORY
+from scripts.benchmark.targets import REPOSITORY, PeerOptions, fetch_model
 from scripts.benchmark.texts import make_requests, num_tokens
 from server.inference.cpu_cores import usable_cores
 
@@ -28,7 +28,7 @@ Vectors = NDArray[np.float32]  # (texts, 384)
 class TextPeer(abc.ABC):
     """Computes vectors of texts."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: PeerOptions) -> None:
         self.requests: list[list[str]] = []
 
     @abc.abstractmethod
@@ -69,16 +69,16 @@ class OnnxRuntime(TextPeer):
     thread a core over one single-threaded session, which is its fastest way on small matrices.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: PeerOptions) -> None:
         import onnxruntime
         from tokenizers import Tokenizer
 
-        super().__init__()
+        super().__init__(options)
         folder = REPOSITORY / "models" / client.MODEL
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        threads = onnxruntime.SessionOptions()
+        threads.intra_op_num_threads = threads.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
-            folder / "graph.onnx", options, providers=["CPUExecutionProvider"]
+            folder / "graph.onnx", threads, providers=["CPUExecutionProvider"]
         )
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
@@ -124,21 +124,18 @@ class OnnxRuntime(TextPeer):
 
 
 class SentenceTransformers(TextPeer):
-    """sentence-transformers' encode, with a thread a core, in the served dtype.
+    """sentence-transformers' encode, with a thread a core, in the served dtype."""
 
-    Args:
-        folder: the model's official folder.
-        device: as torch names it.
-    """
-
-    def __init__(self, folder: str, device: str) -> None:
+    def __init__(self, options: PeerOptions) -> None:
         import torch
         from sentence_transformers import SentenceTransformer
 
         from scripts.benchmark.peer_torch import served_card
 
-        super().__init__()
+        super().__init__(options)
         torch.set_num_threads(usable_cores())
+        device = options.torch_device
+        folder = str(options.model_folder or fetch_model(options.cache))
         dtype = getattr(torch, served_card(device).dtype)
         self._model = SentenceTransformer(folder, device=device, model_kwargs={"dtype": dtype})
         self._batch_sizes = (8, 32, 64) if device == "cpu" else (32, 64, 128, 256, 512)
@@ -162,9 +159,12 @@ class MatrixProduct:
     """numpy, in a thread a core: what the machine could do."""
 
     # (rows, inner, columns): the model's own with 512 tokens in a micro-batch, and a square one.
-    shapes = ((512, 384, 1536), (512, 1536, 384), (1024, 1024, 1024))
-    repeats = 7
-    flops = 4e9  # a thread and repeat
+    _shapes = ((512, 384, 1536), (512, 1536, 384), (1024, 1024, 1024))
+    _repeats = 7
+    _flops = 4e9  # a thread and repeat
+
+    def __init__(self, options: PeerOptions) -> None:
+        """Needs nothing."""
 
     def rate(self) -> float:
         """Floating-point operations a second of float32 products, the best shape's median."""
@@ -176,7 +176,7 @@ class MatrixProduct:
             left, right = np.ones((rows, inner), np.float32), np.ones((inner, columns), np.float32)
             result = np.empty((rows, columns), np.float32)
             flops = 2 * rows * inner * columns
-            times = max(1, round(self.flops / flops))
+            times = max(1, round(self._flops / flops))
             start.wait()
             started = time.perf_counter()
             for _ in range(times):
@@ -185,8 +185,8 @@ class MatrixProduct:
 
         medians = []
         with ThreadPoolExecutor(threads) as pool:
-            for shape in self.shapes:
-                rates = [sum(pool.map(multiply, [shape] * threads)) for _ in range(self.repeats)]
+            for shape in self._shapes:
+                rates = [sum(pool.map(multiply, [shape] * threads)) for _ in range(self._repeats)]
                 medians.append(statistics.median(rates))
         return max(medians)
 
@@ -194,7 +194,7 @@ class MatrixProduct:
 class LoadPeer:
     """Clients of one process: they send what was made, again and again, until the time is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: PeerOptions) -> None:
         self._requests: list[client.Request] = []
 
     def make(self, kind: str, seed: str, requests: int, texts: int) -> None:
@@ -204,11 +204,7 @@ class LoadPeer:
     def load(
         self, address: client.Address, clients: int, begin: float, end: float
     ) -> tuple[list[client.Sample], float]:
-        """Samples of a load from `begin` to `end`, on the clock of `time.perf_counter`; CPU seconds.
-
-        Raises:
-            BadAnswer: a request was not answered with vectors.
-        """
+        """Samples of a load from `begin` to `end`, on the clock of `time.perf_counter`; CPU seconds."""
         cpu_s = time.process_time()
         samples = client.run(self._load(address, clients, begin, end))
         return samples, time.process_time() - cpu_s

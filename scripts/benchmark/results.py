@@ -32,8 +32,7 @@ class Spread(NamedTuple):
         return cls(statistics.median(values), min(values), max(values)) if values else None
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One target's figures in one round of a scenario; `case` tells its variants apart."""
 
     scenario: str
@@ -55,11 +54,8 @@ class Results:
 
     def by_round(self, scenario: str, target: str, figure: str, case: str = "") -> dict[int, float]:
         """A figure in each round."""
-        return {
-            record.round: record.figures[figure]
-            for record in self.of(scenario, target)
-            if record.case == case and figure in record.figures
-        }
+        records = [record for record in self.of(scenario, target) if record.case == case]
+        return {r.round: r.figures[figure] for r in records if figure in r.figures}
 
     def ratios(
         self, scenario: str, figure: str, target: str, other: str, case: str = ""
@@ -72,8 +68,11 @@ class Results:
 
 def write_json(file: Path, facts: dict[str, Any], results: Results) -> None:
     """Every round's figures, with what they depend on; five digits of each, null for infinity."""
-    names = ("scenario", "case", "target", "round")
-    records = [{n: getattr(r, n) for n in names} | r.figures for r in results.records]
+    records = [
+        {name: value for name, value in record._asdict().items() if name != "figures"}
+        | record.figures
+        for record in results.records
+    ]
     text = json.dumps(_short({**facts, "records": records}), indent=1, ensure_ascii=False)
     file.write_text(text + "\n", encoding="utf-8")
 
@@ -95,12 +94,12 @@ def read_json(file: Path) -> tuple[dict[str, Any], Results]:
         ValueError, KeyError: it wrote something else.
     """
     facts = json.loads(file.read_text(encoding="utf-8"))
-    records = []
-    for figures in facts.pop("records"):
-        names = {name: figures.pop(name) for name in ("scenario", "case", "target", "round")}
-        measured = {name: math.inf if value is None else value for name, value in figures.items()}
-        records.append(Record(**names, figures=measured))
-    return facts, Results(records)
+    results = Results()
+    for told in facts.pop("records"):
+        names = {name: told.pop(name) for name in ("scenario", "case", "target", "round")}
+        figures = {name: math.inf if value is None else value for name, value in told.items()}
+        results.records.append(Record(**names, figures=figures))
+    return facts, results
 
 
 def percentiles_ms(ms: Sequence[float], percents: Sequence[int] = (50, 95, 99)) -> Figures:
@@ -113,17 +112,10 @@ def percentiles_ms(ms: Sequence[float], percents: Sequence[int] = (50, 95, 99)) 
 
 def work_figures(lengths: Sequence[int], requests: int, seconds: float) -> Figures:
     """Work done and rates, from the tokens of each text."""
-    tokens = sum(lengths)
-    return {
-        "seconds": seconds,
-        "requests": requests,
-        "texts": len(lengths),
-        "tokens": tokens,
-        "requests_per_s": requests / seconds,
-        "texts_per_s": len(lengths) / seconds,
-        "tokens_per_s": tokens / seconds,
-        "gflops_per_s": sum(map(model_flops, lengths)) / seconds / 1e9,
-    }
+    work = {"requests": requests, "texts": len(lengths), "tokens": sum(lengths)}
+    rates = {f"{name}_per_s": count / seconds for name, count in work.items()}
+    gflops = sum(map(model_flops, lengths)) / 1e9
+    return {"seconds": seconds, **work, **rates, "gflops_per_s": gflops / seconds}
 
 
 def model_flops(tokens: int) -> float:

@@ -8,6 +8,7 @@ noisy machine hits all of them alike.
 from __future__ import annotations
 
 import importlib
+import operator
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from scripts.benchmark.peers import Vectors
 from scripts.benchmark.results import Figures, Record, Results, Spread
 from scripts.benchmark.targets import Peer, Server, Target
 
-OURS = "ours"
+OURS, AGAINST, GUARDED = "ours", "against", "ours, with keys"
 
 
 @dataclass(slots=True)
@@ -73,40 +74,34 @@ class Turn:
         self.bench.results.records.append(Record(self.row.name, case, target, self.round, figures))
 
 
+_COMBINED: dict[str, Callable[[float, float], float]] = {
+    "itself": lambda value, _: value,
+    "ratio": operator.truediv,
+    "difference": operator.sub,
+    "loss": lambda value, other: 100 * (1 - value / other),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """A bound (sign, number, unit) on a figure, which the median of the rounds is held to.
-
-    With `through` its ratio to the figure of another target, with `beyond` the difference, with
-    `lost_to` the percentage that is lost to it in another case.
-    """
+    """A bound (sign, number, unit) on a figure; scenarios.toml tells of the fields."""
 
     figure: str
     bound: str
     of: str
     target: str = OURS
     case: str = ""
-    through: str | None = None
-    beyond: str | None = None
-    lost_from: str | None = None
-
-    def measure(self, results: Results, scenario: str) -> list[float]:
-        """The value in each round, nothing if it was not run."""
-        other = self.through or self.beyond or self.target
-        values = results.by_round(scenario, self.target, self.of, self.case)
-        others = results.by_round(scenario, other, self.of, self.lost_from or self.case)
-        pairs = [(value, others[number]) for number, value in values.items() if number in others]
-        if self.through:
-            return [value / other for value, other in pairs if other]
-        if self.beyond:
-            return [value - other for value, other in pairs]
-        if self.lost_from:
-            return [100 * (1 - value / other) for value, other in pairs]
-        return list(values.values())
+    how: str = "itself"
+    other: str = ""
+    other_case: str = ""
 
     def judge(self, results: Results, scenario: str) -> dict[str, Any] | None:
-        """What was measured, and whether it is within the bound."""
-        spread = Spread.over(self.measure(results, scenario))
+        """What was measured in all rounds, and whether its median is within the bound."""
+        values = results.by_round(scenario, self.target, self.of, self.case)
+        other, other_case = self.other or self.target, self.other_case or self.case
+        others = results.by_round(scenario, other, self.of, other_case)
+        combine = _COMBINED[self.how]
+        spread = Spread.over([combine(v, others[n]) for n, v in values.items() if n in others])
         if spread is None:
             return None
         sign, bound, unit = self.bound.split()

@@ -10,18 +10,29 @@ from pathlib import Path
 
 from scripts.benchmark.measuring import Load
 from scripts.benchmark.results import Results
-from scripts.benchmark.scenario import Bench, Scenario
+from scripts.benchmark.scenario import AGAINST, GUARDED, OURS, Bench, Scenario
 from scripts.benchmark.targets import (
     REPOSITORY,
     Peer,
+    PeerOptions,
+    Server,
     Target,
-    fetch_model,
     guarded_server,
     infinity_server,
     own_server,
 )
 
 CPU, TORCH_CPU = "cpu", "torch-cpu"  # the second is a smoke run of the scenarios for GPUs
+# Peers by their names: module and class.
+PLUGINS = {
+    "sentence-transformers": "peers:SentenceTransformers",
+    "onnxruntime": "peers:OnnxRuntime",
+    "engine": "peer_engine:EnginePeer",
+    "matrix product": "peers:MatrixProduct",
+    "torch": "peer_torch:TorchPeer",
+    "load": "peers:LoadPeer",
+}
+# What --peer may name: rivals and bare engines.
 PEERS = ("infinity", "sentence-transformers", "onnxruntime", "engine")
 
 
@@ -37,44 +48,33 @@ def start(
         asked: see `cli.read_arguments`.
     """
     device = CPU if asked.device == TORCH_CPU else asked.device
-    torch_device = "cuda:0" if device == "cuda" else device
+    ours = ["--device", device, *asked.serve_args]
+    others = ours if asked.against is None else ["--device", device, *asked.against]
+    checkout = asked.against_checkout or REPOSITORY
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    ours, others = (
-        ["--device", device, *(asked.serve_args if flags is None else flags)]
-        for flags in (None, asked.against)
-    )
-    makers: dict[str, Callable[[str], Target]] = {
-        "matrix product": lambda name: Peer(name, "peers:MatrixProduct"),
-        "torch": lambda name: Peer(
-            name, "peer_torch:TorchPeer", torch_device, *(row.name for row in rows)
-        ),
-        "sentence-transformers": lambda name: Peer(
-            name,
-            "peers:SentenceTransformers",
-            str(asked.st_folder or fetch_model(asked.cache)),
-            torch_device,
-        ),
-        "onnxruntime": lambda name: Peer(name, "peers:OnnxRuntime"),
-        "engine": lambda name: Peer(name, "peer_engine:EnginePeer", device),
-        "infinity": lambda name: infinity_server(name, asked.cache),
-        "ours": lambda name: own_server(name, ours),
-        "against": lambda name: own_server(name, others, asked.against_checkout or REPOSITORY),
-        "ours, with keys": lambda name: guarded_server(name, ours, scratch),
+    servers: dict[str, Callable[[], Server]] = {
+        OURS: lambda: own_server(OURS, ours),
+        AGAINST: lambda: own_server(AGAINST, others, checkout),
+        GUARDED: lambda: guarded_server(GUARDED, ours, scratch),
+        "infinity": lambda: infinity_server("infinity", asked.cache),
     }
-    needed = {name for row in rows for name in (*row.targets, *row.needs)}
+    needed = {name for row in rows if not row.always for name in (*row.targets, *row.needs)}
     if asked.kind == "cpu":
         needed -= set(PEERS) - set(asked.peer)
     if asked.against is None and asked.against_checkout is None:
-        needed.discard("against")
+        needed.discard(AGAINST)
     if not asked.guarded:
-        needed.discard("ours, with keys")
+        needed.discard(GUARDED)
+    names = tuple(row.name for row in rows)
+    options = PeerOptions(device, names, asked.cache, asked.st_folder)
 
-    def started(target: Target) -> Target:
-        return stack.enter_context(contextlib.closing(target))
+    def peer(name: str) -> Peer:
+        return stack.enter_context(contextlib.closing(Peer(name, PLUGINS[name], options)))
 
-    targets = {name: started(make(name)) for name, make in makers.items() if name in needed}
-    count = (2 if asked.quick else 6) if "load" in needed else 0
-    clients = [Peer(f"load {number}", "peers:LoadPeer") for number in range(count)]
-    for client in clients:
-        started(client)
-    return Bench(targets, Load(clients), ours, results)
+    processes = (2 if asked.quick else 6) if "load" in needed else 0
+    load = Load([peer("load") for _ in range(processes)])
+    targets: dict[str, Target] = {name: peer(name) for name in PLUGINS if name in needed - {"load"}}
+    for name, make in servers.items():
+        if name in needed:
+            targets[name] = stack.enter_context(contextlib.closing(make()))
+    return Bench(targets, load, ours, results)

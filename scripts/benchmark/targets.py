@@ -22,6 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import psutil
@@ -58,8 +59,7 @@ class Target:
     """A process and all below it."""
 
     def __init__(self, name: str, pid: int) -> None:
-        self.name = name
-        self.pid = pid
+        self.name, self.pid = name, pid
 
     def usage(self) -> Usage:
         """What they took so far."""
@@ -74,7 +74,7 @@ class Target:
         return Usage(cpu_s, resident_bytes, processes)
 
     def wait_ready(self) -> None:
-        """Wait until it can be asked."""
+        """Wait until it can be asked; raise BenchError if it ended instead, or took too long."""
 
     def close(self) -> None:
         """End the process and whatever it started."""
@@ -84,23 +84,36 @@ class Target:
             os.killpg(self.pid, number)
 
 
+class PeerOptions(NamedTuple):
+    """What every peer's class is made with."""
+
+    device: str  # as the server's setting: cpu, cuda, cuda:N
+    scenarios: Sequence[str]  # of this run
+    cache: Path
+    model_folder: Path | None  # the official one; default: fetched into the cache
+
+    @property
+    def torch_device(self) -> str:
+        """As torch names it."""
+        return "cuda:0" if self.device == "cuda" else self.device
+
+
 class Peer(Target):
     """An object in another process.
 
     Args:
         path: its module in this folder and its class, as in "peers:OnnxRuntime".
-        arguments: of the class.
     """
 
-    def __init__(self, name: str, path: str, *arguments: Any) -> None:
+    def __init__(self, name: str, path: str, options: PeerOptions) -> None:
         self._pipe, far_end = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(far_end, path, arguments), daemon=True)
+        self._process = _SPAWN.Process(target=_serve, args=(far_end, path, options), daemon=True)
         self._process.start()
         far_end.close()
         super().__init__(name, self._process.pid or 0)
 
     def ask(self, method: str, **arguments: Any) -> Any:
-        """Have something done and wait for what it gives; raises as `hear` does."""
+        """Have something done and wait for what it gives."""
         self.tell(method, **arguments)
         return self.hear()
 
@@ -110,11 +123,7 @@ class Peer(Target):
             self._pipe.send((method, arguments))
 
     def hear(self) -> Any:
-        """What that gave which was told.
-
-        Raises:
-            BenchError: the process died, or tells what went wrong.
-        """
+        """What the told method gave; raise BenchError if it failed or the process ended."""
         try:
             problem, given = self._pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -124,7 +133,6 @@ class Peer(Target):
         return given
 
     def close(self) -> None:
-        """End the process and whatever it started."""
         self._pipe.close()
         self._process.join(_PEER_STOP_S)
         self._signal(signal.SIGKILL)
@@ -132,7 +140,7 @@ class Peer(Target):
         self._process.join()
 
 
-def _serve(pipe: Connection, path: str, arguments: Sequence[Any]) -> None:
+def _serve(pipe: Connection, path: str, options: PeerOptions) -> None:
     """What a peer's process does until the parent ends it."""
     os.setsid()
     os.environ |= _PEER_ENVIRONMENT
@@ -141,7 +149,7 @@ def _serve(pipe: Connection, path: str, arguments: Sequence[Any]) -> None:
     module, name = path.split(":")
     problem, made = "", None
     try:
-        made = getattr(importlib.import_module(f"scripts.benchmark.{module}"), name)(*arguments)
+        made = getattr(importlib.import_module(f"scripts.benchmark.{module}"), name)(options)
     except Exception as error:
         problem = _one_line(error)
     with contextlib.suppress(EOFError):  # the parent has no more to ask
@@ -169,38 +177,27 @@ class Server(Target):
         name: str,
         command: Sequence[str],
         *,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
         directory: Path = REPOSITORY,
         address: Address | None = None,
     ) -> None:
         # Appended to, so that reading it does not move the place where the child writes.
         self._log = tempfile.TemporaryFile(mode="a+", errors="replace")  # noqa: SIM115
-        self._popen = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log if address else subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            cwd=directory,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-        )
+        streams: Any = {"stdout": self._log if address else subprocess.PIPE, "stderr": self._log}
+        place: Any = {"cwd": directory, "env": {**os.environ, **environment}, "text": True}
+        self._popen = subprocess.Popen(command, start_new_session=True, **streams, **place)
         super().__init__(name, self._popen.pid)
         self.address = address or ("", 0)
 
     def wait_ready(self) -> None:
-        """Wait until it answers.
-
-        Raises:
-            BenchError: it ended instead, or took too long.
-        """
-        if self._popen.stdout is not None:
-            found = re.search(r"http://([\d.]+):(\d+)/", self._popen.stdout.readline())
-            if found is not None:
-                self.address = found.group(1), int(found.group(2))
-                return
         deadline = time.monotonic() + _START_TIMEOUT_S
         while self._popen.poll() is None and time.monotonic() < deadline:
+            if self._popen.stdout is not None:
+                found = re.search(r"http://([\d.]+):(\d+)/", self._popen.stdout.readline())
+                if found is None:
+                    break
+                self.address = found.group(1), int(found.group(2))
+                return
             with contextlib.suppress(OSError):
                 if self.request("GET", "/health") is not None:
                     return
@@ -223,7 +220,6 @@ class Server(Target):
         return self._log.read()
 
     def close(self) -> None:
-        """End the process and whatever it started."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -242,11 +238,7 @@ def own_server(name: str, flags: Sequence[str], checkout: Path = REPOSITORY) -> 
 
 
 def guarded_server(name: str, flags: Sequence[str], folder: Path) -> Server:
-    """Ours with a key that has limits a minute and a budget, which are never reached.
-
-    Args:
-        folder: for its database.
-    """
+    """Ours with a database in `folder`; its key's limits and budget are never reached."""
     database = ["--database-url", f"sqlite:///{folder / 'keys.db'}"]
     secrets = folder / "secrets.txt"
     secrets.write_text(f"benchmark {SECRET}\n")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from scripts.benchmark import machine, report
+from scripts.benchmark import report
 from scripts.benchmark.client import (
     Address,
     BadAnswer,
@@ -30,11 +30,12 @@ from scripts.benchmark.client import (
 from scripts.benchmark.endurance import is_right_refusal, recovery_s
 from scripts.benchmark.results import Record, Results, model_flops, percentiles_ms
 from scripts.benchmark.scenario import OURS, TABLE, Scenario
-from scripts.benchmark.targets import BenchError, Peer
+from scripts.benchmark.targets import BenchError, Peer, PeerOptions
 from scripts.benchmark.texts import EXACT_TOKENS, KINDS, WORDS, make_requests, num_tokens
 from tests.conftest import PLAIN, REPOSITORY
 
 REQUEST = embeddings_request(["a short query"])
+OPTIONS = PeerOptions("cpu", (), Path("unused"), None)
 BODY = b"x" * 3000
 PLAIN_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\nRetry-After: 7\r\n\r\n" + BODY
 
@@ -145,7 +146,7 @@ def test_a_row_names_a_function_and_gives_it_what_it_takes(row: Scenario) -> Non
 
 
 def test_a_peer_tells_what_went_wrong_and_goes_on() -> None:
-    with contextlib.closing(Peer("peer", "peers:LoadPeer")) as peer:
+    with contextlib.closing(Peer("peer", "peers:LoadPeer", OPTIONS)) as peer:
         with pytest.raises(BenchError, match=r"^peer: 'nonsense'"):
             peer.ask("make", kind="nonsense", seed="", requests=1, texts=1)
         assert peer.ask("make", kind="query", seed="", requests=1, texts=1) is None
@@ -157,7 +158,7 @@ def test_a_peer_tells_what_went_wrong_and_goes_on() -> None:
 
 def test_a_peer_that_cannot_be_made_says_so_when_it_is_asked() -> None:
     with (
-        contextlib.closing(Peer("peer", "peers:Nobody")) as peer,
+        contextlib.closing(Peer("peer", "peers:Nobody", OPTIONS)) as peer,
         pytest.raises(BenchError, match="Nobody"),
     ):
         peer.ask("rate")
@@ -192,7 +193,7 @@ def test_recovery_is_when_most_probes_of_a_second_are_normal() -> None:
 
 
 def test_no_path_of_this_machine_is_told() -> None:
-    shown = machine.command_shown(["--cache", "/home/me/.bench", "--serve-args", "--config /x/a.b"])
+    shown = report.command_shown(["--cache", "/home/me/.bench", "--serve-args", "--config /x/a.b"])
     assert shown == "python scripts/bench.py --cache .bench --serve-args '--config a.b'"
 
 

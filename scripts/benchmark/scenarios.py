@@ -1,6 +1,8 @@
-"""The scenarios that compare targets on a CPU: what one is sent in its turn, and what is recorded.
+"""What a target is sent in its turn, and what is recorded. How often and how much: scenarios.toml.
 
-How often and how much: scenarios.toml.
+A card computes a thousand times as fast as the processor for which the other scenarios are made:
+one client process could not keep it busy, and how long they take would be noise. All scenarios for
+GPUs together are made to take less than four minutes.
 """
 
 from __future__ import annotations
@@ -10,21 +12,22 @@ import base64
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from scripts.benchmark.client import (
-    Address,
-    BadAnswer,
-    Request,
-    Sample,
-    closed_loop,
-    embeddings_body,
-    open_loop,
-    poisson_arrivals,
-    requests_of,
+from scripts.benchmark import client
+from scripts.benchmark.client import MODEL, BadAnswer, Sample, requests_of
+from scripts.benchmark.measuring import (
+    Load,
+    clocks,
+    cost_figures,
+    drive,
+    metric,
+    read_metrics,
+    sample_figures,
+    watched_gpus,
 )
-from scripts.benchmark.measuring import Meter, drive, sample_figures
 from scripts.benchmark.results import Figures, percentiles_ms, work_figures
 from scripts.benchmark.scenario import Turn
 from scripts.benchmark.targets import BenchError, Peer, Server
@@ -34,13 +37,25 @@ INDEXING_TEXTS = 64
 BUSY_CLIENTS = 16
 THINK_S = 0.05
 ENOUGH_QUERIES = 3_000  # beside indexing, as many are sent as there is time for
+LOAD_TEXTS = 2_048  # that each process makes and sends again and again
+WARM_UP_S = 0.5
+INDEXING_CLIENTS = 16
+_STAGES = ("read", "tokenize", "wait", "compute", "serialize")
+# The histograms that tell where time goes, by the figure's name.
+_HISTOGRAMS = {
+    "total_ms": ("request_seconds", {"route": "/v1/embeddings"}),
+    **{f"{stage}_ms": ("stage_seconds", {"stage": stage}) for stage in _STAGES},
+    "micro_batch_ms": ("micro_batch_seconds", {"model": MODEL}),
+    "micro_batch_tokens": ("micro_batch_tokens", {"model": MODEL}),
+    "micro_batch_sequences": ("micro_batch_sequences", {"model": MODEL}),
+}
 
 
 def verify(turn: Turn, *, least_cosine: float) -> None:
     """See that the target gives the vectors that the first one gave."""
     (texts,) = make_requests("mixed", "verify", 1, texts=8)
     if isinstance(turn.target, Server):
-        body = turn.target.request("POST", "/v1/embeddings", embeddings_body(texts))
+        body = turn.target.request("POST", "/v1/embeddings", client.embeddings_body(texts))
         if body is None:
             raise BadAnswer(f"{turn.target.name} gives no vectors")
         rows = [base64.b64decode(row["embedding"]) for row in json.loads(body)["data"]]
@@ -75,7 +90,7 @@ def send(
 ) -> Figures:
     """The figures of a server under requests of clients that wait for each answer."""
     made = requests_of(kind, seed, requests, texts=texts)
-    return drive(server, closed_loop(server.address, made, clients))
+    return drive(server, client.closed_loop(server.address, made, clients))
 
 
 def embed(
@@ -93,10 +108,10 @@ def embed(
     times = 1
     if at_least_s:  # a warm-up as well
         times = math.ceil(at_least_s / peer.ask("embed", clients=clients))
-    meter = Meter(peer)
+    before = clocks(peer)
     seconds = peer.ask("embed", clients=clients, times=times)
     figures = work_figures(lengths * times, requests * times, seconds)
-    return figures | meter.figures(figures["tokens"])
+    return figures | cost_figures(peer, before, figures["tokens"])
 
 
 def indexing(turn: Turn, *, kind: str = "mixed", **size: int) -> None:
@@ -136,15 +151,18 @@ def query_under_indexing(turn: Turn, *, requests: int) -> None:
 
 
 async def _with_queries(
-    address: Address, bulk: Sequence[Request], queries: Sequence[Request], answered: list[Sample]
+    address: client.Address,
+    bulk: Sequence[client.Request],
+    queries: Sequence[client.Request],
+    answered: list[Sample],
 ) -> list[Sample]:
     """Samples of `bulk`; queries go on until it is done, and their samples into `answered`."""
     done = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        indexing = tasks.create_task(closed_loop(address, bulk, clients=3))
+        indexing = tasks.create_task(client.closed_loop(address, bulk, clients=3))
         indexing.add_done_callback(lambda _: done.set())
         asking = tasks.create_task(
-            closed_loop(address, queries, clients=1, think_s=THINK_S, stop=done)
+            client.closed_loop(address, queries, clients=1, think_s=THINK_S, stop=done)
         )
     answered += asking.result()
     return indexing.result()
@@ -167,7 +185,80 @@ def arrivals(turn: Turn, *, share: float, seconds: float, capacity_requests: int
         capacities[name] = seen["requests_per_s"]
     rate = share * capacities[name]
     seed = f"{turn.row.name} {share} {turn.round}"
-    due = poisson_arrivals(rate, max(1, round(rate * seconds)), seed)
+    due = client.poisson_arrivals(rate, max(1, round(rate * seconds)), seed)
     requests = requests_of("query", seed, len(due), texts=1)
-    figures = drive(turn.server, open_loop(turn.server.address, requests, due))
+    figures = drive(turn.server, client.open_loop(turn.server.address, requests, due))
     turn.record(figures | {"arrivals_per_s": rate})
+
+
+def on_device(turn: Turn, **work: Any) -> None:
+    """What torch is asked to measure: the method of the scenario's name."""
+    for target, case, figures in turn.peer.ask(turn.row.name, **work):
+        turn.record(figures, case, target)
+
+
+def gpu_indexing(
+    turn: Turn, *, each: list[int], texts: int, tuning_texts: int, at_least_s: float
+) -> None:
+    """The same texts by the engine, however many make a request; by another all at once, beside it."""
+    turn.peer.ask("make", kind="mixed", seed="indexing warm up", requests=1, texts=tuning_texts)
+    for _ in range(2):  # sentence-transformers chooses its batch size; first it must be warm
+        turn.peer.ask("warm_up")
+    size: Any = {"clients": INDEXING_CLIENTS, "at_least_s": at_least_s}
+    if turn.target.name == "engine":
+        for one in each:
+            figures = embed(
+                turn.peer, "mixed", "indexing", requests=texts // one, texts=one, **size
+            )
+            turn.record(figures, f"{one} texts a request")
+        return
+    figures = embed(
+        turn.peer, "mixed", "indexing", requests=texts // each[-1], texts=each[-1], **size
+    )
+    for engine in turn.bench.results.of(turn.row.name, "engine"):
+        through = engine.figures["tokens_per_s"] / figures["tokens_per_s"]
+        turn.record(figures | {"engine_through_this": through}, engine.case)
+
+
+def warm_up_by_load(turn: Turn, *, connections: int) -> None:
+    """Have a server compute what is like that which is to come."""
+    for texts in (1, INDEXING_TEXTS):
+        _made(turn, texts).drive(turn.server, connections, WARM_UP_S)
+
+
+def http(turn: Turn, *, texts: int, connections: int, seconds: float) -> None:
+    """Several client processes index, or send short queries."""
+    load = _made(turn, texts)
+    with watched_gpus() as seen:
+        figures = load.drive(turn.server, connections, seconds)
+    turn.record(figures | seen)
+
+
+def profile_under_load(turn: Turn, *, texts: int, connections: int, seconds: float) -> None:
+    """Where a request's time goes under load, from the sums on /metrics."""
+    load = _made(turn, texts)
+    before = read_metrics(turn.server)
+    seen = load.drive(turn.server, connections, seconds)
+    figures = stage_figures(before, read_metrics(turn.server))
+    if "p50_ms" in seen:
+        figures = {"seen by the client, p50_ms": seen["p50_ms"], **figures}
+    turn.record(figures)
+
+
+def _made(turn: Turn, texts: int) -> Load:
+    """The client processes, with requests of so many texts; one text is a short query."""
+    kind = "query" if texts == 1 else "mixed"
+    seed = f"{turn.row.name} {kind} {texts}"
+    turn.bench.load.make(kind=kind, seed=seed, requests=LOAD_TEXTS // texts, texts=texts)
+    return turn.bench.load
+
+
+def stage_figures(before: str, after: str) -> Figures:
+    """Means of what was observed between two pages of /metrics; seconds as milliseconds."""
+    figures = {}
+    for name, (series, labels) in _HISTOGRAMS.items():
+        parts = [f"embedding_server_{series}_{part}" for part in ("sum", "count")]
+        total, count = (metric(after, p, **labels) - metric(before, p, **labels) for p in parts)
+        if count:
+            figures[name] = total / count * (1e3 if name.endswith("_ms") else 1)
+    return figures
