@@ -48,17 +48,17 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     text = f"run this (repeatable): {', '.join(names['cpu'])}; on GPUs {', '.join(names['gpu'])}"
     add("--only", action="append", choices=every, metavar="SCENARIO", help=text)
     text = "cpu, cuda (all GPUs), cuda:N, or torch-cpu: a smoke run of the scenarios for GPUs"
-    add("--device", type=_device, default=CPU, help=text)
+    add("--device", default=CPU, help=text)
     text = f"drive this as well (repeatable): {', '.join(PEERS)}; all of them without a name"
     add("--peer", action="append", nargs="?", const="all", choices=(*PEERS, "all"), help=text)
     add("--quick", action="store_true", help="a smoke run: little work, one round")
-    add("--rounds", type=_positive, help="rounds of every scenario, instead of three or five")
+    add("--rounds", type=int, help="rounds of every scenario, instead of three or five")
     text = "flags for our server, as one text: --serve-args='--threads 1'"
     add("--serve-args", type=shlex.split, default=[], metavar="FLAGS", help=text)
     text = "drive a second server of ours with these flags"
     add("--against", type=shlex.split, metavar="FLAGS", help=text)
     text = "run the second server from this checkout"
-    add("--against-checkout", type=_checkout, metavar="FOLDER", help=text)
+    add("--against-checkout", type=_folder, metavar="FOLDER", help=text)
     text = "drive a second server of ours that asks for keys, counts limits and writes usage"
     add("--guarded", action="store_true", help=text)
     text = "where peers and their model are installed at first use (default: .bench)"
@@ -72,12 +72,25 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     add("--tables-of", type=Path, metavar="FILE", help=text)
     asked = parser.parse_args(arguments)
     asked.kind = "cpu" if asked.device == CPU else "gpu"
-    for name in asked.only or ():
-        if name not in names[asked.kind]:
-            parser.error(f"argument --only: {name} is not there with --device {asked.device}")
-    for name in ("peer", "rounds") if asked.kind == "gpu" else ():
-        if getattr(asked, name):
-            parser.error(f"argument --{name}: not with --device {asked.device}")
+    asked.only = asked.only or []
+    absent = ", ".join(name for name in asked.only if name not in names[asked.kind])
+    on_device, not_here = f"with --device {asked.device}", asked.kind == "gpu"
+    wrong_device = re.fullmatch(rf"{CPU}|{TORCH_CPU}|cuda(:\d{{1,3}})?", asked.device) is None
+    checkout = asked.against_checkout
+    for flag, is_wrong, problem in (
+        ("device", wrong_device, f"must be cpu, torch-cpu, cuda or cuda:N, not {asked.device}"),
+        ("only", absent, f"{absent} is not there {on_device}"),
+        ("peer", asked.peer and not_here, f"not {on_device}"),
+        ("rounds", asked.rounds and not_here, f"not {on_device}"),
+        ("rounds", asked.rounds is not None and asked.rounds < 1, "must be at least 1"),
+        (
+            "against-checkout",
+            checkout and not (checkout / "server").is_dir(),
+            "no checkout of this repository",
+        ),
+    ):
+        if is_wrong:
+            parser.error(f"argument --{flag}: {problem}")
     part = asked.quick or asked.only or asked.kind == "gpu"
     asked.out = asked.out or (asked.cache if part else REPOSITORY / "docs" / "benchmarks")
     asked.peer = [name for name in PEERS if {name, "all"} & set(asked.peer or ())]
@@ -100,26 +113,8 @@ def chosen_rows(asked: argparse.Namespace) -> list[Scenario]:
     ]
 
 
-def _device(text: str) -> str:
-    if re.fullmatch(rf"{CPU}|{TORCH_CPU}|cuda(:\d{{1,3}})?", text) is None:
-        raise argparse.ArgumentTypeError(f"must be cpu, torch-cpu, cuda or cuda:N, not {text}")
-    return text
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
-
-
 def _folder(text: str) -> Path:
     return Path(text).resolve()
-
-
-def _checkout(text: str) -> Path:
-    if not (_folder(text) / "server").is_dir():
-        raise argparse.ArgumentTypeError(f"no checkout of this repository: {text}")
-    return _folder(text)
 
 
 def run(asked: argparse.Namespace, results: Results, console: Console) -> list[str]:

@@ -28,26 +28,22 @@ class EnginePeer(TextPeer):
         self._engine = self._loop.run_until_complete(_start(options.device))
 
     def compute(self, requests: list[list[str]], clients: int) -> Vectors:
-        """Each client asks for one request after the other."""
-        return self._loop.run_until_complete(self._serve(requests, clients))
+        """One request after the other, as many at a time as there are clients."""
+        return self._loop.run_until_complete(self._compute(requests, clients))
 
-    async def _serve(self, requests: list[list[str]], clients: int) -> Vectors:
-        waiting = iter(enumerate(requests))
-        vectors: dict[int, Vectors] = {}
+    async def _compute(self, requests: list[list[str]], clients: int) -> Vectors:
+        turn = asyncio.Semaphore(clients)
 
-        async def client() -> None:
-            for number, texts in waiting:
-                vectors[number] = await self._ask(TextInputs(is_list=True, texts=texts))
+        async def ask(texts: list[str]) -> Vectors:
+            inputs = TextInputs(is_list=True, texts=texts)
+            async with turn:
+                with self._engine.admit(inputs, key="") as ticket:
+                    token_ids = await self._engine.tokenize(
+                        inputs, prompt="", truncate=False, own_token_ids=False
+                    )
+                    return (await self._engine.embed(token_ids, ticket)).vectors
 
-        await asyncio.gather(*(client() for _ in range(clients)))
-        return np.concatenate([vectors[number] for number in range(len(requests))])
-
-    async def _ask(self, inputs: TextInputs) -> Vectors:
-        with self._engine.admit(inputs, key="") as ticket:
-            token_ids = await self._engine.tokenize(
-                inputs, prompt="", truncate=False, own_token_ids=False
-            )
-            return (await self._engine.embed(token_ids, ticket)).vectors
+        return np.concatenate(await asyncio.gather(*map(ask, requests)))
 
 
 async def _start(device: str) -> Engine:

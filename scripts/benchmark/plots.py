@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -25,69 +24,70 @@ STYLE = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
 }
-PANEL_INCHES = (4.2, 3.0)
+# By case, the medians of its rounds.
+Series = dict[str, Figures]
 
 
 def draw(folder: Path, results: Results) -> None:
     """Write the plots whose scenarios were run."""
     with mpl.rc_context(STYLE):
-        for scenario, panels, plot in (("concurrency", 2, _throughput), ("load", 1, _latency)):
-            if any(record.scenario == scenario for record in results.records):
-                width = (2 if panels == 2 else 1.4) * PANEL_INCHES[0]
-                figure = Figure(figsize=(width, PANEL_INCHES[1]), layout="constrained")
-                name = plot(figure, results)
-                figure.savefig(folder / name, metadata={"Date": None, "Creator": None})
+        if series := _series(results, "concurrency"):
+            figure = Figure(figsize=(8.4, 3.0), layout="constrained")
+            mixed, query = figure.subplots(1, 2)
+            _throughput(mixed, series, "mixed", "tokens_per_s")
+            mixed.set_title("tokens/s, requests of 8 mixed texts")
+            _throughput(query, series, "query", "requests_per_s")
+            query.set_title("queries/s, one short query a request")
+            _save(figure, folder / "throughput.svg")
+        if series := _series(results, "load"):
+            figure = Figure(figsize=(5.88, 3.0), layout="constrained")
+            _latency(figure.subplots(), series)
+            figure.legend(loc="outside right upper")
+            _save(figure, folder / "latency.svg")
 
 
-def _medians(results: Results, scenario: str) -> Iterator[tuple[str, str, dict[str, Figures]]]:
-    """A colour for each target, and by case the medians of its rounds."""
-    targets = dict.fromkeys(r.target for r in results.records if r.scenario == scenario)
-    for index, target in enumerate(targets):
-        cases: dict[str, list[Figures]] = {}
-        for record in results.of(scenario, target):
+def _series(results: Results, scenario: str) -> dict[str, Series]:
+    """By target."""
+    rounds: dict[str, dict[str, list[Figures]]] = {}
+    for record in results.records:
+        if record.scenario == scenario:
+            cases = rounds.setdefault(record.target, {})
             cases.setdefault(record.case, []).append(record.figures)
-        yield (
-            f"C{index}",
-            target,
-            {
-                case: {name: median(one[name] for one in rounds) for name in rounds[0]}
-                for case, rounds in cases.items()
-            },
-        )
+    return {
+        target: {
+            case: {name: median(one[name] for one in seen) for name in seen[0]}
+            for case, seen in cases.items()
+        }
+        for target, cases in rounds.items()
+    }
 
 
-def _throughput(figure: Figure, results: Results) -> str:
-    panels = (
-        ("mixed", "tokens_per_s", "tokens/s, requests of 8 mixed texts"),
-        ("query", "requests_per_s", "queries/s, one short query a request"),
-    )
-    for axes, (kind, rate, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        for color, target, cases in _medians(results, "concurrency"):
-            shown = [figures for case, figures in cases.items() if case.startswith(kind)]
-            clients = [figures["clients"] for figures in shown]
-            rates = [figures[rate] for figures in shown]
-            axes.plot(clients, rates, "o-", color=color, label=target, markersize=3)
-            axes.set_xticks(sorted(clients))
-        axes.set(title=title, xlabel="clients", ylim=(0, None))
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
-        axes.legend()
-    return "throughput.svg"
+def _throughput(axes: Axes, series: dict[str, Series], kind: str, rate: str) -> None:
+    for color, (target, cases) in enumerate(series.items()):
+        shown = [figures for case, figures in cases.items() if case.startswith(kind)]
+        clients, rates = ([figures[name] for figures in shown] for name in ("clients", rate))
+        axes.plot(clients, rates, "o-", color=f"C{color}", label=target, markersize=3)
+        axes.set_xticks(sorted(clients))
+    axes.set(xlabel="clients", ylim=(0, None))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+    axes.legend()
 
 
-def _latency(figure: Figure, results: Results) -> str:
-    axes: Axes = figure.subplots()
-    for color, target, cases in _medians(results, "load"):
+def _latency(axes: Axes, series: dict[str, Series]) -> None:
+    for color, (target, cases) in enumerate(series.items()):
         rates = [figures["arrivals_per_s"] for figures in cases.values()]
         for percent, line in {50: "-", 95: "--", 99: ":"}.items():
             ms = [figures[f"p{percent}_ms"] for figures in cases.values()]
-            label = f"{target}, p{percent}"
-            axes.plot(rates, ms, f"o{line}", color=color, label=label, markersize=3)
-    title = "ms from a short query's arrival to its answer"
-    axes.set(title=title, xlabel="arrivals/s", xscale="log", yscale="log")
+            looks = {"color": f"C{color}", "label": f"{target}, p{percent}", "markersize": 3}
+            axes.plot(rates, ms, f"o{line}", **looks)
+    axes.set_title("ms from a short query's arrival to its answer")
+    axes.set(xlabel="arrivals/s", xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(ScalarFormatter())
         axis.set_minor_formatter(NullFormatter())
-    figure.legend(loc="outside right upper")
-    return "latency.svg"
+
+
+def _save(figure: Figure, file: Path) -> None:
+    figure.savefig(file, metadata={"Date": None, "Creator": None})

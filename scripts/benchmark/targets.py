@@ -107,7 +107,8 @@ class Peer(Target):
 
     def __init__(self, name: str, path: str, options: PeerOptions) -> None:
         self._pipe, far_end = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(far_end, path, options), daemon=True)
+        # No daemon: such a process could not have children, which compilers may want.
+        self._process = _SPAWN.Process(target=_serve, args=(far_end, path, options))
         self._process.start()
         far_end.close()
         super().__init__(name, self._process.pid or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from scripts.benchmark import cli, report
 from scripts.benchmark.client import Request, Sample
 from scripts.benchmark.measuring import gpu_figures, shares_of, window_figures
+from scripts.benchmark.peer_torch import TorchPeer
 from scripts.benchmark.results import Record, Results, read_json, write_json
 from scripts.benchmark.scenario import TABLE
 from scripts.benchmark.scenarios import stage_figures
@@ -100,6 +102,14 @@ def test_what_takes_long_is_run_if_it_is_asked_for() -> None:
     assert [row.name for row in asked if not row.always] == ["soak"]
 
 
+@pytest.mark.parametrize("name", ["rate", "forward", "decoder"])
+def test_torch_is_asked_what_it_takes(name: str) -> None:
+    (row,) = (row for row in TABLE if row.name == name)
+    for size in (*row.full, *row.quick):
+        work = {key: value for key, value in {**row.work, **size}.items() if key != "case"}
+        inspect.signature(getattr(TorchPeer, name)).bind(None, **work)
+
+
 @pytest.mark.parametrize(
     ("connections", "processes", "shares"),
     [(1, 6, [1]), (16, 6, [3, 3, 3, 3, 2, 2]), (256, 2, [128, 128])],
@@ -123,6 +133,7 @@ def test_answers_count_by_what_of_them_lies_inside() -> None:
     figures = window_figures(samples, 10, 13.5)
     assert figures["tokens_per_s"] == pytest.approx((5 + 10 + 10) / 3.5)
     assert figures["requests_per_s"] == pytest.approx((0.5 + 1 + 1 / 3) / 3.5)
+    assert figures["texts_per_s"] == figures["requests_per_s"]
     assert figures["requests"] == 2
     assert figures["p50_ms"] == pytest.approx(500)
     assert "p50_ms" not in window_figures(samples[:1], 10, 13.5)
