@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -79,7 +80,7 @@ def _latency(axes: Axes, series: dict[str, Series]) -> None:
         rates = [figures["arrivals_per_s"] for figures in cases.values()]
         for percent, line in {50: "-", 95: "--", 99: ":"}.items():
             ms = [figures[f"p{percent}_ms"] for figures in cases.values()]
-            looks = {"color": f"C{color}", "label": f"{target}, p{percent}", "markersize": 3}
+            looks: Any = {"color": f"C{color}", "label": f"{target}, p{percent}", "markersize": 3}
             axes.plot(rates, ms, f"o{line}", **looks)
     axes.set_title("ms from a short query's arrival to its answer")
     axes.set(xlabel="arrivals/s", xscale="log", yscale="log")

@@ -48,13 +48,10 @@ class Results:
 
     records: list[Record] = field(default_factory=list)
 
-    def of(self, scenario: str, target: str) -> list[Record]:
-        """The records of one target in a scenario."""
-        return [r for r in self.records if (r.scenario, r.target) == (scenario, target)]
-
     def by_round(self, scenario: str, target: str, figure: str, case: str = "") -> dict[int, float]:
         """A figure in each round."""
-        records = [record for record in self.of(scenario, target) if record.case == case]
+        asked = (scenario, case, target)
+        records = [record for record in self.records if record[:3] == asked]
         return {r.round: r.figures[figure] for r in records if figure in r.figures}
 
     def ratios(

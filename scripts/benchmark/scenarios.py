@@ -65,7 +65,7 @@ def verify(turn: Turn, *, least_cosine: float) -> None:
         if not len(vectors):  # it computes none in this run
             return
     if turn.bench.verified is None:
-        turn.bench.verified = vectors
+        turn.bench.verified = vectors.reshape(-1, *vectors.shape[-2:])[0]
     expected = turn.bench.verified
     if vectors.shape[-2:] != expected.shape:
         raise BenchError(f"{turn.target.name} gives vectors {vectors.shape}, not {expected.shape}")
@@ -204,20 +204,18 @@ def gpu_indexing(
     turn.peer.ask("make", kind="mixed", seed="indexing warm up", requests=1, texts=tuning_texts)
     for _ in range(2):  # sentence-transformers chooses its batch size; first it must be warm
         turn.peer.ask("warm_up")
-    size: Any = {"clients": INDEXING_CLIENTS, "at_least_s": at_least_s}
-    if turn.target.name == "engine":
-        for one in each:
-            figures = embed(
-                turn.peer, "mixed", "indexing", requests=texts // one, texts=one, **size
-            )
-            turn.record(figures, f"{one} texts a request")
-        return
-    figures = embed(
-        turn.peer, "mixed", "indexing", requests=texts // each[-1], texts=each[-1], **size
-    )
-    for engine in turn.bench.results.of(turn.row.name, "engine"):
-        through = engine.figures["tokens_per_s"] / figures["tokens_per_s"]
-        turn.record(figures | {"engine_through_this": through}, engine.case)
+    is_engine, figures = turn.target.name == "engine", Figures()
+    for one in each:
+        case = f"{one} texts a request"
+        if is_engine or not figures:
+            size: Any = {"texts": one if is_engine else each[-1], "at_least_s": at_least_s}
+            size |= {"requests": texts // size["texts"], "clients": INDEXING_CLIENTS}
+            figures = embed(turn.peer, "mixed", "indexing", **size)
+        told = dict(figures)
+        engine = turn.bench.results.by_round(turn.row.name, "engine", "tokens_per_s", case)
+        if engine and not is_engine:
+            told["engine_through_this"] = engine[turn.round] / figures["tokens_per_s"]
+        turn.record(told, case)
 
 
 def warm_up_by_load(turn: Turn, *, connections: int) -> None:
