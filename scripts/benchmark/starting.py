@@ -36,6 +36,20 @@ PLUGINS = {
 PEERS = ("infinity", "sentence-transformers", "onnxruntime", "engine")
 
 
+def needed_targets(asked: argparse.Namespace, rows: Sequence[Scenario]) -> set[str]:
+    """The names of what a run starts: of its scenarios' targets, those that were asked for."""
+    needed = {name for row in rows if not row.always for name in (*row.targets, *row.needs)}
+    if asked.kind == "cpu":
+        needed -= set(PEERS) - set(asked.peer)
+    else:
+        needed.add("torch")  # which tells what the device is
+    if asked.against is None and asked.against_checkout is None:
+        needed.discard(AGAINST)
+    if not asked.guarded:
+        needed.discard(GUARDED)
+    return needed
+
+
 def start(
     asked: argparse.Namespace,
     rows: Sequence[Scenario],
@@ -58,13 +72,7 @@ def start(
         GUARDED: lambda: guarded_server(GUARDED, ours, scratch),
         "infinity": lambda: infinity_server("infinity", asked.cache),
     }
-    needed = {name for row in rows if not row.always for name in (*row.targets, *row.needs)}
-    if asked.kind == "cpu":
-        needed -= set(PEERS) - set(asked.peer)
-    if asked.against is None and asked.against_checkout is None:
-        needed.discard(AGAINST)
-    if not asked.guarded:
-        needed.discard(GUARDED)
+    needed = needed_targets(asked, rows)
     names = tuple(row.name for row in rows)
     options = PeerOptions(device, names, asked.cache, asked.st_folder)
 

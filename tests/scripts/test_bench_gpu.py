@@ -18,6 +18,7 @@ from scripts.benchmark.peer_torch import TorchPeer
 from scripts.benchmark.results import Record, Results, read_json, write_json
 from scripts.benchmark.scenario import TABLE
 from scripts.benchmark.scenarios import stage_figures
+from scripts.benchmark.starting import needed_targets
 from scripts.benchmark.targets import Target
 from server.metrics import EngineMetrics, Metrics
 from tests.conftest import PLAIN, REPOSITORY
@@ -100,6 +101,30 @@ def test_what_takes_long_is_run_if_it_is_asked_for() -> None:
     assert not {"flood", "soak"} & usual
     asked = cli.chosen_rows(cli.read_arguments(["--only", "soak"]))
     assert [row.name for row in asked if not row.always] == ["soak"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "started"),
+    [
+        (["--device", "cuda", "--only", "rate"], {"torch"}),
+        (
+            ["--device", "cuda", "--only", "indexing"],
+            {"torch", "engine", "sentence-transformers", "onnxruntime"},
+        ),
+        (
+            ["--device", "cuda", "--only", "http", "--against", ""],
+            {"torch", "load", "onnxruntime", "ours", "against"},
+        ),
+        (["--only", "indexing"], {"matrix product", "ours"}),
+        (
+            ["--only", "query", "--peer", "engine", "--guarded"],
+            {"ours", "ours, with keys", "engine"},
+        ),
+    ],
+)
+def test_what_a_run_needs_is_started(flags: list[str], started: set[str]) -> None:
+    asked = cli.read_arguments(flags)
+    assert needed_targets(asked, cli.chosen_rows(asked)) == started
 
 
 @pytest.mark.parametrize("name", ["rate", "forward", "decoder"])
