@@ -13,11 +13,9 @@ import json
 import math
 import re
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
-from typing import Any, NamedTuple
-
-import uvloop
+from typing import NamedTuple
 
 from scripts.benchmark.texts import make_requests, num_tokens
 
@@ -51,7 +49,6 @@ def embeddings_body(texts: list[str]) -> str:
 
 
 def embeddings_request(texts: list[str]) -> Request:
-    """The whole request for these texts."""
     body = embeddings_body(texts)
     headers = {"host": "localhost", **HEADERS, "content-length": len(body)}
     lines = ["POST /v1/embeddings HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", body]
@@ -74,7 +71,6 @@ class Response(NamedTuple):
         return int(self.head.split(b" ", 2)[1])
 
     def header(self, name: str) -> str | None:
-        """A header's value, None if it is not there."""
         found = re.search(rb"\r\n" + name.encode() + rb": *([^\r]*)", self.head)
         return found.group(1).decode() if found else None
 
@@ -87,7 +83,6 @@ class Connection:
 
     @classmethod
     async def open(cls, address: Address) -> Connection:
-        """Connect."""
         return cls(*await asyncio.open_connection(*address, limit=_MOST_BYTES))
 
     @property
@@ -96,11 +91,7 @@ class Connection:
         return not (self._writer.is_closing() or self._reader.at_eof())
 
     async def send(self, payload: bytes) -> Response:
-        """Send a request and wait for its answer.
-
-        Raises:
-            BadAnswer: the server closed the connection, or does not tell the answer's length.
-        """
+        """A request's answer; raise BadAnswer if it does not tell its length, or is cut."""
         self._writer.write(payload)
         try:
             head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
@@ -115,7 +106,6 @@ class Connection:
         return response
 
     def close(self) -> None:
-        """Hang up."""
         self._writer.transport.abort()
 
 
@@ -135,17 +125,6 @@ class Sample(NamedTuple):
         return (self.ended - self.due) * 1e3
 
 
-def run(clients: Coroutine[Any, Any, list[Sample]]) -> list[Sample]:
-    """Run clients to their end; raise BadAnswer for what one of them met."""
-    try:
-        return uvloop.run(clients)
-    except ExceptionGroup as group:
-        error: Exception = group
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        raise BadAnswer(str(error)) from group
-
-
 async def closed_loop(
     address: Address,
     requests: Iterable[Request],
@@ -154,13 +133,9 @@ async def closed_loop(
     think_s: float = 0,
     stop: asyncio.Event | None = None,
 ) -> list[Sample]:
-    """Send all requests, each client one after the other; think between an answer and the next.
+    """Send all requests, each client one after the other, until they are sent or `stop` is set.
 
-    Args:
-        stop: once set, no further request is sent.
-
-    Raises:
-        BadAnswer: a request was not answered with vectors.
+    Clients think between an answer and the next request. Raises BadAnswer for one without vectors.
     """
     waiting, samples = iter(requests), list[Sample]()
 
@@ -175,16 +150,14 @@ async def closed_loop(
                 if response.status != 200:
                     shown = response.body[:300].decode(errors="replace")
                     raise BadAnswer(f"answered {response.status}: {shown}")
-                if len(response.body) < len(request.lengths) * _BASE64_BYTES:
-                    told = f"{len(request.lengths)} texts with {len(response.body)} bytes"
-                    raise BadAnswer(f"answered {told}")
+                texts, length = len(request.lengths), len(response.body)
+                if length < texts * _BASE64_BYTES:
+                    raise BadAnswer(f"answered {texts} texts with {length} bytes")
                 samples.append(Sample(request, sent, sent, ended, response.status))
                 if think_s:
                     await asyncio.sleep(think_s)
 
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(clients):
-            tasks.create_task(client())
+    await asyncio.gather(*(client() for _ in range(clients)))
     return samples
 
 
@@ -205,12 +178,9 @@ async def open_loop(
     """Send each request when it is due, whatever happened to those before it.
 
     Latency counts from when a request was due, not from when it could be sent, so waiting is not
-    hidden. Connections are kept for those who come later and opened as needed. A request without
-    vectors counts as well, with what it got instead.
-
-    Args:
-        give_up_s: how long a client waits before it hangs up.
-        until_s: when, counted from the start, all who still wait hang up.
+    hidden. Connections are kept for those who come later and opened as needed. A client hangs up
+    after `give_up_s`, and all hang up at `until_s` from the start. A request without vectors counts
+    as well, with what it got instead.
     """
     idle, samples = list[Connection](), list[Sample]()
     start = time.perf_counter()

@@ -11,7 +11,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import uvloop
 
@@ -40,10 +39,9 @@ def flood(turn: Turn, *, seconds: float) -> None:
     size = {"requests": 32, "texts": FLOOD_TEXTS, "clients": 8}
     capacity = send(turn.server, "mixed", "flood capacity", **size)["requests_per_s"]
     rate = FLOOD_FACTOR * capacity
-    figures = uvloop.run(_flood(turn.server, rate, seconds))
+    figures = {"arrivals_per_s": rate, **uvloop.run(_flood(turn.server, rate, seconds))}
     share = figures.get("status_200", 0) / (capacity * seconds)
-    figures = {"arrivals_per_s": rate, **figures, "answered_of_capacity_percent": 100 * share}
-    turn.record(figures)
+    turn.record(figures | {"answered_of_capacity_percent": 100 * share})
 
 
 async def _flood(server: Server, rate: float, seconds: float) -> Figures:
@@ -51,7 +49,6 @@ async def _flood(server: Server, rate: float, seconds: float) -> Figures:
     bulk = itertools.cycle(requests_of("mixed", "flood", FLOOD_REQUESTS, texts=FLOOD_TEXTS))
     probe_times = [PROBE_EVERY_S * i for i in range(round((seconds + 2 * CALM_S) / PROBE_EVERY_S))]
     queries = requests_of("query", "flood", len(probe_times), texts=1)
-    patience: Any = {"give_up_s": GIVE_UP_S}
     memory: list[int] = []
 
     async def watch() -> None:
@@ -60,12 +57,14 @@ async def _flood(server: Server, rate: float, seconds: float) -> Figures:
             await asyncio.sleep(MEMORY_EVERY_S)
 
     async with asyncio.TaskGroup() as tasks:
-        open_loop = client.open_loop(server.address, queries, probe_times, **patience)
-        probing = tasks.create_task(open_loop)
+        probes = client.open_loop(server.address, queries, probe_times, give_up_s=GIVE_UP_S)
+        probing = tasks.create_task(probes)
         await asyncio.sleep(CALM_S)
         watching = tasks.create_task(watch())
         began = time.perf_counter()
-        flood = await client.open_loop(server.address, bulk, arrivals, until_s=seconds, **patience)
+        flood = await client.open_loop(
+            server.address, bulk, arrivals, give_up_s=GIVE_UP_S, until_s=seconds
+        )
         ended = time.perf_counter()
         watching.cancel()
     half = len(memory) // 2
@@ -134,13 +133,13 @@ def soak(turn: Turn, *, requests: int) -> None:
 
 def profile(turn: Turn) -> None:
     """One request's time by stage, from the log of a server of its own."""
-    server = own_server(turn.target.name, [*turn.bench.serve_flags, "--log-format", "json"])
+    server = own_server(turn.target.name, ["--device", "cpu", "--log-format", "json"])
     with contextlib.closing(server):
         server.wait_ready()
         for case, (kind, texts, count) in PROFILED.items():
             requests = requests_of(kind, turn.row.name, count, texts=texts)
-            samples = client.run(client.closed_loop(server.address, requests, clients=1))
-            lines = [json.loads(line) for line in server.log().splitlines()]
+            samples = uvloop.run(client.closed_loop(server.address, requests, clients=1))
+            lines = [json.loads(line) for line in server.log().splitlines() if line[0] == "{"]
             logged = [line["ms"] for line in lines if "ms" in line and line["inputs"] == texts]
             figures = {"seen by the client_ms": percentiles_ms([s.ms for s in samples])["p50_ms"]}
             figures |= {f"{s}_ms": statistics.median(ms[s] for ms in logged) for s in logged[0]}

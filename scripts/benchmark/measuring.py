@@ -12,22 +12,21 @@ import statistics
 import subprocess
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import psutil
+import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from scripts.benchmark.client import BadAnswer, Sample, run
+from scripts.benchmark.client import BadAnswer, Sample
 from scripts.benchmark.results import MB, Figures, percentiles_ms, work_figures
 from scripts.benchmark.targets import Peer, Server, Target
 
 LEAD_S = 0.3  # until every process has read what it is to do
 SETTLE_S = 0.5  # until all clients are at work
-_GPU_QUERY = (
-    *("nvidia-smi", "--query-gpu=utilization.gpu,memory.used"),
-    *("--format=csv,noheader,nounits", "-lms", "200"),
-)
+_GPU_QUERY = "nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits"
 
 
 def clocks(target: Target) -> tuple[float, float, float, float]:
@@ -49,13 +48,9 @@ def cost_figures(target: Target, before: tuple[float, ...], tokens: float) -> Fi
 
 
 def drive(server: Server, clients: Coroutine[Any, Any, list[Sample]]) -> Figures:
-    """The figures of a load on a server by clients of this process.
-
-    Raises:
-        BadAnswer: a request was not answered with vectors.
-    """
+    """The figures of a load by clients of this process; raise BadAnswer for one without vectors."""
     told, before = _padding(server), clocks(server)
-    samples = run(clients)
+    samples = uvloop.run(clients)
     for sample in samples:
         if sample.status != 200:
             raise BadAnswer(f"{server.name} answered {sample.status or 'nothing'}")
@@ -103,31 +98,28 @@ class Load:
 
     def __init__(self, peers: Sequence[Peer]) -> None:
         self._peers = peers
-        self._made: dict[str, Any] = {}
 
-    def make(self, **asked: Any) -> None:
-        """Have each process make requests of its own; arguments as those of `LoadPeer.make`."""
-        if self._made != asked:
-            for number, peer in enumerate(self._peers):
-                peer.tell("make", **asked | {"seed": f"{asked['seed']} {number}"})
-            for peer in self._peers:
-                peer.hear()
-            self._made = asked
+    def _ask(self, method: str, each: Sequence[dict[str, Any]]) -> list[Any]:
+        """Ask as many processes as there are arguments, all at the same time."""
+        with ThreadPoolExecutor(len(each)) as threads:
+            asked = zip(self._peers, each, strict=False)
+            return list(threads.map(lambda pair: pair[0].ask(method, **pair[1]), asked))
 
-    def drive(self, server: Server, connections: int, seconds: float) -> Figures:
-        """Figures of what was made, sent over so many connections.
+    def drive(
+        self, server: Server, seed: str, *, texts: int, requests: int, clients: int, seconds: float
+    ) -> Figures:
+        """Figures of requests that each process makes, and sends again and again.
 
-        Raises:
-            BenchError: an answer was wrong.
+        One text is a short query. Raises BenchError for a wrong answer.
         """
-        shares = shares_of(connections, len(self._peers))
-        used = self._peers[: len(shares)]
+        shares = shares_of(clients, len(self._peers))
+        made = {"kind": "query" if texts == 1 else "mixed", "requests": requests, "texts": texts}
+        self._ask("make", [made | {"seed": f"{seed} {n}"} for n in range(len(shares))])
         before = server.usage()
         begin = time.perf_counter() + LEAD_S
         end = begin + SETTLE_S + seconds
-        for peer, clients in zip(used, shares, strict=True):
-            peer.tell("load", address=server.address, clients=clients, begin=begin, end=end)
-        answers = [peer.hear() for peer in used]
+        times = {"address": server.address, "begin": begin, "end": end}
+        answers = self._ask("load", [times | {"clients": share} for share in shares])
         after = server.usage()
         samples = [sample for seen, _ in answers for sample in seen]
         busiest_s = max(cpu_s for _, cpu_s in answers)
@@ -171,11 +163,11 @@ def window_figures(samples: Sequence[Sample], begin: float, end: float) -> Figur
 def watched_gpus() -> Iterator[Figures]:
     """What `nvidia-smi` says of the cards meanwhile, once it is over; nothing if it is not there."""
     figures: Figures = {}
-    if shutil.which(_GPU_QUERY[0]) is None:
+    command = [*_GPU_QUERY.split(), "-lms", "200"]
+    if shutil.which(command[0]) is None:
         yield figures
         return
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(_GPU_QUERY, **pipes) as watching:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
         try:
             yield figures
         finally:

@@ -18,18 +18,13 @@ from server.settings import load_settings
 
 
 class EnginePeer(TextPeer):
-    """An engine with the settings that `embedding-server serve` has by default.
-
-    Only this class of the benchmark knows how an engine is made and asked.
-    """
+    """An engine with the settings that `embedding-server serve` has by default."""
 
     def __init__(self, options: PeerOptions) -> None:
-        super().__init__(options)
         self._loop = asyncio.new_event_loop()
         self._engine = self._loop.run_until_complete(_start(options.device))
 
     def compute(self, requests: list[list[str]], clients: int) -> Vectors:
-        """One request after the other, as many at a time as there are clients."""
         return self._loop.run_until_complete(self._compute(requests, clients))
 
     async def _compute(self, requests: list[list[str]], clients: int) -> Vectors:

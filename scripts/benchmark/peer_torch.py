@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from scripts.benchmark.client import MODEL
 from scripts.benchmark.results import Figures, model_flops, percentiles_ms
@@ -50,17 +48,12 @@ def served_card(device: str) -> Card:
 
 
 class TorchPeer:
-    """Measures one device; models are loaded now if a scenario needs them."""
+    """Measures one device."""
 
     def __init__(self, options: PeerOptions) -> None:
-        device = options.torch_device
-        self._device = torch.device(device)
-        self._card = served_card(device)
+        self._device = torch.device(options.torch_device)
+        self._card = served_card(options.torch_device)
         self._tflops_per_s: Figures = {}  # of matrix products, by dtype
-        self._backends: dict[str, TorchBackend] = {}
-        if "forward" in options.scenarios:
-            self._backends = {name: TorchBackend(self._card, device) for name in (RECORDED, EAGER)}
-            self._backends[RECORDED].prepare(CPU_TOKENS if self._device.type == "cpu" else None)
 
     def about(self) -> dict[str, Any]:
         """What the device is."""
@@ -71,39 +64,33 @@ class TorchPeer:
         cuda = {"cuda": torch.version.cuda, "dtype": self._card.dtype}
         return {"gpu": found.name, "gpu_memory_gb": gb, **cuda}
 
-    def vectors(self, texts: list[str]) -> NDArray[np.float32]:
-        """Vectors (backends, texts, 384) of texts; computed in fours, so that unlike lengths meet."""
-        tokenizer = Tokenizer.from_file(str(self._card.path("tokenizer.json")))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(self._card.max_input_tokens)
-        sequences = [np.array(e.ids, np.int32) for e in tokenizer.encode_batch(texts)]
-        fours = [sequences[start : start + 4] for start in range(0, len(sequences), 4)]
-        backends = self._backends.values()
-        return np.array([np.concatenate([b.forward(four) for four in fours]) for b in backends])
-
     def rate(self, size: int, samples: int) -> list[Measured]:
         """How fast the device multiplies square matrices of random numbers."""
         records: list[Measured] = []
         for dtype in RATE_DTYPES:
             kind = {"device": self._device, "dtype": getattr(torch, dtype)}
             left, right = torch.randn(size, size, **kind), torch.randn(size, size, **kind)
-            multiply = functools.partial(_multiply, left, right, torch.empty_like(left))
-            seconds = [self._seconds(multiply) for _ in range(samples + 1)][1:]
-            tflops_per_s = 2 * size**3 * PRODUCTS / statistics.median(seconds) / 1e12
-            self._tflops_per_s[dtype] = tflops_per_s
-            case = f"{dtype}, {size} x {size} x {size}"
-            records.append(("card", case, {"tflops_per_s": tflops_per_s}))
+            multiply = functools.partial(torch.matmul, left, right, out=torch.empty_like(left))
+            median_s = self._median_s(multiply, 1, samples, PRODUCTS)
+            self._tflops_per_s[dtype] = 2 * size**3 / median_s / 1e12
+            figures = {"tflops_per_s": self._tflops_per_s[dtype]}
+            records.append(("card", f"{dtype}, {size} x {size} x {size}", figures))
         return records
 
-    def _seconds(self, work: Callable[[], object]) -> float:
-        on_gpu = self._device.type == "cuda"
-        if on_gpu:
-            torch.cuda.synchronize(self._device)
-        began_s = time.perf_counter()
-        work()
-        if on_gpu:
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter() - began_s
+    def _median_s(
+        self, work: Callable[[], object], warm_up: int, samples: int, times: int = 1
+    ) -> float:
+        """Of samples that do the work so many times, after some that do not count."""
+        synchronize = torch.get_device_module(self._device).synchronize
+        seconds = []
+        for _ in range(warm_up + samples):
+            synchronize(self._device)
+            began_s = time.perf_counter()
+            for _ in range(times):
+                work()
+            synchronize(self._device)
+            seconds.append((time.perf_counter() - began_s) / times)
+        return statistics.median(seconds[warm_up:])
 
     def _compared(self, tflops_per_s: float, dtype: str) -> Figures:
         """With the share of the matrix rate, if that was measured."""
@@ -112,9 +99,12 @@ class TorchPeer:
         return {"tflops_per_s": tflops_per_s, **share}
 
     def forward(self, tokens: list[int], at_least_s: float, queries: int) -> list[Measured]:
-        """Each backend with micro-batches of several sizes, one and two threads, and one query."""
+        """The backend with micro-batches of several sizes, one and two threads, and one query."""
         records: list[Measured] = []
-        for name, backend in self._backends.items():
+        for name in (RECORDED, EAGER):
+            backend = TorchBackend(self._card, str(self._device))
+            if name == RECORDED:
+                backend.prepare(CPU_TOKENS if self._device.type == "cpu" else None)
             for kind, length in (("128-token", SEQUENCE_TOKENS), ("12-token", QUERY_TOKENS)):
                 for size in tokens:
                     batch = _sequences(size, min(length, size))
@@ -157,12 +147,10 @@ class TorchPeer:
     def decoder(
         self, *, config: str, length: int, tokens: list[int], passes: int, compiled: bool
     ) -> list[Measured]:
-        """Sequences of a length through random weights of a decoder-type model's shape.
+        """Micro-batches of sequences of a length through random weights of a decoder-type model.
 
-        Args:
-            config: the shape, a file of this folder as transformers' Qwen3Config reads it.
-            tokens: of the micro-batches.
-            compiled: have torch compile the layers; else they are as written.
+        `config` is its shape, a file of this folder as transformers' Qwen3Config reads it. Torch
+        compiles the layers, or they are as written.
         """
         shape = transformers.Qwen3Config.from_json_file(Path(__file__).with_name(config))
         with torch.device(self._device):
@@ -181,22 +169,15 @@ class TorchPeer:
             bounds = torch.arange(0, size + 1, length, **whole)
             compute = functools.partial(encoder.forward, ids, bounds, length)
             with torch.inference_mode():
-                seconds = [self._seconds(compute) for _ in range(WARM_UP_PASSES + passes)]
-            median_s = statistics.median(seconds[WARM_UP_PASSES:])
+                median_s = self._median_s(compute, WARM_UP_PASSES, passes)
             figures = {
                 "tokens_per_s": size / median_s,
                 "pass_ms": 1e3 * median_s,
                 **self._compared(flops * size / median_s / 1e12, "bfloat16"),
-                "all_passes_s": sum(seconds),  # compiling is part of the first
             }
             form = "compiled" if compiled else "as written"
             records.append((form, f"{length}-token sequences, {size:,} tokens", figures))
         return records
-
-
-def _multiply(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor) -> None:
-    for _ in range(PRODUCTS):
-        torch.matmul(left, right, out=result)
 
 
 def _time(backend: TorchBackend, batch: list[TokenIds]) -> float:

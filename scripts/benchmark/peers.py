@@ -12,24 +12,32 @@ import itertools
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import uvloop
 from numpy.typing import NDArray
 
 from scripts.benchmark import client
-from scripts.benchmark.targets import REPOSITORY, PeerOptions, fetch_model
+from scripts.benchmark.targets import REPOSITORY, PeerOptions
 from scripts.benchmark.texts import make_requests, num_tokens
 from server.inference.cpu_cores import usable_cores
 
 Vectors = NDArray[np.float32]  # (texts, 384)
 
 
+def seconds_of(work: Callable[..., object], *given: object) -> float:
+    """What some work with these arguments takes."""
+    started = time.perf_counter()
+    work(*given)
+    return time.perf_counter() - started
+
+
 class TextPeer(abc.ABC):
     """Computes vectors of texts."""
 
-    def __init__(self, options: PeerOptions) -> None:
-        self.requests: list[list[str]] = []
+    _requests: list[list[str]]
 
     @abc.abstractmethod
     def compute(self, requests: list[list[str]], clients: int) -> Vectors:
@@ -37,11 +45,10 @@ class TextPeer(abc.ABC):
 
     def make(self, kind: str, seed: str, requests: int, texts: int) -> list[int]:
         """Make the requests that are meant from now on; the tokens of each text."""
-        self.requests = make_requests(kind, seed, requests, texts=texts)
-        return [num_tokens(text) for request in self.requests for text in request]
+        self._requests = make_requests(kind, seed, requests, texts=texts)
+        return [num_tokens(text) for request in self._requests for text in request]
 
     def vectors(self, texts: list[str]) -> Vectors:
-        """Vectors of these texts."""
         return self.compute([texts], 1)
 
     def warm_up(self) -> None:
@@ -50,16 +57,11 @@ class TextPeer(abc.ABC):
 
     def embed(self, clients: int, times: int = 1) -> float:
         """Seconds to compute what is made, so many times, for so many clients at a time."""
-        return self._seconds(self.requests * times, clients)
+        return seconds_of(self.compute, self._requests * times, clients)
 
     def each(self) -> list[float]:
         """Seconds of each request, one after the other."""
-        return [self._seconds([request], 1) for request in self.requests]
-
-    def _seconds(self, requests: list[list[str]], clients: int) -> float:
-        started = time.perf_counter()
-        self.compute(requests, clients)
-        return time.perf_counter() - started
+        return [seconds_of(self.compute, [request], 1) for request in self._requests]
 
 
 class OnnxRuntime(TextPeer):
@@ -73,7 +75,6 @@ class OnnxRuntime(TextPeer):
         import onnxruntime
         from tokenizers import Tokenizer
 
-        super().__init__(options)
         folder = REPOSITORY / "models" / client.MODEL
         threads = onnxruntime.SessionOptions()
         threads.intra_op_num_threads = threads.inter_op_num_threads = 1
@@ -81,46 +82,39 @@ class OnnxRuntime(TextPeer):
             folder / "graph.onnx", threads, providers=["CPUExecutionProvider"]
         )
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
+        self._tokenizer.enable_padding()
         self._tokenizer.enable_truncation(256)
         self._threads = ThreadPoolExecutor(usable_cores())
 
     def compute(self, requests: list[list[str]], clients: int) -> Vectors:
+        # Long texts first, so that the threads end together.
         texts = [text for request in requests for text in request]
-        sequences = [e.ids for e in self._tokenizer.encode_batch_fast(texts)]
-        order = sorted(range(len(texts)), key=lambda index: len(sequences[index]))
+        order = sorted(range(len(texts)), key=lambda index: -num_tokens(texts[index]))
         batches: list[list[int]] = [[]]
-        for index in reversed(order):  # long ones first, so that the threads end together
-            longest = len(sequences[(batches[-1] or [index])[0]])
+        for index in order:
+            longest = num_tokens(texts[(batches[-1] or [index])[0]])
             if longest * (len(batches[-1]) + 1) > 512:
                 batches.append([])
             batches[-1].append(index)
-        vectors = np.empty((len(texts), 384), np.float32)
+        parts = self._threads.map(lambda batch: self._pass([texts[i] for i in batch]), batches)
+        return np.concatenate(list(parts))[np.argsort(order)]
 
-        def compute(batch: list[int]) -> None:
-            vectors[batch] = self._pass([sequences[index] for index in batch])
+    def _pass(self, texts: list[str]) -> Vectors:
+        return self._run(self._inputs(texts))
 
-        list(self._threads.map(compute, batches))
-        return vectors
+    def _inputs(self, texts: list[str]) -> dict[str, NDArray[np.int64]]:
+        encodings = self._tokenizer.encode_batch_fast(texts)
+        ids = np.array([encoding.ids for encoding in encodings])
+        return {"input_ids": ids, "attention_mask": np.array([e.attention_mask for e in encodings])}
 
-    def _pass(self, sequences: list[list[int]]) -> Vectors:
-        ids = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
-        mask = np.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = sequence
-            mask[row, : len(sequence)] = 1
-        (vectors,) = self._session.run(["embeddings"], {"input_ids": ids, "attention_mask": mask})
+    def _run(self, inputs: dict[str, NDArray[np.int64]]) -> Vectors:
+        (vectors,) = self._session.run(["embeddings"], inputs)
         return np.asarray(vectors, np.float32)
 
     def forward(self) -> list[float]:
         """Seconds of each made text's forward pass, alone and without tokenising."""
-        seconds = []
-        for (text,) in self.requests:
-            ids = self._tokenizer.encode(text).ids
-            started = time.perf_counter()
-            self._pass([ids])
-            seconds.append(time.perf_counter() - started)
-        return seconds
+        inputs = map(self._inputs, self._requests)
+        return [seconds_of(self._run, one) for one in inputs]
 
 
 class SentenceTransformers(TextPeer):
@@ -132,19 +126,18 @@ class SentenceTransformers(TextPeer):
 
         from scripts.benchmark.peer_torch import served_card
 
-        super().__init__(options)
         torch.set_num_threads(usable_cores())
         device = options.torch_device
-        folder = str(options.model_folder or fetch_model(options.cache))
-        dtype = getattr(torch, served_card(device).dtype)
-        self._model = SentenceTransformer(folder, device=device, model_kwargs={"dtype": dtype})
+        kind = {"dtype": getattr(torch, served_card(device).dtype)}
+        folder = str(options.model_folder)
+        self._model = SentenceTransformer(folder, device=device, model_kwargs=kind)
         self._batch_sizes = (8, 32, 64) if device == "cpu" else (32, 64, 128, 256, 512)
         self._batch_size = self._batch_sizes[0]
 
     def warm_up(self) -> None:
         """Keep the batch size that takes the least time for what is made."""
         seconds = {}
-        for size in self._batch_sizes:
+        for size in self._batch_sizes * 2:  # the second time counts, for then it is warm
             self._batch_size = size
             seconds[size] = self.embed(1)
         self._batch_size = min(seconds, key=lambda size: seconds[size])
@@ -175,27 +168,26 @@ class MatrixProduct:
             rows, inner, columns = shape
             left, right = np.ones((rows, inner), np.float32), np.ones((inner, columns), np.float32)
             result = np.empty((rows, columns), np.float32)
-            flops = 2 * rows * inner * columns
-            times = max(1, round(self._flops / flops))
+            times = round(self._flops / (2 * rows * inner * columns))
             start.wait()
-            started = time.perf_counter()
-            for _ in range(times):
-                np.matmul(left, right, out=result)
-            return flops * times / (time.perf_counter() - started)
+            seconds = seconds_of(lambda: [np.matmul(left, right, result) for _ in range(times)])
+            return 2 * rows * inner * columns * times / seconds
 
-        medians = []
         with ThreadPoolExecutor(threads) as pool:
-            for shape in self._shapes:
-                rates = [sum(pool.map(multiply, [shape] * threads)) for _ in range(self._repeats)]
-                medians.append(statistics.median(rates))
-        return max(medians)
+            rates = [
+                [sum(pool.map(multiply, [shape] * threads)) for _ in range(self._repeats)]
+                for shape in self._shapes
+            ]
+        return max(map(statistics.median, rates))
 
 
 class LoadPeer:
     """Clients of one process: they send what was made, again and again, until the time is over."""
 
+    _requests: list[client.Request]
+
     def __init__(self, options: PeerOptions) -> None:
-        self._requests: list[client.Request] = []
+        """Needs nothing."""
 
     def make(self, kind: str, seed: str, requests: int, texts: int) -> None:
         """Make the requests that are meant from now on."""
@@ -204,16 +196,15 @@ class LoadPeer:
     def load(
         self, address: client.Address, clients: int, begin: float, end: float
     ) -> tuple[list[client.Sample], float]:
-        """Samples of a load from `begin` to `end`, on the clock of `time.perf_counter`; CPU seconds."""
-        cpu_s = time.process_time()
-        samples = client.run(self._load(address, clients, begin, end))
-        return samples, time.process_time() - cpu_s
+        """Samples of a load from `begin` to `end` by `time.perf_counter`, and the CPU seconds."""
 
-    async def _load(
-        self, address: client.Address, clients: int, begin: float, end: float
-    ) -> list[client.Sample]:
-        stop = asyncio.Event()
-        await asyncio.sleep(begin - time.perf_counter())
-        asyncio.get_running_loop().call_later(end - time.perf_counter(), stop.set)
-        requests = itertools.cycle(self._requests)
-        return await client.closed_loop(address, requests, clients, stop=stop)
+        async def run() -> list[client.Sample]:
+            stop = asyncio.Event()
+            await asyncio.sleep(begin - time.perf_counter())
+            asyncio.get_running_loop().call_later(end - time.perf_counter(), stop.set)
+            requests = itertools.cycle(self._requests)
+            return await client.closed_loop(address, requests, clients, stop=stop)
+
+        cpu_s = time.process_time()
+        samples = uvloop.run(run())
+        return samples, time.process_time() - cpu_s

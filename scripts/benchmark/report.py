@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ _VECTOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "a
 def tables(results: Results) -> Iterator[str]:
     """A table for each scenario, targets side by side and figures below each other; the goals."""
     for scenario in dict.fromkeys(record.scenario for record in results.records):
-        targets = list(dict.fromkeys(r.target for r in results.records if r.scenario == scenario))
-        yield _table(scenario, ["", *targets], list(_rows(results, scenario, targets)))
+        targets = results.targets(scenario)
+        yield _table(scenario, ["", *targets], _rows(results, scenario, targets))
     rows = []
     for goal in judged(results):
         spread = f"{number(goal['median'])} ({number(goal['least'])} to {number(goal['most'])})"
@@ -55,7 +55,7 @@ def tables(results: Results) -> Iterator[str]:
         yield _table("goals", ["", "goal", "measured", "met"], rows)
 
 
-def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
+def _table(title: str, header: list[str], rows: Iterable[list[str]]) -> str:
     lines = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
     return f"### {title}\n\n" + "\n".join(lines) + "\n"
 
@@ -68,27 +68,25 @@ def judged(results: Results) -> list[dict[str, Any]]:
 
 def _rows(results: Results, scenario: str, targets: Sequence[str]) -> Iterator[list[str]]:
     row = next(row for row in TABLE if row.name == scenario)
-    records = [record for record in results.records if record.scenario == scenario]
-    for case in dict.fromkeys(record.case for record in records):
-        told = dict.fromkeys(name for r in records if r.case == case for name in r.figures)
+    main = row.main_figure
+
+    def ratios(figure: str, target: str, other: str, case: str) -> str:
+        return _cell(results.ratios(scenario, figure, target, other, case), True)
+
+    for case in results.cases(scenario):
         prefix = f"{case}: " if case else ""
+        told = results.figures(scenario, case)
         for figure in row.shown or [name for name in told if name not in UNSHOWN]:
             if figure in told:
                 values = [results.by_round(scenario, one, figure, case) for one in targets]
-                cells = [_cell(list(v.values()), figure == row.main_figure) for v in values]
+                cells = [_cell(list(v.values()), figure == main) for v in values]
                 yield [prefix + title(figure), *cells]
         if "matrix product" in targets:
-            ratios = [
-                results.ratios(scenario, "gflops_per_s", one, "matrix product") for one in targets
-            ]
-            yield [prefix + "of the matrix product's rate", *(_cell(r, True) for r in ratios)]
-        ratios = [
-            results.ratios(scenario, row.main_figure, OURS, one, case) if one != OURS else []
-            for one in targets
-        ]
-        if any(ratios):
-            label = f"{prefix}{title(row.main_figure)}: ours through this"
-            yield [label, *(_cell(r, True) for r in ratios)]
+            cells = [ratios("gflops_per_s", one, "matrix product", case) for one in targets]
+            yield [prefix + "of the matrix product's rate", *cells]
+        cells = [ratios(main, OURS, one, case) if one != OURS else "" for one in targets]
+        if any(cells):
+            yield [f"{prefix}{title(main)}: ours through this", *cells]
 
 
 def title(figure: str) -> str:

@@ -48,6 +48,18 @@ class Results:
 
     records: list[Record] = field(default_factory=list)
 
+    def targets(self, scenario: str) -> list[str]:
+        """Who was measured in a scenario."""
+        return list(dict.fromkeys(r.target for r in self.records if r.scenario == scenario))
+
+    def cases(self, scenario: str) -> list[str]:
+        return list(dict.fromkeys(r.case for r in self.records if r.scenario == scenario))
+
+    def figures(self, scenario: str, case: str) -> list[str]:
+        """The names of what was measured in a case."""
+        records = [r for r in self.records if (r.scenario, r.case) == (scenario, case)]
+        return list(dict.fromkeys(name for record in records for name in record.figures))
+
     def by_round(self, scenario: str, target: str, figure: str, case: str = "") -> dict[int, float]:
         """A figure in each round."""
         asked = (scenario, case, target)
@@ -66,30 +78,23 @@ class Results:
 def write_json(file: Path, facts: dict[str, Any], results: Results) -> None:
     """Every round's figures, with what they depend on; five digits of each, null for infinity."""
     records = [
-        {name: value for name, value in record._asdict().items() if name != "figures"}
-        | record.figures
-        for record in results.records
+        {"scenario": r.scenario, "case": r.case, "target": r.target, "round": r.round, **r.figures}
+        for r in results.records
     ]
     text = json.dumps(_short({**facts, "records": records}), indent=1, ensure_ascii=False)
     file.write_text(text + "\n", encoding="utf-8")
 
 
 def _short(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _short(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return list(map(_short, value))
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.5g}") if math.isfinite(value) else None
+    return json.loads(
+        json.dumps(value),
+        parse_float=lambda digits: float(f"{float(digits):.5g}"),
+        parse_constant=lambda _: None,
+    )
 
 
 def read_json(file: Path) -> tuple[dict[str, Any], Results]:
-    """What `write_json` wrote: the facts, and the records.
-
-    Raises:
-        ValueError, KeyError: it wrote something else.
-    """
+    """What `write_json` wrote; raise ValueError or KeyError if it wrote something else."""
     facts = json.loads(file.read_text(encoding="utf-8"))
     results = Results()
     for told in facts.pop("records"):

