@@ -55,9 +55,9 @@ def embeddings_request(texts: list[str]) -> Request:
     return Request("\r\n".join(lines).encode(), tuple(map(num_tokens, texts)))
 
 
-def requests_of(kind: str, seed: str, count: int, *, texts: int) -> list[Request]:
+def requests_of(kind: str, seed: str, requests: int, *, texts: int) -> list[Request]:
     """Requests made beforehand, see `make_requests`."""
-    return list(map(embeddings_request, make_requests(kind, seed, count, texts=texts)))
+    return list(map(embeddings_request, make_requests(kind, seed, requests, texts=texts)))
 
 
 class Response(NamedTuple):

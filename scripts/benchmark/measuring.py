@@ -6,12 +6,11 @@ and ends is left out.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,7 +25,9 @@ from scripts.benchmark.targets import Peer, Server, Target
 
 LEAD_S = 0.3  # until every process has read what it is to do
 SETTLE_S = 0.5  # until all clients are at work
-_GPU_QUERY = "nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits"
+_GPU_QUERY = (
+    "nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits -lms 200"
+)
 
 
 def clocks(target: Target) -> tuple[float, float, float, float]:
@@ -159,20 +160,16 @@ def window_figures(samples: Sequence[Sample], begin: float, end: float) -> Figur
     return figures | percentiles_ms(inside)
 
 
-@contextlib.contextmanager
-def watched_gpus() -> Iterator[Figures]:
-    """What `nvidia-smi` says of the cards meanwhile, once it is over; nothing if it is not there."""
-    figures: Figures = {}
-    command = [*_GPU_QUERY.split(), "-lms", "200"]
-    if shutil.which(command[0]) is None:
-        yield figures
-        return
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+def watched(drive: Callable[[], Figures]) -> Figures:
+    """The figures of a load, and what `nvidia-smi` says of the cards meanwhile, if it is there."""
+    if shutil.which("nvidia-smi") is None:
+        return drive()
+    with subprocess.Popen(_GPU_QUERY.split(), stdout=subprocess.PIPE, text=True) as watching:
         try:
-            yield figures
+            figures = drive()
         finally:
             watching.terminate()
-            figures |= gpu_figures(watching.communicate()[0])
+        return figures | gpu_figures(watching.communicate()[0])
 
 
 def gpu_figures(said: str) -> Figures:

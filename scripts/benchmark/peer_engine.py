@@ -24,7 +24,7 @@ class EnginePeer(TextPeer):
         self._loop = asyncio.new_event_loop()
         self._engine = self._loop.run_until_complete(_start(options.device))
 
-    def compute(self, requests: list[list[str]], clients: int) -> Vectors:
+    def compute(self, requests: list[list[str]], clients: int = 1) -> Vectors:
         return self._loop.run_until_complete(self._compute(requests, clients))
 
     async def _compute(self, requests: list[list[str]], clients: int) -> Vectors:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import statistics
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import transformers
 
 from scripts.benchmark.client import MODEL
+from scripts.benchmark.peers import seconds_of
 from scripts.benchmark.results import Figures, model_flops, percentiles_ms
 from scripts.benchmark.targets import PeerOptions
 from server.catalog.card import Card
@@ -57,12 +59,11 @@ class TorchPeer:
 
     def about(self) -> dict[str, Any]:
         """What the device is."""
-        if self._device.type != "cuda":
-            return {"gpu": "none: torch on the CPU", "dtype": self._card.dtype}
+        known = {"cuda": torch.version.cuda, "dtype": self._card.dtype}
+        if self._device.type == "cpu":
+            return {"gpu": "none: torch on the CPU", **known}
         found = torch.cuda.get_device_properties(self._device)
-        gb = round(found.total_memory / 1e9, 1)
-        cuda = {"cuda": torch.version.cuda, "dtype": self._card.dtype}
-        return {"gpu": found.name, "gpu_memory_gb": gb, **cuda}
+        return {"gpu": found.name, "gpu_memory_gb": round(found.total_memory / 1e9, 1), **known}
 
     def rate(self, size: int, samples: int) -> list[Measured]:
         """How fast the device multiplies square matrices of random numbers."""
@@ -82,15 +83,14 @@ class TorchPeer:
     ) -> float:
         """Of samples that do the work so many times, after some that do not count."""
         synchronize = torch.get_device_module(self._device).synchronize
-        seconds = []
-        for _ in range(warm_up + samples):
-            synchronize(self._device)
-            began_s = time.perf_counter()
+
+        def sample() -> None:
             for _ in range(times):
                 work()
             synchronize(self._device)
-            seconds.append((time.perf_counter() - began_s) / times)
-        return statistics.median(seconds[warm_up:])
+
+        seconds = [seconds_of(sample) for _ in range(warm_up + samples)]
+        return statistics.median(seconds[warm_up:]) / times
 
     def _compared(self, tflops_per_s: float, dtype: str) -> Figures:
         """With the share of the matrix rate, if that was measured."""
@@ -105,15 +105,14 @@ class TorchPeer:
             backend = TorchBackend(self._card, str(self._device))
             if name == RECORDED:
                 backend.prepare(CPU_TOKENS if self._device.type == "cpu" else None)
-            for kind, length in (("128-token", SEQUENCE_TOKENS), ("12-token", QUERY_TOKENS)):
-                for size in tokens:
-                    batch = _sequences(size, min(length, size))
-                    for threads in (1, 2):
-                        figures = self._passes(backend, batch, threads, at_least_s)
-                        by = ", two threads" if threads > 1 else ""
-                        records.append((name, f"{kind} sequences, {size:,} tokens{by}", figures))
+            for size, threads in itertools.product(tokens, (1, 2)):
+                batch = _sequences(size, min(SEQUENCE_TOKENS, size))
+                figures = self._passes(backend, batch, threads, at_least_s)
+                by = ", two threads" if threads > 1 else ""
+                case = f"{SEQUENCE_TOKENS}-token sequences, {size:,} tokens{by}"
+                records.append((name, case, figures))
             query = _sequences(QUERY_TOKENS, QUERY_TOKENS)
-            ms = [1e3 * _time(backend, query) for _ in range(queries)]
+            ms = [1e3 * seconds_of(backend.forward, query) for _ in range(queries)]
             records.append((name, "one query of 12 tokens", percentiles_ms(ms)))
         return records
 
@@ -122,20 +121,20 @@ class TorchPeer:
     ) -> Figures:
         start = threading.Barrier(threads)
 
-        def compute(_: int) -> tuple[float, float, int]:
-            for _ in range(WARM_UP_PASSES):  # each thread needs buffers of its own
-                backend.forward(batch)
+        def compute(passes: int) -> None:
             start.wait()
-            began_s = ended_s = time.perf_counter()
-            passes = 0
-            while passes < MIN_PASSES or ended_s - began_s < at_least_s:
+            for _ in range(passes):
                 backend.forward(batch)
-                passes, ended_s = passes + 1, time.perf_counter()
-            return began_s, ended_s, passes
 
         with ThreadPoolExecutor(threads) as pool:
-            began, ended, counts = zip(*pool.map(compute, range(threads)), strict=True)
-        seconds, passes = max(ended) - min(began), sum(counts)
+
+            def seconds_for(passes: int) -> float:
+                return seconds_of(lambda: list(pool.map(compute, [passes] * threads)))
+
+            seconds_for(WARM_UP_PASSES)  # each thread needs buffers of its own
+            needed = math.ceil(MIN_PASSES * at_least_s / seconds_for(MIN_PASSES))
+            each = max(MIN_PASSES, needed)
+            seconds, passes = seconds_for(each), each * threads
         lengths = list(map(len, batch))
         tflops_per_s = passes * sum(map(model_flops, lengths)) / seconds / 1e12
         return {
@@ -178,12 +177,6 @@ class TorchPeer:
             form = "compiled" if compiled else "as written"
             records.append((form, f"{length}-token sequences, {size:,} tokens", figures))
         return records
-
-
-def _time(backend: TorchBackend, batch: list[TokenIds]) -> float:
-    began_s = time.perf_counter()
-    backend.forward(batch)
-    return time.perf_counter() - began_s
 
 
 def _decoder_flops(transformer: transformers.PreTrainedModel, length: int) -> float:

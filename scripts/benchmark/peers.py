@@ -1,7 +1,6 @@
 """What computes or sends the benchmark's texts in a process of its own; see `targets.Peer`.
 
 Each class is a plugin: it imports what it measures where it needs it, and is asked by its methods.
-Texts are made here, by the seeds that the clients' texts are made by, before any time is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from scripts.benchmark import client
 from scripts.benchmark.targets import REPOSITORY, PeerOptions
-from scripts.benchmark.texts import make_requests, num_tokens
+from scripts.benchmark.texts import num_tokens
 from server.inference.cpu_cores import usable_cores
 
 Vectors = NDArray[np.float32]  # (texts, 384)
@@ -35,33 +34,23 @@ def seconds_of(work: Callable[..., object], *given: object) -> float:
 
 
 class TextPeer(abc.ABC):
-    """Computes vectors of texts."""
-
-    _requests: list[list[str]]
+    """Computes vectors of texts, of several requests."""
 
     @abc.abstractmethod
-    def compute(self, requests: list[list[str]], clients: int) -> Vectors:
-        """Vectors of all texts of all requests, in order."""
+    def compute(self, requests: list[list[str]], clients: int = 1) -> Vectors:
+        """Vectors of all texts of all requests, in order, for so many clients at a time."""
 
-    def make(self, kind: str, seed: str, requests: int, texts: int) -> list[int]:
-        """Make the requests that are meant from now on; the tokens of each text."""
-        self._requests = make_requests(kind, seed, requests, texts=texts)
-        return [num_tokens(text) for request in self._requests for text in request]
+    def warm_up(self, requests: list[list[str]]) -> None:
+        """Compute what is like that which is to come."""
+        self.compute(requests)
 
-    def vectors(self, texts: list[str]) -> Vectors:
-        return self.compute([texts], 1)
+    def embed(self, requests: list[list[str]], clients: int, times: int = 1) -> float:
+        """Seconds to compute all requests, so many times."""
+        return seconds_of(self.compute, requests * times, clients)
 
-    def warm_up(self) -> None:
-        """Compute once what is made."""
-        self.embed(1)
-
-    def embed(self, clients: int, times: int = 1) -> float:
-        """Seconds to compute what is made, so many times, for so many clients at a time."""
-        return seconds_of(self.compute, self._requests * times, clients)
-
-    def each(self) -> list[float]:
+    def each(self, requests: list[list[str]]) -> list[float]:
         """Seconds of each request, one after the other."""
-        return [seconds_of(self.compute, [request], 1) for request in self._requests]
+        return [seconds_of(self.compute, [request]) for request in requests]
 
 
 class OnnxRuntime(TextPeer):
@@ -86,7 +75,7 @@ class OnnxRuntime(TextPeer):
         self._tokenizer.enable_truncation(256)
         self._threads = ThreadPoolExecutor(usable_cores())
 
-    def compute(self, requests: list[list[str]], clients: int) -> Vectors:
+    def compute(self, requests: list[list[str]], clients: int = 1) -> Vectors:
         # Long texts first, so that the threads end together.
         texts = [text for request in requests for text in request]
         order = sorted(range(len(texts)), key=lambda index: -num_tokens(texts[index]))
@@ -96,25 +85,24 @@ class OnnxRuntime(TextPeer):
             if longest * (len(batches[-1]) + 1) > 512:
                 batches.append([])
             batches[-1].append(index)
-        parts = self._threads.map(lambda batch: self._pass([texts[i] for i in batch]), batches)
-        return np.concatenate(list(parts))[np.argsort(order)]
 
-    def _pass(self, texts: list[str]) -> Vectors:
-        return self._run(self._inputs(texts))
+        def compute(batch: list[int]) -> Vectors:
+            return self._forward(self._inputs([texts[index] for index in batch]))
+
+        return np.concatenate(list(self._threads.map(compute, batches)))[np.argsort(order)]
 
     def _inputs(self, texts: list[str]) -> dict[str, NDArray[np.int64]]:
         encodings = self._tokenizer.encode_batch_fast(texts)
         ids = np.array([encoding.ids for encoding in encodings])
         return {"input_ids": ids, "attention_mask": np.array([e.attention_mask for e in encodings])}
 
-    def _run(self, inputs: dict[str, NDArray[np.int64]]) -> Vectors:
+    def _forward(self, inputs: dict[str, NDArray[np.int64]]) -> Vectors:
         (vectors,) = self._session.run(["embeddings"], inputs)
         return np.asarray(vectors, np.float32)
 
-    def forward(self) -> list[float]:
-        """Seconds of each made text's forward pass, alone and without tokenising."""
-        inputs = map(self._inputs, self._requests)
-        return [seconds_of(self._run, one) for one in inputs]
+    def forward(self, requests: list[list[str]]) -> list[float]:
+        """Seconds of each request's forward pass, alone and without tokenising."""
+        return [seconds_of(self._forward, inputs) for inputs in map(self._inputs, requests)]
 
 
 class SentenceTransformers(TextPeer):
@@ -134,15 +122,15 @@ class SentenceTransformers(TextPeer):
         self._batch_sizes = (8, 32, 64) if device == "cpu" else (32, 64, 128, 256, 512)
         self._batch_size = self._batch_sizes[0]
 
-    def warm_up(self) -> None:
-        """Keep the batch size that takes the least time for what is made."""
+    def warm_up(self, requests: list[list[str]]) -> None:
+        """Keep the batch size that takes the least time."""
         seconds = {}
         for size in self._batch_sizes * 2:  # the second time counts, for then it is warm
             self._batch_size = size
-            seconds[size] = self.embed(1)
+            seconds[size] = seconds_of(self.compute, requests)
         self._batch_size = min(seconds, key=lambda size: seconds[size])
 
-    def compute(self, requests: list[list[str]], clients: int) -> Vectors:
+    def compute(self, requests: list[list[str]], clients: int = 1) -> Vectors:
         texts = [text for request in requests for text in request]
         vectors = self._model.encode(texts, batch_size=self._batch_size, show_progress_bar=False)
         return np.asarray(vectors, np.float32)

@@ -1,13 +1,8 @@
-"""What a run's figures depend on, and its results as Markdown tables.
-
-No name or path of the machine is told.
-"""
+"""What a run's figures depend on, without names or paths of the machine; its tables in Markdown."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import os
 import platform
 import re
 import subprocess
@@ -15,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from scripts.benchmark.results import Results, Spread
 from scripts.benchmark.scenario import OURS, TABLE
@@ -126,13 +123,10 @@ def origin(facts: dict[str, Any]) -> str:
 
 def facts_of_run(arguments: Sequence[str]) -> dict[str, Any]:
     """Of a run that begins now, with these arguments."""
-    versions = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    installed = {package.name: package.version for package in metadata.distributions()}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": command_shown(arguments),
@@ -141,21 +135,22 @@ def facts_of_run(arguments: Sequence[str]) -> dict[str, Any]:
             "processor": model.group(1) if model else platform.processor() or platform.machine(),
             "vector_instructions": " ".join(flag for flag in _VECTOR_FLAGS if flag in text.split()),
             "cores_used": usable_cores(),
-            "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
+            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
             "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
         },
-        "packages": versions,
+        "packages": {name: installed[name] for name in _PACKAGES if name in installed},
     }
 
 
 def _commit() -> str:
     """The checkout's commit, with a mark if files differ from it."""
+    null = subprocess.DEVNULL
     described = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git here
-        null = subprocess.DEVNULL
+    try:
         return subprocess.check_output(described, cwd=REPOSITORY, text=True, stderr=null).strip()
-    return "unknown"
+    except (OSError, subprocess.CalledProcessError):  # no git here
+        return "unknown"
 
 
 def command_shown(arguments: Sequence[str]) -> str:

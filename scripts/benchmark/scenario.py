@@ -20,7 +20,7 @@ from scripts.benchmark.peers import Vectors
 from scripts.benchmark.results import Figures, Record, Results, Spread
 from scripts.benchmark.targets import Peer, Server, Target
 
-OURS, AGAINST, GUARDED = "ours", "against", "ours, with keys"
+OURS, AGAINST, GUARDED, INFINITY = "ours", "against", "ours, with keys", "infinity"
 
 
 @dataclass(slots=True)
@@ -31,7 +31,6 @@ class Bench:
     load: Load
     results: Results
     verified: Vectors | None = None  # what the first target made of the texts that all are asked
-    capacities: dict[str, float] = field(default_factory=dict)  # short queries a second, by server
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +157,7 @@ def _read_row(row: dict[str, Any]) -> Scenario:
 _READ = tomllib.loads(Path(__file__).with_name("scenarios.toml").read_text(encoding="utf-8"))
 TABLE = tuple(map(_read_row, _READ["scenario"]))
 PLUGINS: dict[str, str] = _READ["peers"]
-INFINITY: dict[str, Any] = _READ["infinity"]
+INFINITY_SERVER: dict[str, Any] = _READ["infinity"]
+SERVERS: list[str] = _READ["groups"]["servers"]
 # What --peer may name: the rival, and what computes the same in process.
-PEERS = ("infinity", *_READ["groups"]["in process"])
+PEERS = (INFINITY, *_READ["groups"]["in process"])

@@ -25,12 +25,12 @@ from scripts.benchmark.measuring import (
     metric,
     read_metrics,
     sample_figures,
-    watched_gpus,
+    watched,
 )
 from scripts.benchmark.results import Figures, percentiles_ms, work_figures
 from scripts.benchmark.scenario import Turn
 from scripts.benchmark.targets import BenchError, Peer, Server
-from scripts.benchmark.texts import make_requests
+from scripts.benchmark.texts import make_requests, num_tokens
 
 INDEXING_TEXTS = 64
 BUSY_CLIENTS = 16
@@ -59,7 +59,7 @@ def verify(turn: Turn, *, least_cosine: float) -> None:
         rows = [base64.b64decode(row["embedding"]) for row in json.loads(body)["data"]]
         vectors = np.array([np.frombuffer(row, "<f4") for row in rows])
     else:
-        vectors = turn.peer.ask("vectors", texts=texts)
+        vectors = turn.peer.ask("compute", requests=[texts])
     expected = turn.bench.verified = vectors if turn.bench.verified is None else turn.bench.verified
     if vectors.shape != expected.shape:
         raise BenchError(f"{name} gives vectors {vectors.shape}, not {expected.shape}")
@@ -71,42 +71,31 @@ def verify(turn: Turn, *, least_cosine: float) -> None:
 
 def warm_up(turn: Turn, *, requests: int, clients: int) -> None:
     """Have the target compute what is like that which is to come."""
+    size = {"requests": requests, "texts": INDEXING_TEXTS}
     if isinstance(turn.target, Server):
-        size = {"requests": requests, "texts": INDEXING_TEXTS, "clients": clients}
-        send(turn.target, "mixed", "warm up", **size)
-        send(turn.target, "query", "warm up", requests=50, texts=1, clients=1)
+        send(turn.target, "mixed", "warm up", clients=clients, **size)
+        send(turn.target, "query", "warm up", clients=1, requests=50, texts=1)
     else:
-        size = {"requests": requests, "texts": INDEXING_TEXTS}
-        turn.peer.ask("make", kind="mixed", seed="warm up", **size)
-        turn.peer.ask("warm_up")
+        turn.peer.ask("warm_up", requests=make_requests("mixed", "warm up", **size))
 
 
-def send(
-    server: Server, kind: str, seed: str, *, requests: int, texts: int, clients: int
-) -> Figures:
+def send(server: Server, kind: str, seed: str, *, clients: int, **size: int) -> Figures:
     """The figures of a server under requests of clients that wait for each answer."""
-    made = requests_of(kind, seed, requests, texts=texts)
+    made = requests_of(kind, seed, **size)
     return drive(server, client.closed_loop(server.address, made, clients))
 
 
 def embed(
-    peer: Peer,
-    kind: str,
-    seed: str,
-    *,
-    requests: int,
-    texts: int,
-    clients: int,
-    at_least_s: float = 0,
+    peer: Peer, kind: str, seed: str, *, clients: int, at_least_s: float = 0, **size: int
 ) -> Figures:
     """The figures of a peer that computes texts, again and again until it took `at_least_s`."""
-    lengths = peer.ask("make", kind=kind, seed=seed, requests=requests, texts=texts)
-    times = 1
+    requests, times = make_requests(kind, seed, **size), 1
     if at_least_s:  # a warm-up as well
-        times = math.ceil(at_least_s / peer.ask("embed", clients=clients))
+        times = math.ceil(at_least_s / peer.ask("embed", requests=requests, clients=clients))
     before = clocks(peer)
-    seconds = peer.ask("embed", clients=clients, times=times)
-    figures = work_figures(lengths * times, requests * times, seconds)
+    seconds = peer.ask("embed", requests=requests, clients=clients, times=times)
+    lengths = [num_tokens(text) for request in requests for text in request]
+    figures = work_figures(lengths * times, len(requests) * times, seconds)
     return figures | cost_figures(peer, before, figures["tokens"])
 
 
@@ -131,14 +120,14 @@ def indexing_beside_engine(turn: Turn, **size: Any) -> None:
 
 def query(turn: Turn, *, requests: int, clients: int) -> None:
     """Clients send short queries; peers compute the same in process, one by one."""
+    size = {"requests": requests, "texts": 1}
     if isinstance(turn.target, Server):
-        size = {"requests": requests, "texts": 1, "clients": clients}
-        turn.record(send(turn.target, "query", turn.seed, **size))
+        turn.record(send(turn.target, "query", turn.seed, clients=clients, **size))
         return
-    turn.peer.ask("make", kind="query", seed=turn.seed, requests=requests, texts=1)
-    turn.record(percentiles_ms([1e3 * seconds for seconds in turn.peer.ask("each")]))
+    made = make_requests("query", turn.seed, **size)
+    turn.record(percentiles_ms([1e3 * s for s in turn.peer.ask("each", requests=made)]))
     if turn.target.name == "onnxruntime":
-        passes_ms = [1e3 * seconds for seconds in turn.peer.ask("forward")]
+        passes_ms = [1e3 * seconds for seconds in turn.peer.ask("forward", requests=made)]
         turn.record(percentiles_ms(passes_ms), target="forward pass")
 
 
@@ -183,19 +172,17 @@ def concurrency(turn: Turn, *, clients: int, requests: int, queries: int) -> Non
         turn.record(figures | {"clients": clients}, f"{kind}, {turn.case}")
 
 
-def arrivals(turn: Turn, *, share: float, seconds: float, capacity_requests: int) -> None:
-    """Latency of short queries that come independently of each other, at a share of the capacity."""
-    capacities, name = turn.bench.capacities, turn.target.name
-    if name not in capacities:
-        size = {"requests": capacity_requests, "texts": 1, "clients": BUSY_CLIENTS}
-        seen = send(turn.server, "query", f"{turn.row.name} capacity 0", **size)
-        capacities[name] = seen["requests_per_s"]
-    rate = share * capacities[name]
-    seed = f"{turn.row.name} {share} {turn.round}"
-    due = client.poisson_arrivals(rate, max(1, round(rate * seconds)), seed)
-    requests = requests_of("query", seed, len(due), texts=1)
-    figures = drive(turn.server, client.open_loop(turn.server.address, requests, due))
-    turn.record(figures | {"arrivals_per_s": rate})
+def arrivals(turn: Turn, *, percents: list[int], seconds: float, capacity_requests: int) -> None:
+    """Latency of short queries that come independently of each other, at shares of the capacity."""
+    name, size = turn.row.name, {"texts": 1, "clients": BUSY_CLIENTS}
+    alone = send(turn.server, "query", f"{name} capacity", requests=capacity_requests, **size)
+    for percent in percents:
+        rate = percent / 100 * alone["requests_per_s"]
+        seed = f"{name} {percent} {turn.round}"
+        due = client.poisson_arrivals(rate, max(1, round(rate * seconds)), seed)
+        requests = requests_of("query", seed, len(due), texts=1)
+        figures = drive(turn.server, client.open_loop(turn.server.address, requests, due))
+        turn.record(figures | {"arrivals_per_s": rate}, f"{percent}% of capacity")
 
 
 def on_device(turn: Turn, **work: Any) -> None:
@@ -206,9 +193,7 @@ def on_device(turn: Turn, **work: Any) -> None:
 
 def http(turn: Turn, **work: Any) -> None:
     """Several client processes index, or send short queries."""
-    with watched_gpus() as seen:
-        figures = _drive_by_processes(turn, **work)
-    turn.record(figures | seen)
+    turn.record(watched(lambda: _drive_by_processes(turn, **work)))
 
 
 def profile_under_load(turn: Turn, **work: Any) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.benchmark.client import SECRET
@@ -17,9 +17,10 @@ from scripts.benchmark.scenario import (
     AGAINST,
     GUARDED,
     INFINITY,
-    OURS,
+    INFINITY_SERVER,
     PEERS,
     PLUGINS,
+    SERVERS,
     Bench,
     Scenario,
 )
@@ -59,27 +60,28 @@ def start(
     stack: contextlib.ExitStack,
 ) -> Bench:
     """Start what the scenarios of a run need, all at the same time; `stack` ends it."""
-    device = "cuda" if asked.device == "cuda" else "cpu"
-    flags = ["--device", device]
-    against, checkout = [*flags, *(asked.against or ())], asked.against_checkout or REPOSITORY
-    servers: dict[str, Callable[[], Server]] = {
-        OURS: lambda: own_server(OURS, flags),
-        AGAINST: lambda: own_server(AGAINST, against, checkout),
-        GUARDED: lambda: own_server(GUARDED, [*flags, *_database(stack)]),
-        "infinity": _infinity,
-    }
     needed = needed_targets(asked, rows)
-    options = PeerOptions(device, asked.st_folder)
+    options = PeerOptions("cuda" if asked.device == "cuda" else "cpu", asked.st_folder)
 
     def peer(name: str) -> Peer:
         return stack.enter_context(contextlib.closing(Peer(name, PLUGINS[name], options)))
 
+    def server(name: str) -> Server:
+        flags, checkout = ["--device", options.device], REPOSITORY
+        if name == INFINITY:
+            return _infinity()
+        if name == GUARDED:
+            flags += _database(stack)
+        if name == AGAINST:
+            flags, checkout = flags + (asked.against or []), asked.against_checkout or REPOSITORY
+        return own_server(name, flags, checkout)
+
     processes = (2 if asked.quick else 6) if "load" in needed else 0
     load = Load([peer("load") for _ in range(processes)])
     targets: dict[str, Target] = {name: peer(name) for name in PLUGINS if name in needed - {"load"}}
-    for name, make in servers.items():
+    for name in SERVERS:
         if name in needed:
-            targets[name] = stack.enter_context(contextlib.closing(make()))
+            targets[name] = stack.enter_context(contextlib.closing(server(name)))
     return Bench(targets, load, results)
 
 
@@ -97,6 +99,6 @@ def _database(stack: contextlib.ExitStack) -> list[str]:
 
 def _infinity() -> Server:
     try:
-        return Server("infinity", **INFINITY)
+        return Server(INFINITY, **INFINITY_SERVER)
     except FileNotFoundError:
         raise BenchError("infinity is not installed: run `make bench-peers`") from None

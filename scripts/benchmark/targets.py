@@ -171,9 +171,8 @@ class Server(Target):
                 if self.request("GET", "/health") is not None:
                     return
             time.sleep(_READY_POLL_S)
-        said = [line.strip() for line in self.log().split("\n") if line.strip()]
-        shown = said[-1][:_SHOWN_CHARS] if said else "it said nothing"
-        raise BenchError(f"{self.name} did not start: {shown}")
+        last_line = self.log().strip().rpartition("\n")[2][:_SHOWN_CHARS]
+        raise BenchError(f"{self.name} did not start: {last_line or 'it said nothing'}")
 
     def request(self, method: str, path: str, body: str | None = None) -> bytes | None:
         """An answer's body, None unless its status is 200."""

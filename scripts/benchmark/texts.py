@@ -28,15 +28,14 @@ def num_tokens(text: str) -> int:
     return text.count(" ") + 1 + text.count(".") + SPECIAL_TOKENS
 
 
-def make_requests(kind: str, seed: str, count: int, *, texts: int) -> list[list[str]]:
-    """`count` lists of `texts` texts; another seed gives other texts, the same seed the same.
+def make_requests(kind: str, seed: str, requests: int, *, texts: int) -> list[list[str]]:
+    """So many lists of texts; another seed gives other texts, the same seed the same.
 
-    Args:
-        kind: "query" (no full stop), "passage", "document", "mixed" of these, or "exact128": one
-            sentence of 128 tokens, for comparing with a rate of matrix products.
+    A "query" has no full stop; "passage" and "document" have sentences; "mixed" is of these three;
+    "exact128" is one sentence of 128 tokens, for comparing with a rate of matrix products.
     """
     random = Random(f"{kind} {seed}")
-    return [[_text(kind, random) for _ in range(texts)] for _ in range(count)]
+    return [[_text(kind, random) for _ in range(texts)] for _ in range(requests)]
 
 
 def _text(kind: str, random: Random) -> str:
@@ -45,21 +44,19 @@ def _text(kind: str, random: Random) -> str:
     if kind == "mixed":
         (kind,) = random.choices(list(_LENGTHS), _MIXED_PERCENT)
     count = random.randint(*_LENGTHS[kind])
-    return _words(random, count) if kind == "query" else _sentences(random, count)
-
-
-def _words(random: Random, count: int) -> str:
-    return " ".join(random.choices(WORDS, cum_weights=_CUMULATIVE, k=count))
-
-
-def _sentence(random: Random, count: int) -> str:
-    return _words(random, count).capitalize() + "."
-
-
-def _sentences(random: Random, count: int) -> str:
+    if kind == "query":
+        return _words(random, count)
     sentences = []
     while count:
         size = min(count, random.randint(*SENTENCE_WORDS))
         sentences.append(_sentence(random, size))
         count -= size
     return " ".join(sentences)
+
+
+def _sentence(random: Random, count: int) -> str:
+    return _words(random, count).capitalize() + "."
+
+
+def _words(random: Random, count: int) -> str:
+    return " ".join(random.choices(WORDS, cum_weights=_CUMULATIVE, k=count))
