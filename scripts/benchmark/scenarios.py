@@ -16,17 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.benchmark import client
+from scripts.benchmark import client, measuring
 from scripts.benchmark.client import MODEL, BadAnswer, Sample, requests_of
-from scripts.benchmark.measuring import (
-    clocks,
-    cost_figures,
-    drive,
-    metric,
-    read_metrics,
-    sample_figures,
-    watched,
-)
 from scripts.benchmark.results import Figures, percentiles_ms, work_figures
 from scripts.benchmark.scenario import Turn
 from scripts.benchmark.targets import BenchError, Peer, Server
@@ -82,7 +73,7 @@ def warm_up(turn: Turn, *, requests: int, clients: int) -> None:
 def send(server: Server, kind: str, seed: str, *, clients: int, **size: int) -> Figures:
     """The figures of a server under requests of clients that wait for each answer."""
     made = requests_of(kind, seed, **size)
-    return drive(server, client.closed_loop(server.address, made, clients))
+    return measuring.drive(server, client.closed_loop(server.address, made, clients))
 
 
 def embed(
@@ -92,11 +83,11 @@ def embed(
     requests, times = make_requests(kind, seed, **size), 1
     if at_least_s:  # a warm-up as well
         times = math.ceil(at_least_s / peer.ask("embed", requests=requests, clients=clients))
-    before = clocks(peer)
+    before = measuring.clocks(peer)
     seconds = peer.ask("embed", requests=requests, clients=clients, times=times)
     lengths = [num_tokens(text) for request in requests for text in request]
     figures = work_figures(lengths * times, len(requests) * times, seconds)
-    return figures | cost_figures(peer, before, figures["tokens"])
+    return figures | measuring.cost_figures(peer, before, figures["tokens"])
 
 
 def indexing(turn: Turn, *, kind: str = "mixed", **size: Any) -> None:
@@ -137,9 +128,11 @@ def query_under_indexing(turn: Turn, *, requests: int) -> None:
     for case, asked in (("indexing alone", []), ("indexing with queries", queries)):
         bulk = requests_of("mixed", f"{turn.seed} {case}", requests, texts=INDEXING_TEXTS)
         answered: list[Sample] = []
-        figures = drive(turn.server, _with_queries(turn.server.address, bulk, asked, answered))
+        figures = measuring.drive(
+            turn.server, _with_queries(turn.server.address, bulk, asked, answered)
+        )
         if answered:
-            measured = sample_figures(answered)
+            measured = measuring.sample_figures(answered)
             figures |= {f"query_{name}": value for name, value in measured.items()}
         turn.record(figures, case)
 
@@ -181,7 +174,7 @@ def arrivals(turn: Turn, *, percents: list[int], seconds: float, capacity_reques
         seed = f"{name} {percent} {turn.round}"
         due = client.poisson_arrivals(rate, max(1, round(rate * seconds)), seed)
         requests = requests_of("query", seed, len(due), texts=1)
-        figures = drive(turn.server, client.open_loop(turn.server.address, requests, due))
+        figures = measuring.drive(turn.server, client.open_loop(turn.server.address, requests, due))
         turn.record(figures | {"arrivals_per_s": rate}, f"{percent}% of capacity")
 
 
@@ -193,14 +186,14 @@ def on_device(turn: Turn, **work: Any) -> None:
 
 def http(turn: Turn, **work: Any) -> None:
     """Several client processes index, or send short queries."""
-    turn.record(watched(lambda: _drive_by_processes(turn, **work)))
+    turn.record(measuring.watched(lambda: _drive_by_processes(turn, **work)))
 
 
 def profile_under_load(turn: Turn, **work: Any) -> None:
     """Where a request's time goes under load, from the sums on /metrics."""
-    before = read_metrics(turn.server)
+    before = measuring.read_metrics(turn.server)
     seen = _drive_by_processes(turn, **work)
-    figures = stage_figures(before, read_metrics(turn.server))
+    figures = stage_figures(before, measuring.read_metrics(turn.server))
     if "p50_ms" in seen:
         figures = {"seen by the client, p50_ms": seen["p50_ms"], **figures}
     turn.record(figures)
@@ -216,7 +209,10 @@ def stage_figures(before: str, after: str) -> Figures:
     figures = {}
     for name, (series, labels) in _HISTOGRAMS.items():
         parts = [f"embedding_server_{series}_{part}" for part in ("sum", "count")]
-        total, count = (metric(after, p, **labels) - metric(before, p, **labels) for p in parts)
+        total, count = (
+            measuring.metric(after, p, **labels) - measuring.metric(before, p, **labels)
+            for p in parts
+        )
         if count:
             figures[name] = total / count * (1e3 if name.endswith("_ms") else 1)
     return figures

