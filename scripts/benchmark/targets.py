@@ -157,10 +157,7 @@ class Server(Target):
         command = [str(self.address[1]) if part == "PORT" else part for part in command]
         place: Any = {"cwd": directory, "env": {**os.environ, **environment}}
         streams: Any = {"stdout": self._log, "stderr": self._log}
-        try:
-            self._popen = subprocess.Popen(command, **place, **streams, start_new_session=True)
-        except FileNotFoundError:
-            raise BenchError(f"{name} is not installed: run `make bench-peers`") from None
+        self._popen = subprocess.Popen(command, **place, **streams, start_new_session=True)
         super().__init__(name, self._popen.pid)
 
     def wait_ready(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from scripts.benchmark import report
+from scripts.benchmark import cli, report, starting
 from scripts.benchmark.client import (
     Address,
     BadAnswer,
@@ -30,7 +30,7 @@ from scripts.benchmark.client import (
 from scripts.benchmark.endurance import is_right_refusal, recovery_s
 from scripts.benchmark.results import Record, Results, model_flops, percentiles_ms
 from scripts.benchmark.scenario import OURS, TABLE, Scenario
-from scripts.benchmark.targets import BenchError, Peer, PeerOptions
+from scripts.benchmark.targets import BenchError, Peer, PeerOptions, Server
 from scripts.benchmark.texts import EXACT_TOKENS, KINDS, WORDS, make_requests, num_tokens
 from tests.conftest import PLAIN, REPOSITORY
 
@@ -162,6 +162,35 @@ def test_a_peer_that_cannot_be_made_says_so_when_it_is_asked() -> None:
         pytest.raises(BenchError, match="Nobody"),
     ):
         peer.ask("rate")
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ([sys.executable, "-c", "exit('first\\nlast')"], "stranger did not start: last"),
+        ([sys.executable, "-c", ""], "stranger did not start: it said nothing"),
+    ],
+)
+def test_a_server_that_does_not_start_says_why(command: list[str], complaint: str) -> None:
+    with (
+        pytest.raises(BenchError, match=rf"^{complaint}$"),
+        contextlib.closing(Server("stranger", command)) as server,
+    ):
+        server.wait_ready()
+
+
+@pytest.mark.parametrize("name", ["infinity", "sentence-transformers"])
+def test_a_peer_that_is_not_installed_is_told_before_anything_starts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "FOLDER", tmp_path)
+    flags = ["--only", "query", "--peer", name, "--st-folder", str(tmp_path / "absent")]
+    asked = cli.read_arguments(flags)
+    with (
+        contextlib.ExitStack() as stack,
+        pytest.raises(BenchError, match=rf"^{name} has no folder .*: run `make bench-peers`$"),
+    ):
+        starting.start(asked, cli.chosen_rows(asked), Results(), stack)
 
 
 def test_arrivals_are_the_same_every_time_and_come_at_the_rate() -> None:
