@@ -1,32 +1,26 @@
-"""The command line of the benchmark: reads what is asked, starts the targets, lets them take turns."""
+"""The command line of the benchmark: reads what is asked, has it run, shows the tables."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import track
 
 from scripts.benchmark import report
-from scripts.benchmark.client import BadAnswer
-from scripts.benchmark.results import Results, read_json, write_json
-from scripts.benchmark.scenario import PEERS, TABLE, Scenario
-from scripts.benchmark.starting import FOLDER, MODEL_FOLDER, start
-from scripts.benchmark.targets import REPOSITORY, BenchError, Peer
+from scripts.benchmark.results import Results, read_json
+from scripts.benchmark.running import FOLDER, MODEL_FOLDER, run
+from scripts.benchmark.scenario import PEERS, TABLE
+from scripts.benchmark.targets import REPOSITORY, BenchError
 
 INTERRUPTED, TERMINATED = 130, 143
-RESULTS = "results.json"
-LOCK = "embedding-server-bench.lock"
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -81,52 +75,6 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     asked.peer = [name for name in PEERS if {name, "all"} & set(asked.peer or ())]
     asked.quick = asked.quick or asked.device == "torch-cpu"
     return asked
-
-
-def chosen_rows(asked: argparse.Namespace) -> list[Scenario]:
-    """The scenarios of a run, in the table's order."""
-    return [
-        row
-        for row in TABLE
-        if row.device == asked.kind
-        and (row.always or (row.name in asked.only if asked.only else not row.long))
-    ]
-
-
-def run(asked: argparse.Namespace, results: Results) -> tuple[dict[str, Any], list[str]]:
-    """Start the targets, let them take their turns, end them; the run's facts, and what failed.
-
-    What fails does not keep the rest from being run, and what was measured is written after each
-    turn: time is dear, on GPUs above all.
-    """
-    rows, facts = chosen_rows(asked), report.facts_of_run(sys.argv[1:])
-    failures, console = list[str](), Console(stderr=True)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        # Two benchmarks at a time would measure each other.
-        stack.enter_context(FileLock(Path(tempfile.gettempdir(), LOCK), blocking=False))
-        bench = start(asked, rows, results, stack)
-        for target in bench.targets.values():
-            target.wait_ready()
-        if asked.kind == "gpu":
-            torch = bench.targets["torch"]
-            assert isinstance(torch, Peer)
-            facts |= torch.ask("about")
-        # Whoever interrupts twice must not keep the targets from being ended.
-        stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
-        size = {"quick": asked.quick, "rounds": asked.rounds}
-        turns = [turn for row in rows for turn in row.turns(bench, **size)]
-        # Drawn seldom: it takes time from what is measured.
-        for turn in track(turns, console=console, refresh_per_second=1):
-            console.print(turn.label)
-            try:
-                turn.run()
-            except (BadAnswer, BenchError, OSError) as error:
-                failures.append(f"{turn.label}: {error}")
-            if results.records:
-                facts["goals"] = report.judged(results)
-                write_json(asked.out / RESULTS, facts, results)
-    return facts, failures
 
 
 def main() -> None:

@@ -145,15 +145,12 @@ async def _with_queries(
 ) -> list[Sample]:
     """Samples of `bulk`; queries go on until it is done, and their samples into `answered`."""
     done = asyncio.Event()
-
-    async def index() -> list[Sample]:
-        samples = await client.closed_loop(address, bulk, clients=3)
-        done.set()
-        return samples
-
-    asking = client.closed_loop(address, queries, clients=1, think_s=THINK_S, stop=done)
-    samples, seen = await asyncio.gather(index(), asking)
-    answered += seen
+    asking = asyncio.create_task(
+        client.closed_loop(address, queries, clients=1, think_s=THINK_S, stop=done)
+    )
+    samples = await client.closed_loop(address, bulk, clients=3)
+    done.set()
+    answered += await asking
     return samples
 
 

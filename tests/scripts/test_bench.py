@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from scripts.benchmark import cli, report, starting
+from scripts.benchmark import cli, report, running
 from scripts.benchmark.client import (
     Address,
     BadAnswer,
@@ -183,14 +183,14 @@ def test_a_server_that_does_not_start_says_why(command: list[str], complaint: st
 def test_a_peer_that_is_not_installed_is_told_before_anything_starts(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starting, "FOLDER", tmp_path)
+    monkeypatch.setattr(running, "FOLDER", tmp_path)
     flags = ["--only", "query", "--peer", name, "--st-folder", str(tmp_path / "absent")]
     asked = cli.read_arguments(flags)
     with (
         contextlib.ExitStack() as stack,
         pytest.raises(BenchError, match=rf"^{name} has no folder .*: run `make bench-peers`$"),
     ):
-        starting.start(asked, cli.chosen_rows(asked), Results(), stack)
+        running.start(asked, running.chosen_rows(asked), Results(), stack)
 
 
 def test_arrivals_are_the_same_every_time_and_come_at_the_rate() -> None:

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmark import cli, report
+from scripts.benchmark import cli, report, running
 from scripts.benchmark.client import Request, Sample
 from scripts.benchmark.measuring import gpu_figures, shares_of, window_figures
 from scripts.benchmark.peer_torch import TorchPeer
 from scripts.benchmark.results import Record, Results, read_json, write_json
 from scripts.benchmark.scenario import TABLE
 from scripts.benchmark.scenarios import stage_figures
-from scripts.benchmark.starting import needed_targets
 from scripts.benchmark.targets import Target
 from server.metrics import EngineMetrics, Metrics
 from tests.conftest import PLAIN, REPOSITORY
@@ -39,7 +38,7 @@ def test_every_scenario_runs(official_folder: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    facts, results = read_json(tmp_path / cli.RESULTS)
+    facts, results = read_json(tmp_path / running.RESULTS)
     assert {record.scenario for record in results.records} == set(SCENARIOS)
     for record in results.records:
         rates = [v for name, v in record.figures.items() if name.endswith("_per_s")]
@@ -89,17 +88,17 @@ def test_a_mistake_is_told(
 
 def test_scenarios_run_in_their_order() -> None:
     asked = cli.read_arguments(["--device", "cuda", "--only", "http", "--only", "rate"])
-    asked_for = [row.name for row in cli.chosen_rows(asked) if not row.always]
+    asked_for = [row.name for row in running.chosen_rows(asked) if not row.always]
     assert asked_for == ["rate", "http"]
-    every = cli.chosen_rows(cli.read_arguments(["--device", "cuda"]))
+    every = running.chosen_rows(cli.read_arguments(["--device", "cuda"]))
     assert [row.name for row in every if not row.always] == SCENARIOS
 
 
 def test_what_takes_long_is_run_if_it_is_asked_for() -> None:
-    usual = {row.name for row in cli.chosen_rows(cli.read_arguments([]))}
+    usual = {row.name for row in running.chosen_rows(cli.read_arguments([]))}
     assert "indexing" in usual
     assert not {"flood", "soak"} & usual
-    asked = cli.chosen_rows(cli.read_arguments(["--only", "soak"]))
+    asked = running.chosen_rows(cli.read_arguments(["--only", "soak"]))
     assert [row.name for row in asked if not row.always] == ["soak"]
 
 
@@ -124,7 +123,7 @@ def test_what_takes_long_is_run_if_it_is_asked_for() -> None:
 )
 def test_what_a_run_needs_is_started(flags: list[str], started: set[str]) -> None:
     asked = cli.read_arguments(flags)
-    assert needed_targets(asked, cli.chosen_rows(asked)) == started
+    assert running.needed_targets(asked, running.chosen_rows(asked)) == started
 
 
 @pytest.mark.parametrize("name", ["rate", "forward", "decoder"])

