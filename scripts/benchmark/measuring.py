@@ -103,8 +103,9 @@ class Load:
     def _ask(self, method: str, each: Sequence[dict[str, Any]]) -> list[Any]:
         """Ask as many processes as there are arguments, all at the same time."""
         with ThreadPoolExecutor(len(each)) as threads:
-            asked = zip(self._peers, each, strict=False)
-            return list(threads.map(lambda pair: pair[0].ask(method, **pair[1]), asked))
+            return list(
+                threads.map(lambda peer, asked: peer.ask(method, **asked), self._peers, each)
+            )
 
     def drive(
         self, server: Server, seed: str, *, texts: int, requests: int, clients: int, seconds: float
@@ -135,8 +136,7 @@ class Load:
 
 def shares_of(connections: int, processes: int) -> list[int]:
     """Connections of each process, as equal as can be; those without any are left out."""
-    least, more = divmod(connections, processes)
-    shares = [least + (number < more) for number in range(processes)]
+    shares = map(len, np.array_split(range(connections), processes))
     return [share for share in shares if share]
 
 

@@ -60,9 +60,8 @@ def verify(turn: Turn, *, least_cosine: float) -> None:
         raise BenchError(f"{name} gives other vectors: cosine {cosine:.5f}")
 
 
-def warm_up(turn: Turn, *, requests: int, clients: int) -> None:
+def warm_up(turn: Turn, *, clients: int, **size: int) -> None:
     """Have the target compute what is like that which is to come."""
-    size = {"requests": requests, "texts": INDEXING_TEXTS}
     if isinstance(turn.target, Server):
         send(turn.target, "mixed", "warm up", clients=clients, **size)
         send(turn.target, "query", "warm up", clients=1, requests=50, texts=1)

@@ -163,9 +163,8 @@ class Server(Target):
     def wait_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while self._popen.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                if self.request("GET", "/health") is not None:
-                    return
+            if "http://{}:{}".format(*self.address) in self.log():  # told when it is ready
+                return
             time.sleep(_READY_POLL_S)
         last_line = self.log().strip().rpartition("\n")[2][:_SHOWN_CHARS]
         raise BenchError(f"{self.name} did not start: {last_line or 'it said nothing'}")
