@@ -29,7 +29,7 @@ import psutil
 from scripts.benchmark.client import HEADERS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_START_TIMEOUT_S, _STOP_TIMEOUT_S = 300, 10
+_START_TIMEOUT_S, _STOP_TIMEOUT_S, _PEER_STOP_S = 300, 10, 3
 _READY_POLL_S = 0.2
 _SHOWN_CHARS = 500  # of what a process that failed said last
 _PEER_ENVIRONMENT = {
@@ -114,8 +114,10 @@ class Peer(Target):
         raise BenchError(f"{self.name}: {problem}")
 
     def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with contextlib.suppress(psutil.Error):  # it has ended, or is at work
+            psutil.Process(self.pid).wait(_PEER_STOP_S)
         self._signal(signal.SIGKILL)
-        self._pool.shutdown(cancel_futures=True)
 
 
 def _begin_session() -> None:
