@@ -56,8 +56,8 @@ class TextPeer(abc.ABC):
 class OnnxRuntime(TextPeer):
     """Bare ONNX Runtime over the graph that is also served: the least that must be done.
 
-    Tokenises all texts, sorts them by length, cuts them into micro-batches and computes these in a
-    thread a core over one single-threaded session, which is its fastest way on small matrices.
+    Sorts texts by length, cuts them into micro-batches, and tokenises and computes these in a thread a
+    core over one single-threaded session, which is its fastest way on small matrices.
     """
 
     def __init__(self, options: PeerOptions) -> None:
