@@ -87,16 +87,14 @@ def main() -> None:
             sys.exit(_complain(f"cannot read {asked.tables_of}: {error}", 2))
         print(report.origin(facts))
         return _show(results, asked.markdown)
-    results = Results()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        facts, failures = run(asked, results)
+        facts, results, failures = run(asked)
     except Timeout:
         sys.exit(_complain("another benchmark runs on this machine; let it end first", 2))
     except (BenchError, OSError) as error:
         sys.exit(_complain(str(error), 2))
     except KeyboardInterrupt:
-        _show(results, asked.markdown)
         sys.exit(_complain("interrupted", INTERRUPTED))
     if asked.kind == "cpu":
         from scripts.benchmark import plots  # with matplotlib, which GPU machines may lack

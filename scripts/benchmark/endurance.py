@@ -7,10 +7,10 @@ import contextlib
 import itertools
 import json
 import re
-import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from statistics import mean, median
 
 import uvloop
 
@@ -18,7 +18,7 @@ from scripts.benchmark import client
 from scripts.benchmark.client import Sample, requests_of
 from scripts.benchmark.results import MB, Figures, percentiles_ms
 from scripts.benchmark.scenario import Turn
-from scripts.benchmark.scenarios import BUSY_CLIENTS, INDEXING_TEXTS, send
+from scripts.benchmark.scenarios import BUSY_CLIENTS, INDEXING_TEXTS, embed
 from scripts.benchmark.targets import Server, own_server
 
 FLOOD_FACTOR = 20  # times what the server can take
@@ -37,7 +37,7 @@ PROFILED = {"short query": ("query", 1, 200), "64 texts": ("mixed", INDEXING_TEX
 def flood(turn: Turn, *, seconds: float) -> None:
     """Far more requests than can be served, and what becomes of a short query meanwhile."""
     size = {"requests": 32, "texts": FLOOD_TEXTS, "clients": 8}
-    capacity = send(turn.server, "mixed", "flood capacity", **size)["requests_per_s"]
+    capacity = embed(turn.server, "mixed", "flood capacity", **size)["requests_per_s"]
     rate = FLOOD_FACTOR * capacity
     figures = {"arrivals_per_s": rate, **uvloop.run(_flood(turn.server, rate, seconds))}
     share = figures.get("status_200", 0) / (capacity * seconds)
@@ -90,18 +90,14 @@ def _flood_figures(
         "requests": len(flood),
         "gave_up": statuses.pop(0, 0),
         **{f"status_{status}": count for status, count in sorted(statuses.items())},
-        "probes_answered_percent": _percent(sample.status == 200 for sample in during),
+        "probes_answered_percent": 100 * mean(sample.status == 200 for sample in during),
         **percentiles_ms([sample.ms for sample in during if sample.status == 200]),
         "calm_p50_ms": calm_ms,
         "recovery_s": recovery_s(probes, ended, calm_ms),
     }
     if refused:
-        figures["right_refusals_percent"] = _percent(map(is_right_refusal, refused))
+        figures["right_refusals_percent"] = 100 * mean(map(is_right_refusal, refused))
     return figures
-
-
-def _percent(fates: Iterable[bool]) -> float:
-    return 100 * statistics.mean(fates)
 
 
 def is_right_refusal(sample: Sample) -> bool:
@@ -116,7 +112,7 @@ def recovery_s(probes: Sequence[Sample], ended: float, calm_ms: float) -> float:
     after = sorted((probe for probe in probes if probe.due >= ended), key=lambda probe: probe.due)
     for first in range(len(after) - NORMAL_PROBES + 1):
         window = after[first : first + NORMAL_PROBES]
-        if statistics.median(probe.ms for probe in window) <= NORMAL * calm_ms:
+        if median(probe.ms for probe in window) <= NORMAL * calm_ms:
             return window[0].due - ended
     return float("inf")
 
@@ -124,7 +120,7 @@ def recovery_s(probes: Sequence[Sample], ended: float, calm_ms: float) -> float:
 def soak(turn: Turn, *, requests: int) -> None:
     """A part of a hundred thousand short queries; after the last, by how much memory has grown."""
     size = {"requests": requests, "texts": 1, "clients": BUSY_CLIENTS}
-    figures = send(turn.server, "query", turn.seed, **size)
+    figures = embed(turn.server, "query", turn.seed, **size)
     seen = turn.bench.results.by_round(turn.row.name, turn.target.name, "resident_mb")
     if turn.round == turn.row.rounds - 1:
         figures["memory_growth_percent"] = _growth_percent(seen[0], figures["resident_mb"])
@@ -142,5 +138,5 @@ def profile(turn: Turn) -> None:
             lines = [json.loads(line) for line in server.log().splitlines() if line[0] == "{"]
             logged = [line["ms"] for line in lines if "ms" in line and line["inputs"] == texts]
             figures = {"seen by the client_ms": percentiles_ms([s.ms for s in samples])["p50_ms"]}
-            figures |= {f"{s}_ms": statistics.median(ms[s] for ms in logged) for s in logged[0]}
+            figures |= {f"{s}_ms": median(ms[s] for ms in logged) for s in logged[0]}
             turn.record(figures, case)

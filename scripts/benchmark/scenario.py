@@ -29,7 +29,7 @@ class Bench:
 
     targets: Mapping[str, Target]
     load: Load
-    results: Results
+    results: Results = field(default_factory=Results)
     verified: Vectors | None = None  # what the first target made of the texts that all are asked
 
 

@@ -20,7 +20,7 @@ from scripts.benchmark import client, measuring
 from scripts.benchmark.client import MODEL, BadAnswer, Sample, requests_of
 from scripts.benchmark.results import Figures, percentiles_ms, work_figures
 from scripts.benchmark.scenario import Turn
-from scripts.benchmark.targets import BenchError, Peer, Server
+from scripts.benchmark.targets import BenchError, Peer, Server, Target
 from scripts.benchmark.texts import make_requests, num_tokens
 
 INDEXING_TEXTS = 64
@@ -63,40 +63,39 @@ def verify(turn: Turn, *, least_cosine: float) -> None:
 def warm_up(turn: Turn, *, clients: int, **size: int) -> None:
     """Have the target compute what is like that which is to come."""
     if isinstance(turn.target, Server):
-        send(turn.target, "mixed", "warm up", clients=clients, **size)
-        send(turn.target, "query", "warm up", clients=1, requests=50, texts=1)
+        embed(turn.target, "mixed", "warm up", clients=clients, **size)
+        embed(turn.target, "query", "warm up", clients=1, requests=50, texts=1)
     else:
         turn.peer.ask("warm_up", requests=make_requests("mixed", "warm up", **size))
 
 
-def send(server: Server, kind: str, seed: str, *, clients: int, **size: int) -> Figures:
-    """The figures of a server under requests of clients that wait for each answer."""
-    made = requests_of(kind, seed, **size)
-    return measuring.drive(server, client.closed_loop(server.address, made, clients))
-
-
 def embed(
-    peer: Peer, kind: str, seed: str, *, clients: int, at_least_s: float = 0, **size: int
+    target: Target, kind: str, seed: str, *, clients: int, at_least_s: float = 0, **size: int
 ) -> Figures:
-    """The figures of a peer that computes texts, again and again until it took `at_least_s`."""
+    """The figures of requests by clients that wait for each answer; a peer computes them in process.
+
+    A peer does it again and again until it took `at_least_s`.
+    """
     requests, times = make_requests(kind, seed, **size), 1
+    if isinstance(target, Server):
+        made = list(map(client.embeddings_request, requests))
+        return measuring.drive(target, client.closed_loop(target.address, made, clients))
+    assert isinstance(target, Peer)
     if at_least_s:  # a warm-up as well
-        times = math.ceil(at_least_s / peer.ask("embed", requests=requests, clients=clients))
-    before = measuring.clocks(peer)
-    seconds = peer.ask("embed", requests=requests, clients=clients, times=times)
+        times = math.ceil(at_least_s / target.ask("embed", requests=requests, clients=clients))
+    before = measuring.clocks(target)
+    seconds = target.ask("embed", requests=requests, clients=clients, times=times)
     lengths = [num_tokens(text) for request in requests for text in request]
     figures = work_figures(lengths * times, len(requests) * times, seconds)
-    return figures | measuring.cost_figures(peer, before, figures["tokens"])
+    return figures | measuring.cost_figures(target, before, figures["tokens"])
 
 
-def indexing(turn: Turn, *, kind: str = "mixed", **size: Any) -> None:
+def indexing(turn: Turn, *, kind: str = "mixed", **size: int) -> None:
     """Clients send texts; peers compute the same ones in process. Beside: matrix products."""
-    if isinstance(turn.target, Server):
-        turn.record(send(turn.target, kind, turn.seed, **size))
-    elif turn.target.name == "matrix product":
+    if turn.target.name == "matrix product":
         turn.record({"gflops_per_s": turn.peer.ask("rate") / 1e9})
     else:
-        turn.record(embed(turn.peer, kind, turn.seed, **size))
+        turn.record(embed(turn.target, kind, turn.seed, **size))
 
 
 def indexing_beside_engine(turn: Turn, **size: Any) -> None:
@@ -112,7 +111,7 @@ def query(turn: Turn, *, requests: int, clients: int) -> None:
     """Clients send short queries; peers compute the same in process, one by one."""
     size = {"requests": requests, "texts": 1}
     if isinstance(turn.target, Server):
-        turn.record(send(turn.target, "query", turn.seed, clients=clients, **size))
+        turn.record(embed(turn.target, "query", turn.seed, clients=clients, **size))
         return
     made = make_requests("query", turn.seed, **size)
     turn.record(percentiles_ms([1e3 * s for s in turn.peer.ask("each", requests=made)]))
@@ -157,14 +156,14 @@ def concurrency(turn: Turn, *, clients: int, requests: int, queries: int) -> Non
     """Throughput of so many clients, for small indexing requests and for short queries."""
     seed = f"{turn.row.name} {clients} {turn.round}"
     for kind, count, texts in (("mixed", requests, 8), ("query", queries, 1)):
-        figures = send(turn.server, kind, seed, requests=count, texts=texts, clients=clients)
+        figures = embed(turn.server, kind, seed, requests=count, texts=texts, clients=clients)
         turn.record(figures | {"clients": clients}, f"{kind}, {turn.case}")
 
 
 def arrivals(turn: Turn, *, percents: list[int], seconds: float, capacity_requests: int) -> None:
     """Latency of short queries that come independently of each other, at shares of the capacity."""
     name, size = turn.row.name, {"texts": 1, "clients": BUSY_CLIENTS}
-    alone = send(turn.server, "query", f"{name} capacity", requests=capacity_requests, **size)
+    alone = embed(turn.server, "query", f"{name} capacity", requests=capacity_requests, **size)
     for percent in percents:
         rate = percent / 100 * alone["requests_per_s"]
         seed = f"{name} {percent} {turn.round}"

@@ -190,7 +190,7 @@ def test_a_peer_that_is_not_installed_is_told_before_anything_starts(
         contextlib.ExitStack() as stack,
         pytest.raises(BenchError, match=rf"^{name} has no folder .*: run `make bench-peers`$"),
     ):
-        running.start(asked, running.chosen_rows(asked), Results(), stack)
+        running.start(asked, running.chosen_rows(asked), stack)
 
 
 def test_arrivals_are_the_same_every_time_and_come_at_the_rate() -> None:
