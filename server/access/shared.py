@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import logging
 
+from server.access.budgets import Budgets
 from server.access.counters import Counters
 from server.access.database import Database, in_thread
 from server.access.key_store import KeyStore
 from server.access.keyring import Keyring
 from server.access.keys import Key, Snapshot
-from server.access.ledger import Budgets, Ledger
+from server.access.ledger import Ledger
 from server.access.rate_limits import KeyLimits, RateLimits
 from server.access.spending import Spending
 from server.errors import DatabaseError

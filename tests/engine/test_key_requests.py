@@ -79,17 +79,25 @@ def test_of_bulk_requests_the_one_that_is_finished_first_comes_first() -> None:
     assert key.first_bulk() is also_small
 
 
+def test_no_more_bulk_work_can_be_chosen_than_is_wanted() -> None:
+    key = Key()
+    huge, later = key.put(*[BULK] * 300), key.put(*[BULK] * 400)
+    for _ in range(100):
+        chosen_from = [s.num_tokens for s in huge.sequences if s in key.choosable and not s.taken]
+        assert FRONT_TOKENS <= sum(chosen_from) <= FRONT_TOKENS + FRONT_TOKENS // 4 + BULK
+        assert not key.choosable.intersection(later.sequences)
+        key.take(huge)
+
+
 @given(
     st.lists(st.lists(st.integers(BULK, 300), min_size=1, max_size=30), min_size=1, max_size=8),
     st.integers(1, 40),
 )
-def test_only_so_much_bulk_work_can_be_chosen_until_some_of_it_is_taken(
+def test_what_is_next_and_enough_bulk_work_beside_it_can_always_be_chosen(
     requests: list[list[int]], removed_every: int
 ) -> None:
     key = Key()
     groups = [key.put(*lengths) for lengths in requests]
-    # The front, its last part, and the request that is served next, at least so much of it.
-    most = FRONT_TOKENS + FRONT_TOKENS // 4 + FRONT_TOKENS + 3 * 300
     for count in itertools.count(1):
         groups = [group for group in groups if group.num_waiting]
         if not groups:
@@ -99,7 +107,6 @@ def test_only_so_much_bulk_work_can_be_chosen_until_some_of_it_is_taken(
         first = key.first_bulk()
         assert first.next_sequence in key.choosable
         assert open_tokens >= min(FRONT_TOKENS, sum(s.num_tokens for s in waiting))
-        assert open_tokens <= most + first.num_tokens
         key.take(first)
         if count % removed_every == 0 and (left := [one for one in groups if one.num_waiting]):
             key.remove(gone := left[count % len(left)])

@@ -17,7 +17,7 @@ from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import Limits
 from server.catalog.card import Card
-from server.engine.interface import Phase
+from server.engine.interface import ModelState, Phase
 from server.engine.patience import Patience
 from server.engine.replica import FAILURES_BEFORE_PROBE
 from server.engine.request_tokenizer import RequestTokenizer
@@ -337,6 +337,19 @@ async def test_a_model_that_fails_is_told_with_the_failure_that_shows_it(
             assert (await post(client, asked(1))).status_code == 500
         assert not split.told().sound
         assert (await post(client, asked(1))).json()["error"]["code"] == "model_failing"
+
+
+async def test_a_front_end_knows_every_fact_that_the_engine_process_does(
+    split_over: SplitOver,
+) -> None:
+    split = await split_over(FakeBackend(), **OWN_IDS, lazy=True)
+    known = [split.models.models[0].state]
+    assert known == [ModelState()] == [split.told()]
+    async with split.client as client:
+        assert (await post(client, asked(1))).status_code == 200
+    known = [split.models.models[0].state]
+    assert known != [ModelState()]
+    assert known == [split.told()]
 
 
 async def test_a_state_of_other_models_ends_the_front_end(split_over: SplitOver) -> None:
