@@ -43,6 +43,16 @@ class Implementation(Protocol):
         """Vectors (texts, embedding_dim), float32, each behind the prompt; long texts are cut."""
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far two implementations of one model are from each other."""
+
+    texts: int
+    min_cosine: float  # NaN if a vector is not finite
+    max_difference: float
+    worst: str  # the text whose vectors are furthest from each other
+
+
 def prove_it_computes(
     folder: ModelFolder, encoder: Encoder, report: Callable[[str], None]
 ) -> NDArray[np.float32]:
@@ -96,7 +106,7 @@ def prove_parity(
 
     report(f"comparing with {torch_reference.NAME}")
     reference = torch_reference.TorchReference(folder, MAX_COMPARED_TOKENS)
-    found = _compare(folder, encoder, reference, prompts)
+    found = compare(folder, encoder, reference, prompts)
     report(
         f"{found.texts} texts: smallest cosine {found.min_cosine:.7f}, "
         f"largest difference {found.max_difference:.1e}"
@@ -150,18 +160,10 @@ def prove_dtypes(
     return card.changed(torch=tried)
 
 
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    texts: int
-    min_cosine: float  # NaN if a vector is not finite
-    max_difference: float
-    worst: str  # the text whose vectors are furthest from each other
-
-
-def _compare(
+def compare(
     folder: ModelFolder, encoder: Encoder, other: Implementation, prompts: Iterable[str]
-) -> _Comparison:
-    """All texts without a prompt and behind each of them.
+) -> Comparison:
+    """The vectors of PARITY_TEXTS, without a prompt and behind each of them.
 
     Raises:
         ImportRefused: one side cannot compute a text, or gives vectors of another size.
@@ -179,7 +181,7 @@ def _compare(
         similarities.append(cosines(ours, theirs))
         differences.append(np.abs(ours - theirs))
     found = np.concatenate(similarities)
-    return _Comparison(
+    return Comparison(
         texts=len(found),
         # A NaN must not hide behind min and max.
         min_cosine=float(np.min(found)),
