@@ -60,6 +60,7 @@ WITH_TORCH = [
     "delivery/test_hub.py",
     "importing/test_architectures.py",
     "importing/test_importer.py",
+    "importing/test_onnx_graph.py",
     "importing/test_torch_*",
     "inference/test_torch_*",
     "commands/test_models.py",

@@ -23,13 +23,14 @@ from scripts.benchmark.gpu_card import served_card
 from scripts.benchmark.peer import answer_lines
 from scripts.benchmark.results import model_flops, percentiles_ms
 from server.catalog.card import TOKENIZER_FILE
+from server.errors import first_line
 from server.inference.backend import TokenIds
 from server.inference.direct import embed_texts
 from server.inference.loader import Encoder
 from server.inference.tokenizer import Tokenizer
 from server.inference.torch_backend import TorchBackend
 from server.inference.torch_compile import compile_layers
-from server.inference.torch_encoder import Head, PackedModule
+from server.inference.torch_modules import PackedModule, load_dense_layers
 
 Measured = tuple[str, str, dict[str, float]]  # target, case, figures
 
@@ -73,7 +74,7 @@ class GpuPeer:
         try:
             return do[asked["do"]](asked)
         except Exception as error:  # kernels and compilers fail in many ways
-            return {"problem": (str(error).strip().splitlines() or [type(error).__name__])[0]}
+            return {"problem": first_line(error)}
 
     def _about(self) -> dict[str, Any]:
         if self._device.type != "cuda":
@@ -191,8 +192,8 @@ class GpuPeer:
         transformer.eval().requires_grad_(False)
         if asked["compiled"]:
             compile_layers(transformer)
-        # MiniLM's head: it only normalises.
-        encoder = PackedModule(transformer, Head(self._card), "last_token")
+        # MiniLM's: it only normalises.
+        encoder = PackedModule(transformer, load_dense_layers(self._card), "last_token")
         encoder.attend()
         form = COMPILED if asked["compiled"] else AS_WRITTEN
         flops = _decoder_flops(transformer, length)

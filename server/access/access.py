@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import importlib
 import logging
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from server.access.keyring import Keyring
 from server.access.keys import Key
-from server.errors import InvalidRequest, Overloaded, StartupError, StorageUnavailable
+from server.errors import StartupError, StorageUnavailable
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,39 +76,23 @@ class Access:
             return None
         return self._shared.rate_limits.of(key)
 
-    @contextlib.asynccontextmanager
-    async def spend(
+    def spend(
         self, key: Key, limits: KeyLimits | None, tokens: int, *, model: str, user: str | None
-    ) -> AsyncIterator[None]:
-        """Charge tokens for the work inside, and enter it into the ledger when it is done.
+    ) -> AbstractAsyncContextManager[None]:
+        """Charge tokens for the work inside, as `Spending` does; nothing without a database.
 
-        Work that fails or is given up costs nothing of the budget; work that is not begun because
-        of too much other work, or since its input is wrong, costs no tokens of the minute either.
+        Args:
+            limits: from `limits_of`.
+            user: who the client says that the request is for.
 
         Raises:
             RequestAboveTokenLimit, RateLimitExceeded: the key's tokens a minute are too few.
             BudgetSpent: its budget is.
             StorageUnavailable: they cannot be counted, and must be.
         """
-        if limits is not None:
-            await limits.take_tokens(tokens)
         if self._shared is None:
-            yield
-            return
-        try:
-            await self._shared.budgets.take(key, tokens)
-        except BaseException:
-            if limits is not None:
-                await limits.give_back_tokens(tokens)
-            raise
-        try:
-            yield
-        except BaseException as error:
-            self._shared.budgets.give_back(key, tokens)
-            if limits is not None and isinstance(error, Overloaded | InvalidRequest):
-                await limits.give_back_tokens(tokens)
-            raise
-        self._shared.ledger.count(key, model, user, tokens)
+            return contextlib.nullcontext()
+        return self._shared.spend(key, limits, tokens, model=model, user=user)
 
     def troubles(self) -> dict[str, str]:
         """What is away, and what that means; for people."""

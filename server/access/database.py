@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
-from server.errors import DatabaseError, unusable
+from server.errors import DatabaseError, first_line, unusable
 from server.program.command_lines import install_command
 from server.program.daemon_threads import DaemonThreads
 
@@ -142,7 +142,7 @@ class Database:
         except exc.IntegrityError:
             raise
         except exc.SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            reason = first_line(getattr(error, "orig", None) or error)
             url = self._engine.url.set(query={})  # which may hold a password, too
             raise DatabaseError(f"database {url.render_as_string()}: {reason}") from error
 

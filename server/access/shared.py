@@ -9,13 +9,15 @@ import asyncio
 import contextlib
 import logging
 
+from server.access.budgets import Budgets
 from server.access.counters import Counters
 from server.access.database import Database, in_thread
 from server.access.key_store import KeyStore
 from server.access.keyring import Keyring
-from server.access.keys import Snapshot
-from server.access.ledger import Budgets, Ledger
-from server.access.rate_limits import RateLimits
+from server.access.keys import Key, Snapshot
+from server.access.ledger import Ledger
+from server.access.rate_limits import KeyLimits, RateLimits
+from server.access.spending import Spending
 from server.errors import DatabaseError
 from server.metrics import Metrics
 from server.settings import Settings
@@ -121,6 +123,12 @@ class Shared:
             self._take_over(self._store.snapshot())
             if self.keyring.asks and not asked:
                 log.warning("the database holds a key: from now on one is asked for")
+
+    def spend(
+        self, key: Key, limits: KeyLimits | None, tokens: int, *, model: str, user: str | None
+    ) -> Spending:
+        """See `Access.spend`."""
+        return Spending(key, tokens, model, user, limits, self.budgets, self.ledger)
 
     def troubles(self) -> dict[str, str]:
         """What is away, and what that means."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from server.access.access import Access
 from server.access.keys import Key, Scope
 from server.api.body import read_body
-from server.api.client_watch import abandoned_when_client_leaves
+from server.api.client_watch import ClientWatch
 from server.api.fingerprint_pin import FINGERPRINT, check_fingerprint
 from server.api.reading import InputType, Reading
 from server.api.record import RequestRecord
@@ -37,7 +37,7 @@ from server.inference.inputs import Inputs
 Body = TypeVar("Body", bound=RequestBody)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """What was let in: one request's inputs and what computes them; made by `Pipeline.admit`."""
 
@@ -179,7 +179,13 @@ class Pipeline:
             InvalidRequest: see `Reading.of`.
         """
         cut = self._services.settings.truncate_inputs if truncate is None else truncate
-        return Reading.of(model, inputs, input_type=input_type, truncate=cut)
+        return Reading.of(
+            model.card,
+            inputs,
+            input_type=input_type,
+            truncate=cut,
+            own_token_ids=model.own_token_ids,
+        )
 
     @contextlib.asynccontextmanager
     async def admit(self, model: OfferedModel, reading: Reading) -> AsyncIterator[Work]:
@@ -191,7 +197,7 @@ class Pipeline:
             ClientDisconnect: the client left before the work was done.
         """
         record = self._record
-        async with abandoned_when_client_leaves(self._request):
+        async with ClientWatch(self._request):
             if (loaded := model.loaded) is None:
                 with record.stage("load"):  # others wait for the same load
                     loaded = await model.load()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from server.engine.offering import OfferedModel
+from server.catalog.card import Card
 from server.errors import InvalidRequest
 from server.inference.inputs import Inputs, TokenIdInputs
 
@@ -24,19 +24,24 @@ class Reading:
     @classmethod
     def of(
         cls,
-        model: OfferedModel,
+        card: Card,
         inputs: Inputs,
         *,
         input_type: InputType | None,
         truncate: bool,
+        own_token_ids: bool,
     ) -> Reading:
         """Choose the prompt: by `input_type`, else the model's default, else none.
+
+        Args:
+            own_token_ids: what token ids mean to this model, if the inputs are some: ids of its
+                own vocabulary, not OpenAI's.
 
         Raises:
             InvalidRequest: a prompt is asked for together with the model's own token ids.
         """
-        own_token_ids = model.own_token_ids and isinstance(inputs, TokenIdInputs)
-        prompt = model.card.prompt(input_type)
+        own_token_ids = own_token_ids and isinstance(inputs, TokenIdInputs)
+        prompt = card.prompt(input_type)
         if own_token_ids:
             if prompt and input_type:
                 raise InvalidRequest(

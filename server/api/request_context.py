@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,12 +44,14 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = record.request_id
-                headers["openai-processing-ms"] = str(round(record.elapsed_s * 1000.0))
+                added = {
+                    "x-request-id": record.request_id,
+                    "openai-processing-ms": str(round(record.elapsed_s * 1000.0)),
+                }
                 if record.limits is not None:
-                    limits = await record.limits.headers()
-                    headers.raw.extend((k.encode(), v.encode()) for k, v in limits.items())
+                    added |= await record.limits.headers()
+                raw = [(name.encode(), value.encode()) for name, value in added.items()]
+                message["headers"] = [*message["headers"], *raw]
             await send(message)
 
         try:

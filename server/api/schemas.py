@@ -136,7 +136,8 @@ class RequestBody(BaseModel):
         if not isinstance(fields, dict):
             found = _JSON_NAMES[type(fields)]
             raise InvalidRequest(f"The request body must be a JSON object, not {found}.")
-        unknown = [name for name in fields if name not in cls.model_fields]
+        known = cls.model_fields
+        unknown = [name for name in fields if name not in known]
         if unknown:  # found here: pydantic would make an error object for each of a million
             raise UnrecognizedArgument(unknown)
         try:

@@ -5,9 +5,9 @@ Knows nothing of what a request asks. Lives in the event loop's thread.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
 
 from server.errors import Overloaded
 from server.settings import Settings
@@ -39,9 +39,8 @@ class Seats:
             max(most_bytes, settings.max_body_bytes),
         )
 
-    @contextlib.contextmanager
-    def take(self) -> Iterator[Seat]:
-        """Hold a seat.
+    def take(self) -> Seat:
+        """Hold a seat, until its context ends.
 
         Raises:
             Overloaded: none is free.
@@ -49,12 +48,12 @@ class Seats:
         if not self._free:
             raise Overloaded(f"{self._seats} requests are being answered", retry_after_s=1)
         self._free -= 1
-        seat = Seat(self)
-        try:
-            yield seat
-        finally:
-            self._free += 1
-            self._free_bytes += seat.bytes
+        return Seat(self)
+
+    def give_back(self, held_bytes: int) -> None:
+        """A seat is free again, and so many bytes."""
+        self._free += 1
+        self._free_bytes += held_bytes
 
     def hold(self, more_bytes: int) -> None:
         """Count bytes of a body.
@@ -70,7 +69,7 @@ class Seats:
 
 
 class Seat:
-    """One request's place and the bytes it holds."""
+    """One request's place and the bytes it holds; both are given back when its context ends."""
 
     __slots__ = ("_seats", "bytes")
 
@@ -84,3 +83,14 @@ class Seat:
         if counted > self.bytes:
             self._seats.hold(counted - self.bytes)
             self.bytes = counted
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._seats.give_back(self.bytes)

@@ -30,7 +30,7 @@ from server import __version__
 from server.catalog.card import Card
 from server.catalog.verify import check_files, check_present
 from server.commands.network_namespace import attempts_to_leave
-from server.errors import EmbeddingServerError
+from server.errors import EmbeddingServerError, first_line
 from server.inference.cpu_cores import usable_cores
 from server.inference.direct import embed_texts
 from server.inference.opening import Opener, select_cards, worker_threads
@@ -84,7 +84,7 @@ def _guarded(check: Callable[[Card], Finding], card: Card) -> Finding:
     except EmbeddingServerError as error:
         return Finding(card.name, error.message, good=False)
     except Exception as error:  # a graph or a file of vectors may fail in any way
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = first_line(error, unsaid="no reason given")
         return Finding(card.name, f"{type(error).__name__}: {reason}", good=False)
 
 

@@ -39,42 +39,50 @@ Evaluate = Annotated[
     ),
 ]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: FILE.svg or FILE.png.")]
+# The flags of `embed` alone.
+TextFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE|-",
+        help="Texts: FILE.txt (one a line), FILE.jsonl (strings, or objects with --field), or "
+        "- for lines from standard input.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="FILE.npy, FILE.jsonl or FILE.parquet; default: JSON lines on standard output.",
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="Model, by its card's name; default: the first served one.")
+]
+Dimensions = Annotated[int | None, typer.Option(min=1, help="Size of the vectors.")]
+Truncate = Annotated[
+    bool, typer.Option("--truncate", help="Cut over-long texts, do not refuse them.")
+]
+SkipBlank = Annotated[
+    bool, typer.Option("--skip-blank", help="Leave out blank texts, do not refuse them.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with what an interrupted run has left.")
+]
 
 
 @with_flags(*MODEL_SETTINGS)
 def embed(
     settings: Settings,
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE|-",
-            help="Texts: FILE.txt (one a line), FILE.jsonl (strings, or objects with --field), or "
-            "- for lines from standard input.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="FILE.npy, FILE.jsonl or FILE.parquet; default: JSON lines on standard output.",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Model, by its card's name; default: the first served one.")
-    ] = None,
+    file: TextFile,
+    output: Output = None,
+    model: Model = None,
     input_type: InputType = None,
-    dimensions: Annotated[int | None, typer.Option(min=1, help="Size of the vectors.")] = None,
-    truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut over-long texts, do not refuse them.")
-    ] = False,
-    skip_blank: Annotated[
-        bool, typer.Option("--skip-blank", help="Leave out blank texts, do not refuse them.")
-    ] = False,
+    dimensions: Dimensions = None,
+    truncate: Truncate = False,
+    skip_blank: SkipBlank = False,
     field: Field = "text",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what an interrupted run has left.")
-    ] = False,
+    resume: Resume = False,
 ) -> None:
     """Turn a file of texts into a file of vectors, without a server."""
     # The workers share the cores among themselves; a thread pool in numpy would fight them.

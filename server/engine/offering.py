@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from server.catalog.card import Card
@@ -177,28 +178,22 @@ class Offering:
         check_sound(model)
         return model
 
-    @contextlib.contextmanager
-    def request_for(self, name: str) -> Iterator[OfferedModel]:
-        """A request for the model with this name or alias: in flight until the context ends.
+    def request_for(self, name: str) -> AbstractContextManager[OfferedModel]:
+        """A request for the model with this name or alias: in flight while the context lasts.
 
         Raises:
             ModelNotFound, ModelLoading, Draining, ModelFailing: as `resolve`.
         """
-        model = self.resolve(name)
-        with self.request_taken(model):
-            yield model
+        return _InFlight(self.resolve(name), self._note_end)
 
-    @contextlib.contextmanager
-    def request_taken(self, model: OfferedModel) -> Iterator[None]:
-        """A request that is in flight whatever the phase: who asks has taken it before."""
-        model.in_flight += 1
-        try:
-            yield
-        finally:
-            model.in_flight -= 1
-            model.used_at_s = asyncio.get_running_loop().time()
-            if self.draining.is_set():
-                self._on_change()
+    def request_taken(self, model: OfferedModel) -> AbstractContextManager[OfferedModel]:
+        """As `request_for`, whatever the phase: another process has taken it before."""
+        return _InFlight(model, self._note_end)
+
+    def _note_end(self) -> None:
+        """A request has ended, maybe the last one of a drain."""
+        if self.draining.is_set():
+            self._on_change()
 
     def check_ready(self) -> None:
         """Raise ModelLoading, Draining or ModelFailing unless every model takes work.
@@ -231,6 +226,25 @@ class Offering:
     def join(self) -> None:
         """Wait for all threads, after `close`; blocks, for after the event loop."""
         self._source.join()
+
+
+class _InFlight:
+    """The context of a request that this model answers; costs less than a generator's."""
+
+    __slots__ = ("_ended", "_model")
+
+    def __init__(self, model: OfferedModel, ended: Callable[[], None]) -> None:
+        self._model = model
+        self._ended = ended
+
+    def __enter__(self) -> OfferedModel:
+        self._model.in_flight += 1
+        return self._model
+
+    def __exit__(self, *_: object) -> None:
+        self._model.in_flight -= 1
+        self._model.used_at_s = asyncio.get_running_loop().time()
+        self._ended()
 
 
 def check_sound(model: OfferedModel) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.engine.admission import LIGHT_TOKENS
+from server.engine.fair_share import LIGHT_TOKENS
 from server.inference.backend import Capacity
 
 CPU_BATCH_TOKENS = 256

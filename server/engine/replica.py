@@ -70,19 +70,19 @@ class Replica(threading.Thread):
         return self.is_alive() and not self._failing and not stuck
 
     def run(self) -> None:
-        self._queue.join(self._device)
+        self._queue.add_worker(self._device)
         try:
             self._work()
         except BaseException:  # a thread that ends unseen would leave its requests hanging
             log.critical("%s died", self.name, exc_info=True)
             self._died(self)
         finally:
-            self._queue.leave(self._device)
+            self._queue.remove_worker(self._device)
 
     def _work(self) -> None:
         while not self._queue.closed:
             if self._failing and self._others_sound(self):
-                self._queue.rest(self._patience.probe_interval_s)
+                self._queue.wait_until_closed(self._patience.probe_interval_s)
                 self._probe()
                 continue
             timeout_s = self._patience.probe_interval_s if self._failing else None

@@ -11,7 +11,7 @@ import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from server.engine.admission import Ratio
+from server.engine.ratio import Ratio
 from server.errors import TooManyTokens
 from server.inference import cl100k
 from server.inference.backend import TokenIds

@@ -55,6 +55,11 @@ class Channel(asyncio.Protocol):
         self._connected = asyncio.Event()
         self._over = False
 
+    @property
+    def open_questions(self) -> int:
+        """How many questions of either end have no answer yet."""
+        return len(self._asked) + len(self._answering)
+
     async def open(self) -> None:
         """Read and write from now on."""
         loop = asyncio.get_running_loop()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import socket
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from server.access.counters import MemoryCounters
 from server.engine.admission import Ticket
 from server.engine.engine import Engine
 from server.engine.interface import LoadedModel
@@ -24,9 +24,6 @@ from server.frontends.framing import BadFrame
 from server.frontends.summed_metrics import Counted, Samples, samples_of
 from server.metrics import Metrics
 from server.settings import Settings
-
-if TYPE_CHECKING:
-    from server.access.counters import Counters
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +74,10 @@ class FrontEndLink:
                 return None
             case messages.Load():
                 return await service.load(question)
-            case messages.Count():
-                return await service.counters.count(question.name, question.amount)
-            case messages.Look():
-                return await service.counters.look(question.name)
+            case messages.TakeIfFits():
+                return await service.counters.take_if_fits(
+                    question.name, question.amount, question.most
+                )
             case messages.SamplesOfOthers():
                 self.samples = question.mine
                 return await service.samples_of_others(self)
@@ -117,14 +114,8 @@ class EngineService:
         self._links: list[FrontEndLink] = []
         self._state = self._read_state()
         self._counted_by_gone = Counted()
+        self.counters = MemoryCounters()  # of requests and tokens a minute
         offering.tell_changes_to(self._tell_state)
-
-    @functools.cached_property
-    def counters(self) -> Counters:
-        """Where requests and tokens a minute are counted; without a key that has limits, nowhere."""
-        from server.access.counters import StorageCounters
-
-        return StorageCounters()
 
     async def connect(self, stream: socket.socket) -> FrontEndLink:
         """Welcome the front end at the other end of this socket."""

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from server.access.counters import Taken
 from server.catalog.card import Dtype
 from server.catalog.registry import Registry
 from server.engine.interface import ModelState
@@ -148,17 +149,12 @@ class Load(Question[Matrix | None]):
     model: int
 
 
-class Count(Question[tuple[int, float]]):
-    """Add to a counter; the answer is what it holds then, and in how many seconds it ends."""
+class TakeIfFits(Question[Taken]):
+    """Ask a counter of requests or tokens; see `Counters`."""
 
     name: str
     amount: int
-
-
-class Look(Question[tuple[int, float]]):
-    """What a counter holds, and in how many seconds it ends."""
-
-    name: str
+    most: int
 
 
 class SamplesOfOthers(Question[list[Samples]]):
@@ -221,7 +217,7 @@ def served_by(registry: Registry) -> list[tuple[str, Dtype, str]]:
 
 
 ANY_MESSAGE = (
-    Admit | Embed | Load | Count | Look | SamplesOfOthers | AskSamples | GiveBack | Ready
+    Admit | Embed | Load | TakeIfFits | SamplesOfOthers | AskSamples | GiveBack | Ready
     | CannotStart | Welcome | EngineState | Drain
 )  # fmt: skip
 

@@ -5,29 +5,25 @@ Lives in the event loop's thread.
 
 from __future__ import annotations
 
+from server.access.counters import Taken
 from server.errors import Draining, StorageUnavailable
 from server.frontends.channel import Channel
-from server.frontends.messages import Count, Look, Question
+from server.frontends.messages import TakeIfFits
 
 
 class RemoteCounters:
-    """See Counters."""
-
-    are_shared = True
+    """See Counters; an answer takes one question."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def count(self, name: str, amount: int) -> tuple[int, float]:
-        """Add to a counter; what it holds then, and in how many seconds it ends."""
-        return await self._ask(Count(name, amount))
+    async def take_if_fits(self, name: str, amount: int, most: int) -> Taken:
+        """See Counters.
 
-    async def look(self, name: str) -> tuple[int, float]:
-        """What a counter holds, and in how many seconds it ends."""
-        return await self._ask(Look(name))
-
-    async def _ask(self, question: Question[tuple[int, float]]) -> tuple[int, float]:
+        Raises:
+            StorageUnavailable: the engine process is gone, and this one ends.
+        """
         try:
-            return await self._channel.ask(question)
-        except Draining:  # the engine process is gone, and this one ends
+            return await self._channel.ask(TakeIfFits(name, amount, most))
+        except Draining:
             raise StorageUnavailable("rate limits") from None

@@ -22,6 +22,7 @@ from server.engine.offering import OfferedModel
 from server.engine.on_demand import OnDemand
 from server.engine.request_tokenizer import RequestTokenizer
 from server.frontends.channel import Channel
+from server.frontends.framing import BadFrame
 from server.frontends.messages import Admit, Embed, EngineState, GiveBack, Load
 from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs
@@ -146,7 +147,13 @@ class RemoteModels:
                 await model.on_demand.load()
 
     def update(self, engine: EngineState) -> None:
-        """The engine process has told its state."""
+        """The engine process has told its state.
+
+        Raises:
+            BadFrame: it is not that of these models.
+        """
+        if len(engine.models) != len(self.models):
+            raise BadFrame(f"the state of {len(engine.models)} models")
         before, self._engine = self._engine, engine
         for model, was, told in zip(self.models, before.models, engine.models, strict=False):
             if was.loaded and not told.loaded:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 
@@ -66,34 +67,11 @@ def create_app(
     access.show_in(metrics)
     services = Services(settings, access, offering, metrics, Seats.of(settings), metrics_page)
 
-    async def load() -> None:
-        try:
-            await services.models.load(metrics)
-        except StartupError as error:
-            on_failure(error)
-        except Exception as error:
-            log.exception("loading failed")
-            on_failure(StartupError(f"loading the models failed: {error}"))
-        else:
-            if services.models.phase is Phase.READY:
-                on_ready()
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(load())
-        access.start()
-        yield
-        # Over already if a server of ours has drained; another one knows the lifespan only.
-        await services.models.finish(settings.drain_timeout_s)
-        loading.cancel()
-        services.models.close()
-        await access.close()
-
     # The pages at /docs would load their scripts from a CDN, which an air-gapped site cannot reach.
     app = FastAPI(
         title="embedding-server",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=_lifespan(services, on_ready, on_failure),
         docs_url=None,
         redoc_url=None,
         responses={"4XX": error_responses.DOCUMENTED, "5XX": error_responses.DOCUMENTED},
@@ -105,3 +83,35 @@ def create_app(
     for route in (embeddings, models_routes, health, metrics_route):
         app.include_router(route.router)
     return app
+
+
+def _lifespan(
+    services: Services, on_ready: Callable[[], None], on_failure: Callable[[StartupError], None]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Load the models beside the first answers, and drain before the end."""
+    offering, access = services.models, services.access
+
+    async def load() -> None:
+        try:
+            await offering.load(services.metrics)
+        except StartupError as error:
+            on_failure(error)
+        except Exception as error:
+            log.exception("loading failed")
+            on_failure(StartupError(f"loading the models failed: {error}"))
+        else:
+            if offering.phase is Phase.READY:
+                on_ready()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(load())
+        access.start()
+        yield
+        # Over already if a server of ours has drained; another one knows the lifespan only.
+        await offering.finish(services.settings.drain_timeout_s)
+        loading.cancel()
+        offering.close()
+        await access.close()
+
+    return lifespan

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from server.catalog.card import TOKENIZER_FILE, Card
 from server.catalog.verify import check_files
-from server.errors import ModelLoadError
+from server.errors import ModelLoadError, first_line
 from server.inference.backend import Backend, Capacity, LoadOptions
 from server.inference.placement import ON_CPU, Placement
 from server.inference.tokenizer import Tokenizer, use_all_cores
@@ -92,7 +92,7 @@ def _first_pass(card: Card, backend: Backend) -> NDArray[np.float32]:
     try:
         return backend.forward([np.zeros(1, np.int32)])
     except Exception as error:  # a graph may fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelLoadError(f"model {card.name}: the graph cannot compute: {reason}") from error
 
 

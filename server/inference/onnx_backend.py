@@ -22,7 +22,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from server.catalog.card import GRAPH_FILE, Card, PoolingMode
-from server.errors import ModelLoadError
+from server.errors import ModelLoadError, first_line
 from server.inference.backend import LoadOptions, OutOfMemory, TokenIds, pad
 from server.inference.pooling import normalize, pool
 
@@ -144,4 +144,4 @@ def _open(graph: Path, *, threads: int) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(graph, sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's classes share no base but Exception
-        raise ModelLoadError(f"graph {graph}: {str(error).splitlines()[0]}") from error
+        raise ModelLoadError(f"graph {graph}: {first_line(error)}") from error

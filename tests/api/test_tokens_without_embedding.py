@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
 
-from server.catalog.card import CARD_FILE, TOKENIZER_FILE, Card, read_card
+from server.catalog.card import CARD_FILE, TOKENIZER_FILE, Card
+from server.catalog.card_file import read_card
 from server.errors import InvalidRequest, TextFileError
 from server.http.app import create_app
 from server.inference.loader import Encoder, load_encoder

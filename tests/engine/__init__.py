@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.engine.admission import Admission, Ratio
+from server.engine.admission import Admission
 from server.engine.engine import Embedded, Engine
 from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
+from server.engine.ratio import Ratio
 from server.engine.sequence import SequenceGroup
 from server.inference.backend import TokenIds
 from server.inference.inputs import TokenIdInputs

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine.admission import LIGHT_TOKENS
+from server.engine.fair_share import LIGHT_TOKENS
 from server.engine.pace import Pace, choose_pace
 from server.inference.backend import Capacity
 

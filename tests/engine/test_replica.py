@@ -190,7 +190,7 @@ def test_a_thread_that_dies_hands_back_what_it_had_and_says_so(
     harness.replica.join(10)
     assert not harness.replica.sound
     assert harness.died == [harness.replica]
-    harness.queue.join()  # in its place; it does not count as one that may compute
+    harness.queue.add_worker()  # in its place; it does not count as one that may compute
     harness.queue.put(group_of(1))
     micro_batch = harness.queue.take(0)
     assert micro_batch is not None

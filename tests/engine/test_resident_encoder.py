@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card, read_card
+from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card
+from server.catalog.card_file import read_card
 from server.engine.engine import Engine
 from server.engine.interface import ModelState
 from server.engine.offering import Offering

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
+from server.access.counters import Taken
 from server.errors import ApiError, Draining, Overloaded
 from server.frontends.channel import Channel
 from server.frontends.framing import HEAD, BadFrame, Kind, head_of
 from server.frontends.messages import (
+    AskSamples,
     CannotStart,
-    Count,
-    Look,
     Message,
     Question,
     Ready,
+    TakeIfFits,
 )
 from server.frontends.wire import write
 
@@ -46,8 +47,8 @@ class End:
             self.cancelled.set()
             raise
         self.does()
-        if isinstance(question, Count):
-            return 2 * question.amount, float(len(question.name))
+        if isinstance(question, TakeIfFits):
+            return Taken(True, 2 * question.amount, float(len(question.name)))
         return "no counter"
 
     def hear(self, message: Message) -> None:
@@ -79,41 +80,43 @@ class TestChannel:
     async def test_many_questions_of_both_ends_are_answered_at_once(self, ends: Ends) -> None:
         here, there = ends
         for asking in (here, there):
-            questions = [Count("x" * (n * 5_000), n) for n in range(1, 100)]
+            questions = [TakeIfFits("x" * (n * 5_000), n, 0) for n in range(1, 100)]
             answers = asyncio.gather(*map(asking.channel.ask, questions))
-            assert await answers == [(2 * n, n * 5_000) for n in range(1, 100)]
+            assert await answers == [(True, 2 * n, n * 5_000) for n in range(1, 100)]
+        await asyncio.sleep(0)
+        assert here.channel.open_questions == there.channel.open_questions == 0
 
     async def test_a_question_asked_before_the_channel_is_open_is_answered(self) -> None:
         here, there = (End(stream) for stream in socket.socketpair())
-        answer = asyncio.create_task(here.channel.ask(Count("", 1)))
+        answer = asyncio.create_task(here.channel.ask(TakeIfFits("", 1, 0)))
         await asyncio.sleep(0)
         await here.channel.open()
         await there.channel.open()
-        assert (await answer)[0] == 2
+        assert (await answer).held == 2
         there.channel.abort()
         await soon(here.lost)
 
     async def test_answers_may_come_in_another_order(self, ends: Ends) -> None:
         here, there = ends
         there.gate.clear()
-        slow = asyncio.create_task(here.channel.ask(Count("", 7)))
+        slow = asyncio.create_task(here.channel.ask(TakeIfFits("", 7, 0)))
         await soon(there.asked)
         first_gate, there.gate = there.gate, asyncio.Event()
         there.gate.set()
-        assert (await here.channel.ask(Count("", 5)))[0] == 10
+        assert (await here.channel.ask(TakeIfFits("", 5, 0))).held == 10
         assert not slow.done()
         first_gate.set()
-        assert (await slow)[0] == 14
+        assert (await slow).held == 14
 
     async def test_who_is_cancelled_takes_the_question_back(self, ends: Ends) -> None:
         here, there = ends
         there.gate.clear()
-        asking = asyncio.create_task(here.channel.ask(Count("", 1)))
+        asking = asyncio.create_task(here.channel.ask(TakeIfFits("", 1, 0)))
         await soon(there.asked)
         asking.cancel()
         await soon(there.cancelled)
         there.gate.set()
-        assert (await here.channel.ask(Count("", 2)))[0] == 4
+        assert (await here.channel.ask(TakeIfFits("", 2, 0))).held == 4
 
     async def test_an_error_of_ours_crosses_as_it_is(self, ends: Ends) -> None:
         here, there = ends
@@ -123,7 +126,7 @@ class TestChannel:
 
         there.does = overloaded
         with pytest.raises(Overloaded) as caught:
-            await here.channel.ask(Count("", 1))
+            await here.channel.ask(TakeIfFits("", 1, 0))
         assert caught.value.headers == {"Retry-After": "17"}
 
     async def test_any_other_error_is_a_500_that_tells_nothing(
@@ -132,24 +135,24 @@ class TestChannel:
         here, there = ends
         there.does = lambda: 1 / 0  # type: ignore[assignment]
         with pytest.raises(ApiError) as caught:
-            await here.channel.ask(Count("", 1))
+            await here.channel.ask(TakeIfFits("", 1, 0))
         assert (type(caught.value), "division" in caught.value.message) == (ApiError, False)
         assert "ZeroDivisionError" in caplog.text
         there.does = lambda: None
-        assert (await here.channel.ask(Count("", 1)))[0] == 2
+        assert (await here.channel.ask(TakeIfFits("", 1, 0))).held == 2
 
     async def test_what_is_told_is_heard_in_order(self, ends: Ends) -> None:
         here, there = ends
         told = [CannotStart("1"), Ready(), CannotStart("3")]
         for message in told:
             here.channel.tell(message)
-        await here.channel.ask(Count("", 1))
+        await here.channel.ask(TakeIfFits("", 1, 0))
         assert there.heard == told
 
     async def test_the_end_of_the_channel_ends_all_questions(self, ends: Ends) -> None:
         here, there = ends
         there.gate.clear()
-        asking = asyncio.create_task(here.channel.ask(Count("", 1)))
+        asking = asyncio.create_task(here.channel.ask(TakeIfFits("", 1, 0)))
         await soon(there.asked)
         here.channel.abort()
         with pytest.raises(Draining):
@@ -157,7 +160,7 @@ class TestChannel:
         await soon(there.cancelled)
         await soon(there.lost)
         with pytest.raises(Draining):
-            await here.channel.ask(Count("", 1))
+            await here.channel.ask(TakeIfFits("", 1, 0))
 
     async def test_a_bad_frame_ends_the_channel_and_nothing_else(
         self, caplog: pytest.LogCaptureFixture
@@ -166,7 +169,7 @@ class TestChannel:
         end = End(stream)
         await end.channel.open()
         end.gate.clear()
-        question = framed(Kind.ASK, 7, write(Count("", 1)))
+        question = framed(Kind.ASK, 7, write(TakeIfFits("", 1, 0)))
         far.sendall(question + HEAD.pack(2**32 - 1, Kind.ANSWER, 1))
         await soon(end.lost)
         await soon(end.cancelled)
@@ -183,7 +186,7 @@ class TestChannel:
 
         there.does = bad
         with pytest.raises(Draining):
-            await here.channel.ask(Count("", 1))
+            await here.channel.ask(TakeIfFits("", 1, 0))
         await soon(there.lost)
 
     async def test_an_answer_nobody_waits_for_does_no_harm(self) -> None:
@@ -192,9 +195,9 @@ class TestChannel:
         await end.channel.open()
         for kind in (Kind.ANSWER, Kind.FAILURE, Kind.CANCEL):
             far.sendall(framed(kind, 9))
-        far.sendall(framed(Kind.ASK, 1, write(Count("", 1))))
+        far.sendall(framed(Kind.ASK, 1, write(TakeIfFits("", 1, 0))))
         far.setblocking(False)
-        expected = framed(Kind.ANSWER, 1, write((2, 0.0)))
+        expected = framed(Kind.ANSWER, 1, write(Taken(True, 2, 0.0)))
         loop = asyncio.get_running_loop()
         assert await asyncio.wait_for(loop.sock_recv(far, 1000), 10) == expected
         far.close()
@@ -205,7 +208,7 @@ class TestChannel:
     ) -> None:
         here, _ = ends
         with pytest.raises(Draining):
-            await here.channel.ask(Look("x"))
+            await here.channel.ask(AskSamples())
         await soon(here.lost)
         assert "a message that cannot be read" in caplog.text
 
@@ -213,7 +216,7 @@ class TestChannel:
         ("kind", "content"),
         [
             (Kind.TELL, b""),
-            (Kind.TELL, write(Count("", 1))[:-1]),
+            (Kind.TELL, write(TakeIfFits("", 1, 0))[:-1]),
             (Kind.ASK, b"nonsense"),
             (Kind.ASK, write(Ready())),  # which is no question
         ],
@@ -231,7 +234,7 @@ class TestChannel:
         stream, far = socket.socketpair()
         end = End(stream)
         await end.channel.open()
-        question = framed(Kind.ASK, 7, write(Count("", 1)))
+        question = framed(Kind.ASK, 7, write(TakeIfFits("", 1, 0)))
         far.sendall(question + framed(Kind.CANCEL, 7) + framed(Kind.TELL, 0, write(Ready())))
         async with asyncio.timeout(10):
             while not end.heard:  # noqa: ASYNC110
@@ -239,5 +242,6 @@ class TestChannel:
         await asyncio.sleep(0)
         assert not end.asked.is_set()
         assert len(asyncio.all_tasks()) == 1
+        assert end.channel.open_questions == 0
         far.close()
         await soon(end.lost)

@@ -17,23 +17,26 @@ from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import Limits
 from server.catalog.card import Card
-from server.engine.interface import Phase
+from server.engine.interface import ModelState, Phase
 from server.engine.patience import Patience
+from server.engine.replica import FAILURES_BEFORE_PROBE
 from server.engine.request_tokenizer import RequestTokenizer
 from server.errors import CardError, Draining, ModelLoadError
+from server.frontends import engine_service
 from server.frontends.channel import Channel
 from server.frontends.engine_service import FrontEndLink
 from server.frontends.front_end import registry_of
 from server.frontends.messages import (
     Admit,
     AskSamples,
-    Count,
     Drain,
     Embed,
+    EngineState,
     Load,
     Message,
     Question,
     Ready,
+    TakeIfFits,
     Welcome,
 )
 from server.frontends.remote_counters import RemoteCounters
@@ -321,9 +324,46 @@ async def test_a_model_that_fails_turns_the_front_end_unready_until_it_works_aga
         assert (await post(client, asked(1))).status_code == 200
 
 
-async def test_a_model_is_loaded_when_asked_for_and_told_when_unloaded(
+async def test_a_model_that_fails_is_told_with_the_failure_that_shows_it(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_service, "SOUNDNESS_INTERVAL_S", 3600)
+    backend = FakeBackend()
+    split = await split_over(backend, **OWN_IDS)
+    backend.broken.set()
+    async with split.client as client:
+        for _ in range(FAILURES_BEFORE_PROBE):
+            assert split.told().sound
+            assert (await post(client, asked(1))).status_code == 500
+        assert not split.told().sound
+        assert (await post(client, asked(1))).json()["error"]["code"] == "model_failing"
+
+
+async def test_a_front_end_knows_every_fact_that_the_engine_process_does(
     split_over: SplitOver,
 ) -> None:
+    split = await split_over(FakeBackend(), **OWN_IDS, lazy=True)
+    known = [split.models.models[0].state]
+    assert known == [ModelState()] == [split.told()]
+    async with split.client as client:
+        assert (await post(client, asked(1))).status_code == 200
+    known = [split.models.models[0].state]
+    assert known != [ModelState()]
+    assert known == [split.told()]
+
+
+async def test_a_state_of_other_models_ends_the_front_end(split_over: SplitOver) -> None:
+    split = await split_over(FakeBackend())
+    split.link.channel.tell(EngineState(is_ready=True))
+    async with asyncio.timeout(10):
+        await split.link.lost.wait()
+    await until(lambda: split.remote.phase is Phase.DRAINING)
+
+
+async def test_a_model_is_loaded_when_asked_for_and_told_when_unloaded(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_service, "SOUNDNESS_INTERVAL_S", 3600)  # the news come without it
     split = await split_over(FakeBackend(), **OWN_IDS, lazy=True, unload_after_s=0.2)
     async with split.client as client:
         for _ in range(2):
@@ -382,6 +422,17 @@ async def another_front_end(split: Split) -> tuple[FrontEndLink, Channel]:
     return link, channel
 
 
+async def test_a_ticket_number_in_use_ends_the_channel(split_over: SplitOver) -> None:
+    split = await split_over(FakeBackend())
+    link, channel = await another_front_end(split)
+    await channel.ask(Admit(0, "key", 7, 3))
+    assert admitted(split) == 7
+    with pytest.raises(Draining):
+        await channel.ask(Admit(0, "key", 1, 3))
+    await link.lost.wait()
+    assert nothing_is_held(split)
+
+
 ONE_TOKEN = Embed.of(0, "key", None, [np.array([1], np.int32)])
 
 
@@ -429,13 +480,13 @@ async def test_limits_a_minute_are_counted_by_the_engine_process(
 ) -> None:
     split = await split_over(FakeBackend())
     link, channel = await another_front_end(split)
-    await asyncio.gather(*(channel.ask(Count("a", 1)) for _ in range(20)))
+    await asyncio.gather(*(channel.ask(TakeIfFits("a", 1, 100)) for _ in range(20)))
     counters = RemoteCounters(channel)
-    counted, ends_in_s = await counters.count("a", 3)
-    assert counted == 23
+    fits, held, ends_in_s = await counters.take_if_fits("a", 3, 100)
+    assert (fits, held) == (True, 23)
     assert 0 < ends_in_s <= 60
-    assert (await counters.look("a"))[0] == 23
-    assert (await counters.look("b"))[0] == 0
+    assert (await counters.take_if_fits("a", 78, 100))[:2] == (False, 23)
+    assert await counters.take_if_fits("b", 0, 100) == (True, 0, 0.0)
     channel.abort()
     await link.lost.wait()
 
@@ -495,7 +546,8 @@ async def test_a_front_end_asks_for_keys_once_a_database_appears(
         assert answer.headers["x-ratelimit-remaining-requests"] == "1"
         link, channel = await another_front_end(split)
         everybodys = RemoteCounters(channel)
-        assert (await everybodys.look(f"embedding-server/{key.id}/requests"))[0] == 1
+        name = f"embedding-server/{key.id}/requests"
+        assert (await everybodys.take_if_fits(name, 0, 0)).held == 1
         channel.abort()
         await link.lost.wait()
     await keys.close()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.access.counters import Taken
 from server.catalog.registry import Registry
 from server.engine.interface import ModelState
 from server.errors import ApiError
@@ -16,17 +17,16 @@ from server.frontends.messages import (
     Admit,
     AskSamples,
     CannotStart,
-    Count,
     Drain,
     Embed,
     EngineState,
     Failure,
     GiveBack,
-    Look,
     Message,
     Question,
     Ready,
     SamplesOfOthers,
+    TakeIfFits,
     Welcome,
     served_by,
 )
@@ -39,8 +39,7 @@ SAMPLES = [("family", True, [("sample", (("label", "text"),), 0.5), ("other", ()
 
 ANSWERS: list[tuple[Question[Any], object]] = [
     (Admit(1, "key", 7, 9), None),
-    (Count("a/ü", -7), (-2, 59.5)),
-    (Look("a"), (2**40, 0.0)),
+    (TakeIfFits("a/ü", -7, 2**53), Taken(False, 2**40, 59.5)),
     (SamplesOfOthers(SAMPLES), [SAMPLES, []]),
     (AskSamples(), SAMPLES),
 ]

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from server.catalog.card import TOKENIZER_FILE, Card, TorchModel
 from server.errors import ModelLoadError
 from server.importing.folder import read_folder
-from server.importing.importer import HALF_PRECISION_TEXTS, Wishes, import_model
+from server.importing.importer import import_model
+from server.importing.plan import Wishes
+from server.importing.proof_texts import HALF_PRECISION_TEXTS
 from server.importing.torch_reference import TorchReference
 from server.inference import torch_backend
 from server.inference.backend import LoadOptions, OutOfMemory, TokenIds
@@ -199,7 +201,7 @@ class TestEveryArchitecture:
         right = TorchBackend(card, CPU).forward(within_vocabulary(5, 30))
         # The trap of RoBERTa's positions, which begin behind the padding's id.
         monkeypatch.setattr(
-            "server.inference.torch_encoder._padding_that_counts", lambda model: None
+            "server.inference.torch_modules._padding_that_counts", lambda model: None
         )
         backend = TorchBackend(card, CPU)
         assert not backend.packs
@@ -229,7 +231,7 @@ class TestEveryArchitecture:
         def refuse(*_: object) -> None:
             raise RuntimeError("no kernel for this")
 
-        monkeypatch.setattr("server.inference.torch_encoder.lay_out", refuse)
+        monkeypatch.setattr("server.inference.torch_modules.lay_out", refuse)
         monkeypatch.setattr(torch_backend, "lay_out", refuse)
         assert not TorchBackend(tiny("bert"), CPU).packs
         assert "not packed, since that fails: no kernel for this" in caplog.text

@@ -59,6 +59,8 @@ async def test_of_many_threads_one_is_kept() -> None:
 
 
 async def test_the_outcome_of_work_that_nobody_waits_for_is_lost() -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
     threads = DaemonThreads("lost")
     may_end = threading.Event()
     given_up = threads.run(lambda: may_end.wait(30))
@@ -66,6 +68,11 @@ async def test_the_outcome_of_work_that_nobody_waits_for_is_lost() -> None:
     may_end.set()
     assert await threads.run(lambda: 2) == 2
     assert given_up.cancelled()
+    async with asyncio.timeout(30):
+        while count("lost") > 1:  # its thread has told the outcome and ended  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
+    assert not complaints
 
 
 async def test_an_outcome_is_not_kept_in_memory() -> None:

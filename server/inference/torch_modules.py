@@ -7,28 +7,30 @@ packed. Knows nothing of queues or threads.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
 from server.catalog.card import Card, PoolingMode
-from server.errors import ModelLoadError
-from server.inference.torch_attention import PACKED_ATTENTION
+from server.errors import ModelLoadError, first_line
+from server.inference.torch_attention import (
+    PACKED_ATTENTION,
+    set_attention,
+    takes_attention_functions,
+)
+from server.inference.torch_loading import read_transformer
+from server.inference.torch_pooling import pool_packed, pool_padded
 from server.program.command_lines import own_command
-
-log = logging.getLogger(__name__)
 
 STOCK_ATTENTION = "sdpa"
 
 
 def load_transformer(card: Card, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The card's transformer with its weights, for inference, under its stock attention.
+    """The card's transformer with its weights, for inference, under eager attention.
 
     Raises:
         ModelLoadError: the card does not say how, or the weights do not belong to the config.
@@ -39,65 +41,50 @@ def load_transformer(card: Card, dtype: torch.dtype, device: torch.device) -> Pr
             f"only; `{own_command('models', 'import', 'FOLDER', '--name', card.name, '--replace')}` "
             "writes one, from the publisher's FOLDER"
         )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(
-            card.path(card.torch.config), local_files_only=True, trust_remote_code=False
-        )
-        if hasattr(config, "quantization_config"):
-            raise ValueError("quantised weights are not supported")
-        weights: dict[str, torch.Tensor] = {}
-        for name in card.torch.weights:
-            weights |= load_file(card.path(name))
-        model, report = MODEL_MAPPING[type(config)].from_pretrained(
-            None,
-            config=config,
-            state_dict=weights,
-            dtype=dtype,
-            attn_implementation="eager",  # the config could name a kernel to be fetched from a hub
-            output_loading_info=True,
+        found = read_transformer(
+            card.path(card.torch.config), map(card.path, card.torch.weights), dtype
         )
     except Exception as error:  # a config can be wrong in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelLoadError(f"model {card.name}: torch cannot load it: {reason}") from error
+        raise ModelLoadError(
+            f"model {card.name}: torch cannot load it: {first_line(error)}"
+        ) from error
     # A pooler is part of many checkpoints' classes and of no sentence embedding.
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    missing = [name for name in found.missing if not name.startswith("pooler.")]
     if missing:
         raise ModelLoadError(f"model {card.name}: no weights for {missing[0]}")
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    for parameter in model.parameters():
+    if getattr(found.model, "pooler", None) is not None:
+        found.model.pooler = None
+    for parameter in found.model.parameters():
         parameter.requires_grad_(False)
-    return model.eval().to(device)
+    return found.model.eval().to(device)
 
 
-class Head(torch.nn.Module):  # type: ignore[misc]
+class DenseLayers(torch.nn.Sequential):  # type: ignore[misc]
     """What turns pooled vectors into embeddings: dense layers and normalisation, in float32."""
 
-    def __init__(self, card: Card) -> None:
-        super().__init__()
-        layers = card.torch.dense if card.torch else ()
-        layers_read = (read_dense(card.path(one.weights), one.activation) for one in layers)
-        self.dense = torch.nn.Sequential(*layers_read)
-        self.normalize = card.normalize
+    def __init__(self, layers: Iterable[torch.nn.Module], *, normalize: bool) -> None:
+        super().__init__(*layers)
+        self.normalize = normalize
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(sequences, hidden_dim) to (sequences, embedding_dim), both float32."""
-        embeddings = self.dense(pooled)
+        """(texts, hidden_dim) to (texts, embedding_dim), both float32."""
+        embeddings = super().forward(pooled)
         return torch.nn.functional.normalize(embeddings) if self.normalize else embeddings
 
 
-def load_head(card: Card) -> Head:
+def load_dense_layers(card: Card) -> DenseLayers:
     """What follows the pooling.
 
     Raises:
         ModelLoadError: a dense layer's file is not what the card says.
     """
+    layers = card.torch.dense if card.torch else ()
     try:
-        return Head(card)
+        dense = [read_dense(card.path(layer.weights), layer.activation) for layer in layers]
     except (OSError, SafetensorError, KeyError, IndexError) as error:
         raise ModelLoadError(f"model {card.name}: dense layer: {error}") from error
+    return DenseLayers(dense, normalize=card.normalize)
 
 
 def read_dense(path: Path, activation: str) -> torch.nn.Sequential:
@@ -122,10 +109,12 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
     `forward` waits for no result of the device, so that it can be recorded as a CUDA graph.
     """
 
-    def __init__(self, transformer: PreTrainedModel, head: Head, pooling: PoolingMode) -> None:
+    def __init__(
+        self, transformer: PreTrainedModel, dense: DenseLayers, pooling: PoolingMode
+    ) -> None:
         super().__init__()
         self.transformer = transformer
-        self.head = head
+        self.dense = dense
         self.pooling = pooling
         self.padding_id = _padding_that_counts(transformer)
 
@@ -161,7 +150,7 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
             max_length_k=longest,
             use_cache=False,
         ).last_hidden_state[0]
-        return self.head(self._pool(hidden, bounds))
+        return self.dense(pool_packed(hidden, bounds, self.pooling))
 
     def _positions(
         self, ids: torch.Tensor, begins: torch.Tensor, places: torch.Tensor
@@ -176,26 +165,16 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
         own = before - before[begins.clamp(max=len(ids) - 1)] + 1
         return torch.where(counts, own, 0) + self.padding_id
 
-    def _pool(self, hidden: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-        """(tokens, hidden_dim) to (slots, hidden_dim), float32."""
-        begins, ends = bounds[:-1], bounds[1:]
-        if self.pooling == "cls":
-            return hidden[begins.clamp(max=hidden.shape[0] - 1)].float()
-        if self.pooling == "last_token":
-            return hidden[(ends - 1).clamp(min=0)].float()
-        lengths = (ends - begins).long()
-        # In float32: sums of half-precision numbers would lose the last digits.
-        sums = torch.segment_reduce(hidden.float(), "sum", lengths=lengths, axis=0, unsafe=True)
-        return sums / lengths.clamp(min=1)[:, None]
-
 
 class PaddedModule(torch.nn.Module):  # type: ignore[misc]
     """Embeds sequences padded to the longest, by the transformer's stock attention."""
 
-    def __init__(self, transformer: PreTrainedModel, head: Head, pooling: PoolingMode) -> None:
+    def __init__(
+        self, transformer: PreTrainedModel, dense: DenseLayers, pooling: PoolingMode
+    ) -> None:
         super().__init__()
         self.transformer = transformer
-        self.head = head
+        self.dense = dense
         self.pooling = pooling
 
     def attend(self) -> None:
@@ -203,41 +182,15 @@ class PaddedModule(torch.nn.Module):  # type: ignore[misc]
         stock = takes_attention_functions(self.transformer)
         set_attention(self.transformer, STOCK_ATTENTION if stock else "eager")
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Embeddings (sequences, embedding_dim), float32.
 
-        ids and mask: (sequences, longest), integers, padded on the right; mask 1 for a token.
+        Both inputs are integers, (sequences, longest); the mask is 1 for a token, 0 for padding.
         """
         hidden = self.transformer(
-            input_ids=ids, attention_mask=mask, **_without_cache(self.transformer)
+            input_ids=input_ids, attention_mask=attention_mask, **_without_cache(self.transformer)
         ).last_hidden_state
-        lengths = mask.sum(dim=1)
-        rows = torch.arange(len(ids), device=ids.device)
-        if self.pooling == "cls":
-            pooled = hidden[:, 0].float()
-        elif self.pooling == "last_token":
-            pooled = hidden[rows, lengths - 1].float()
-        else:
-            weights = mask[:, :, None].float()
-            pooled = (hidden.float() * weights).sum(dim=1) / lengths[:, None]
-        return self.head(pooled)
-
-
-def takes_attention_functions(transformer: PreTrainedModel) -> bool:
-    """Whether its class says that it asks transformers' registry for its attention."""
-    says: bool = transformer._supports_attention_backend  # noqa: SLF001 (no public name for it)
-    return says
-
-
-def set_attention(transformer: PreTrainedModel, name: str) -> None:
-    """Choose the attention of all layers.
-
-    Raises:
-        ValueError: the class does not take it.
-    """
-    transformer.set_attn_implementation(name)
-    if transformer.config._attn_implementation != name:  # noqa: SLF001
-        raise ValueError(f"{type(transformer).__name__} does not take the attention {name}")
+        return self.dense(pool_padded(hidden, attention_mask, self.pooling))
 
 
 def _padding_that_counts(transformer: PreTrainedModel) -> int | None:
