@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import TracebackType
 
+from server.access.budgets import Budgets
 from server.access.keys import Key
-from server.access.ledger import Budgets, Ledger
+from server.access.ledger import Ledger
 from server.access.rate_limits import KeyLimits
 from server.errors import InvalidRequest, Overloaded
 
