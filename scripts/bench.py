@@ -1,7 +1,7 @@
 """Measure how fast the server is, beside other servers in the same run.
 
     python scripts/bench.py --quick               # a minute: does everything work?
-    python scripts/bench.py --peer --long         # those of docs/explanation/benchmarks.md, half an hour
+    python scripts/bench.py --peer                # beside others, half an hour
     python scripts/bench.py --only indexing --against '--max-batch-tokens 1024'
     python scripts/bench.py --device cuda         # the scenarios for GPUs, three minutes
 

@@ -22,12 +22,13 @@ from server.access.keys import Key, Scope
 from server.api.body import read_body
 from server.api.client_watch import ClientWatch
 from server.api.fingerprint_pin import FINGERPRINT, check_fingerprint
-from server.api.reading import InputType, Reading
+from server.api.reading import Reading
 from server.api.record import RequestRecord
 from server.api.schemas import RequestBody
 from server.api.seats import Seat
 from server.api.services import Services, services_of
 from server.catalog.card import Card
+from server.catalog.names import Purpose
 from server.engine.interface import TextEngine
 from server.engine.offering import OfferedModel
 from server.errors import RequestTimedOut, TokenWithoutEmbedding
@@ -166,7 +167,7 @@ class Pipeline:
         model: OfferedModel,
         inputs: Inputs,
         *,
-        input_type: InputType | None = None,
+        input_type: Purpose | None = None,
         truncate: bool | None = None,
     ) -> Reading:
         """How the inputs become tokens, by what the request says and the settings.

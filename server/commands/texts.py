@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from server.catalog.names import Purpose
 from server.commands.flags import with_flags
 from server.program.termination import Terminated
 from server.settings import Settings
@@ -22,7 +23,7 @@ MODEL_SETTINGS = (
 )
 
 InputType = Annotated[
-    Literal["query", "document"] | None,
+    Purpose | None,
     typer.Option(help="Put the model's prompt for this purpose before each text."),
 ]
 Field = Annotated[str, typer.Option(help="Field of a .jsonl file's objects that holds the text.")]
