@@ -139,6 +139,23 @@ def test_what_cannot_be_written_ends_it(embedder: Embedder) -> None:
         embed_windows(embedder, map(window, range(99)), write, prompt="", truncate=False)
 
 
+def test_a_display_that_fails_ends_the_run(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PROGRESS_INTERVAL_S", 0.001)
+    written = Written()
+
+    def show(progress: EmbeddingProgress) -> None:
+        raise ValueError("no display")
+
+    windows = map(window, range(1_000_000))
+    with pytest.raises(ValueError, match="no display"):
+        embed_windows(embedder, windows, written, prompt="", truncate=False, show=show)
+    count = len(written.lines)
+    assert len(embedder.embed(["a"])) == 1
+    assert len(written.lines) == count < 1000
+
+
 def test_a_signal_waits_until_what_was_computed_is_written(
     embedder: Embedder, backend: FakeBackend
 ) -> None:
@@ -148,6 +165,7 @@ def test_a_signal_waits_until_what_was_computed_is_written(
 
     def interrupt() -> None:
         assert written.begun.wait(timeout=30)
+        threading.Event().wait(0.1)  # until the next window is computed and waits to be written
         signal.pthread_kill(main, signal.SIGINT)
         threading.Event().wait(0.2)
         written.go_on.set()
