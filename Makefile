@@ -16,7 +16,7 @@ APT_INSTALL := RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -q install -y -
 # Flags for `make bench`, for example BENCH="--quick --peer onnxruntime".
 BENCH  ?= --peer infinity --peer sentence-transformers --peer onnxruntime
 
-.PHONY: help install serve check services test test-fast prove bench clean
+.PHONY: help install serve check services test test-fast prove bench reference clean
 
 help:
 	@echo "make serve     install what serving needs, fetch the model, serve on 127.0.0.1:8000"
@@ -26,6 +26,7 @@ help:
 	@echo "make prove     what takes too long for make test: about two hours and a half"
 	@echo "make bench     measure the server against others; takes about half an hour"
 	@echo "make check     formatting, lint, types, layers"
+	@echo "make reference write the tables of docs/reference from what the code declares"
 	@echo "make clean     remove the virtual environment"
 
 $(BIN)/python:
@@ -89,6 +90,9 @@ prove: install services $(VENV)/.torch tests/node/node_modules
 
 bench: install $(VENV)/.torch
 	$(BIN)/python scripts/bench.py $(BENCH)
+
+reference: install
+	$(BIN)/python -m scripts.reference
 
 clean:
 	rm -rf $(VENV) tests/node/node_modules

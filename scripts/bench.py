@@ -1,11 +1,11 @@
 """Measure how fast the server is, beside other servers in the same run.
 
     python scripts/bench.py --quick               # a minute: does everything work?
-    python scripts/bench.py --peer --long         # the figures of docs/benchmarks.md, half an hour
+    python scripts/bench.py --peer                # beside others, half an hour
     python scripts/bench.py --only indexing --against '--max-batch-tokens 1024'
     python scripts/bench.py --device cuda         # the scenarios for GPUs, three minutes
 
-Needs the extras `[dev,torch]`, as `make test` installs them. docs/benchmarks.md tells
+Needs the extras `[dev,torch]`, as `make test` installs them. docs/explanation/benchmarks.md tells
 what is measured and how; the parts are in the folder `benchmark`.
 """
 

@@ -37,7 +37,21 @@ MOMENTARY = {"date", "openai-processing-ms", "x-request-id"}
 # Seconds until a limit is whole again, and what is left of it: both move with the clock.
 CLOCKED = re.compile(r"x-ratelimit-(reset|remaining)-|retry-after")
 WORDS = [
-    *["a", "of", "embedding", "vector", "Straße", "naïve", "漢字", "🙂", "server", "token", "1234", "hello,", "world"],
+    *[
+        "a",
+        "of",
+        "embedding",
+        "vector",
+        "Straße",
+        "naïve",
+        "漢字",
+        "🙂",
+        "server",
+        "token",
+        "1234",
+        "hello,",
+        "world",
+    ],
     "\t",
     "\n",
 ]

@@ -1,8 +1,8 @@
-"""Measure what README claims about a new user's first minute; needs only Python, git and make.
+"""Measure a new user's first minute; needs only Python, git and make.
 
-Clones this checkout into a temporary folder, runs `make serve` there with an empty HOME, and
-prints: seconds to the first vector, installed size, seconds from process start to ready (median of
-several), resident memory at ready and after work.
+docs/explanation/benchmarks.md has the figures. Clones this checkout into a temporary folder, runs
+`make serve` there with an empty HOME, and prints: seconds to the first vector, installed size,
+seconds from process start to ready (median of several), resident memory at ready and after work.
 """
 
 from __future__ import annotations

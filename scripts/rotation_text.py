@@ -2,8 +2,8 @@
 
 The source is WordNet 3.0 (WordNet 3.0 licence: free to use, copy and change, its notice is kept),
 as packed in Debian's wordnet-base 1:3.0-37, file `wordnet-base_1%3a3.0-37_all.deb`, sha256
-61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752. `docs/matryoshka.md` has the
-commands.
+61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752. The commands are in
+`docs/explanation/matryoshka.md`.
 
 Needs the standard library only and knows nothing of models.
 """

@@ -578,5 +578,17 @@ def unusable(subject: str, error: Exception) -> str:
     return f"{subject}: {reason or error}"
 
 
+def first_line(error: BaseException, *, unsaid: str | None = None) -> str:
+    """What a foreign error says, in one line: libraries explain themselves on pages.
+
+    Args:
+        unsaid: stands for an error without words; its type's name if None.
+    """
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0]
+    return type(error).__name__ if unsaid is None else unsaid
+
+
 def _whole_seconds(seconds: float) -> int:
     return min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S)

@@ -310,6 +310,10 @@ class Settings(BaseSettings):
             return (self.models_dir,)
         return self.models_dir, self.installed_models_dir()
 
+    def downloads_dir(self) -> Path:
+        """Where models of the hub lie until they are imported; raises as `own_data_dir`."""
+        return self.own_data_dir() / "downloads"
+
     def installed_models_dir(self) -> Path:
         """Where `models import` and `bundle install` put models.
 

@@ -26,8 +26,9 @@ from server.access.counters import Counters
 from server.catalog.card import Card
 from server.catalog.registry import Registry, read_registry
 from server.engine.engine import Engine
+from server.engine.offering import Offering
 from server.engine.patience import PATIENCE, Patience
-from server.engine.served_models import ServedModels
+from server.engine.resident_models import ResidentModels
 from server.http.app import create_app
 from server.inference.loader import Encoder, load_encoder
 from server.settings import Settings
@@ -59,6 +60,7 @@ WITH_TORCH = [
     "delivery/test_hub.py",
     "importing/test_architectures.py",
     "importing/test_importer.py",
+    "importing/test_onnx_graph.py",
     "importing/test_torch_*",
     "inference/test_torch_*",
     "commands/test_models.py",
@@ -220,8 +222,8 @@ async def app_over(encoder: Encoder) -> AsyncIterator[AppOver]:
     ) -> FastAPI:
         given = Settings(**{"model": [PLAIN], "threads": 1, **settings})
         opener = FakeOpener(given, encoder.tokenizer, backend)
-        models = ServedModels.find(given, opener=opener, patience=patience)
-        app = create_app(given, models, Access(given, counters))
+        models = ResidentModels.find(given, opener=opener, patience=patience)
+        app = create_app(given, Offering(models), Access(given, counters))
         made.append((app, backend))
         await app.state.services.models.load(app.state.services.metrics)
         return app
@@ -236,9 +238,10 @@ async def app_over(encoder: Encoder) -> AsyncIterator[AppOver]:
 def engine_of(app: FastAPI) -> Engine:
     """What computes for the plain model, while that takes work."""
     models = app.state.services.models
-    assert isinstance(models, ServedModels)
+    assert isinstance(models, Offering)
     loaded = models.resolve(PLAIN).loaded
     assert loaded is not None
+    assert isinstance(loaded.engine, Engine)
     return loaded.engine
 
 

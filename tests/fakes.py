@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
-from server.engine.engine import warm_up
-from server.engine.resident_encoder import Opener
 from server.inference.backend import OutOfMemory, TokenIds, pad
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
+from server.inference.opening import Opener
+from server.inference.probing import warm_up
 from server.inference.tokenizer import Tokenizer
 from server.settings import Settings
 

@@ -1,4 +1,4 @@
-"""What the documents say is so: examples run, and the table of settings is complete."""
+"""What the documents say is so: their examples run, and their commands are those of the software."""
 
 from __future__ import annotations
 
@@ -16,23 +16,13 @@ from typing import Any
 
 import pytest
 import typer
-from pydantic import SecretStr
 
 from server.commands import cli
-from server.metrics import PREFIX, Metrics
-from server.settings import Settings
-from tests.conftest import PLAIN, REPOSITORY
+from tests.pages import PAGES, README, REPOSITORY, blocks_of
 from tests.server_process import ServerProcess
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-
-
-def blocks_of(page: str) -> list[tuple[str, str]]:
-    """Language and content of a page's blocks of code, in their order."""
-    return re.findall(r"^```(sh|python|js)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-
-
-EXAMPLES = blocks_of(README.split("## Use it")[1].split("\n## ")[0])
+QUICKSTART = "docs/quickstart.md"
+ACCESS = PAGES["docs/how-to/keys-and-limits.md"]
 COMMANDS = {
     "sh": ["bash", "-c"],
     "python": [sys.executable, "-W", "error", "-c"],
@@ -40,9 +30,25 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(("language", "code"), EXAMPLES)
+def examples_of(page: str, section: str) -> list[tuple[str, str, str]]:
+    """Language and code of each example of a section, and the output that stands behind it."""
+    blocks = blocks_of(PAGES[page].split(f"## {section}\n")[1].split("\n## ")[0])
+    outputs = [content if not language else "" for language, content in blocks[1:]] + [""]
+    found = zip(blocks, outputs, strict=True)
+    return [(language, code, output) for (language, code), output in found if language]
+
+
+EXAMPLES = {README: examples_of(README, "Use it"), QUICKSTART: examples_of(QUICKSTART, "Ask it")}
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "output"),
+    [example for examples in EXAMPLES.values() for example in examples],
+)
 @pytest.mark.server
-def test_an_example_of_the_readme_runs(server: ServerProcess, language: str, code: str) -> None:
+def test_an_example_runs_and_prints_what_the_page_shows(
+    server: ServerProcess, language: str, code: str, output: str
+) -> None:
     outcome = subprocess.run(
         [*COMMANDS[language], code.replace("http://127.0.0.1:8000", server.url)],
         cwd=REPOSITORY / "tests" / "node",  # where Node finds its packages
@@ -52,61 +58,18 @@ def test_an_example_of_the_readme_runs(server: ServerProcess, language: str, cod
         check=False,
     )
     assert outcome.returncode == 0, outcome.stderr
-    assert re.search(r"\d", outcome.stdout)
+    shown = ".*".join(map(re.escape, output.strip().split("…")))
+    assert re.fullmatch(shown, outcome.stdout.strip(), re.DOTALL), outcome.stdout
 
 
-def test_there_is_an_example_for_each_kind_of_client() -> None:
-    assert [language for language, _ in EXAMPLES] == ["sh", "python", "python", "js"]
-
-
-def settings_table() -> str:
-    """The table as the README must hold it."""
-    rows = ["| setting | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = None if name.endswith("_dir") else field.get_default(call_default_factory=True)
-        if isinstance(default, SecretStr):
-            default = default.get_secret_value()
-        if default is None or default == []:
-            shown = "–"
-        elif isinstance(default, list):
-            shown = ", ".join(f"`{one}`" for one in default)
-        else:
-            shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
-        rows.append(f"| `{name}` | {shown} | {field.description} |")
-    return "\n".join(rows)
-
-
-def test_the_readme_tells_every_setting_as_it_is_declared() -> None:
-    found = README.split("<!-- settings -->\n")[1].split("\n<!-- /settings -->")[0]
-    assert found == settings_table()
-
-
-def metrics_table() -> str:
-    """The table as docs/api.md must hold it."""
-    families = {family.name: family for family in Metrics([PLAIN], [PLAIN]).families()}
-    own = [family for name, family in families.items() if name.startswith(f"{PREFIX}_")]
-    rows = []
-    for family in own:
-        name = family.name.removeprefix(f"{PREFIX}_") + (
-            "_total" if family.type == "counter" else ""
-        )
-        labels = [label for label in family.samples[0].labels if label != "le"]
-        shown = ", ".join(f"`{label}`" for label in labels)
-        rows.append(f"| `{name}` ({family.type}) | {shown} | {family.documentation} |")
-    return "\n".join(rows)
-
-
-def test_the_api_page_tells_every_metric_as_it_is_declared() -> None:
-    page = (REPOSITORY / "docs/api.md").read_text(encoding="utf-8")
-    found = page.split("<!-- metrics -->\n")[1].split("\n<!-- /metrics -->")[0]
-    assert found == metrics_table()
-
-
-ACCESS = (REPOSITORY / "docs/access.md").read_text(encoding="utf-8")
+def test_there_is_an_example_for_each_kind_of_client_and_its_output_is_shown() -> None:
+    languages = {page: [language for language, _, _ in found] for page, found in EXAMPLES.items()}
+    assert languages == {README: ["sh", "python"], QUICKSTART: ["sh", "python", "python", "js"]}
+    assert all(output for found in EXAMPLES.values() for _, _, output in found)
 
 
 def answers_of(commands: list[str]) -> list[tuple[int, str]]:
-    """Status and body of each command of docs/access.md; the page's blocks run in one shell.
+    """Status and body of each command of docs/how-to/keys-and-limits.md; the page's blocks run in one shell.
 
     From top to bottom, as somebody pastes them; only the server's port is another one.
     """
@@ -156,17 +119,6 @@ def test_each_refusal_of_the_access_page_is_answered_as_it_says() -> None:
         assert (int(status), varies.sub("…", body)) == (answer[0], varies.sub("…", answer[1]))
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(((?:docs|CHANGELOG)[^)#]*)\)", README))
-def test_the_readmes_links_lead_somewhere(link: str) -> None:
-    assert (REPOSITORY / link).is_file()
-
-
-# Commands, on all pages and in all messages.
-
-PAGES = {
-    path.name: path.read_text(encoding="utf-8")
-    for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-}
 ACTIVATION = ". .venv/bin/activate"
 EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"][
     "optional-dependencies"
@@ -214,7 +166,7 @@ def own_commands_of(page: str) -> list[list[str]]:
 def test_each_command_of_a_page_is_one_that_the_software_has(name: str) -> None:
     for arguments in own_commands_of(PAGES[name]):
         command: Any = typer.main.get_command(cli.app)
-        words = list(arguments)
+        words = [word for word in arguments if word != "--help"]
         while words and isinstance(command, typer.core.TyperGroup):
             command = command.get_command(typer.Context(command), words.pop(0))
         if "$@" in words:  # a function's own arguments
@@ -285,14 +237,16 @@ def test_no_message_holds_a_command_that_a_shell_may_not_find() -> None:
         f"{file.relative_to(REPOSITORY)}: {text}"
         for file in sorted((REPOSITORY / "server").rglob("*.py"))
         # What a bundle says is for another machine, and the same wherever the bundle is made.
-        if file.name != "bundle.py"
+        if file.name != "bundle_format.py"
         for text in messages_of(file)
         if unrunnable.search(text)
     }
     assert found == set()
 
 
-@pytest.mark.parametrize("place", ["README.md", "docs", "server", "scripts", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "place", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "server", "scripts"]
+)
 def test_the_distribution_is_never_named_as_if_an_index_had_it(place: str) -> None:
     root = REPOSITORY / place
     files = [root] if root.is_file() else [*root.rglob("*.py"), *root.rglob("*.md")]
@@ -300,15 +254,8 @@ def test_the_distribution_is_never_named_as_if_an_index_had_it(place: str) -> No
         assert "embedding-server[" not in file.read_text(encoding="utf-8"), file
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_each_link_of_a_page_to_a_file_leads_to_one(name: str) -> None:
-    folder = REPOSITORY if name == "README.md" else REPOSITORY / "docs"
-    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[name]):
-        assert link.startswith("https://") or (folder / link).is_file(), link
-
-
 def test_each_claim_about_another_server_has_an_address() -> None:
-    text, addresses = PAGES["comparison.md"].split("\n\n[", 1)
+    text, addresses = PAGES["docs/explanation/comparison.md"].split("\n\n[", 1)
     cited = set(re.findall(r"\[([a-z]\d+)\]", text))
     assert cited == set(re.findall(r"^\[?([a-z]\d+)\]: https://", addresses, re.MULTILINE))
     rows = [row.strip("|").split(" | ") for row in text.splitlines() if row.startswith("| ")]

@@ -48,6 +48,7 @@ from server.errors import (
     UnrecognizedArgument,
     UnsupportedContentEncoding,
     UrlNotFound,
+    first_line,
 )
 
 # The wire contract: the OpenAI type that belongs to each status this server answers with.
@@ -337,3 +338,20 @@ def test_415_names_the_encodings_that_are_read() -> None:
     assert error.headers == {"Accept-Encoding": "gzip, deflate, identity"}
     assert "'br'" in error.message
     assert "gzip, deflate, identity" in error.message
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("one", "one"),
+        ("one\ntwo\nthree", "one"),
+        ("\n\n  one  \r\ntwo", "one  "),
+        ("", "RuntimeError"),
+        (" \n ", "RuntimeError"),
+    ],
+)
+def test_of_a_foreign_error_one_line_is_said(said: str, line: str) -> None:
+    assert first_line(RuntimeError(said)) == line
+    assert first_line(RuntimeError(said), unsaid="nothing") == line.replace(
+        "RuntimeError", "nothing"
+    )

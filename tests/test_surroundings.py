@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from server.catalog.card import read_card
+from server.catalog.card_file import read_card
 from server.commands.self_test import examine
 from server.delivery.bundle_writer import Contents
 from server.errors import CardError, DatabaseError, ImportRefused, SettingError
 from server.http.app import create_app
-from server.importing.importer import Wishes, check_free
+from server.importing.places import check_free
+from server.importing.plan import Wishes
 from server.settings import (
     Settings,
     kubernetes_variables,

@@ -7,29 +7,29 @@ no JSON. Knows nothing of servers' lives, scenarios or reports.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterable, Sequence
 from random import Random
-from types import TracebackType
-from typing import NamedTuple, Self, cast
+from typing import Any, NamedTuple
 
-from scripts.benchmark.texts import num_tokens
+import uvloop
+
+from scripts.benchmark.texts import make_requests, num_tokens
 
 Address = tuple[str, int]
 
 MODEL = "all-MiniLM-L6-v2"
-# Sent always, as OpenAI's clients do; only servers that ask for keys look at it.
 SECRET = "sk-of-the-benchmark-0123456789"
-_EMBEDDING_BYTES = 384 * 4
-# A right answer holds at least this much for each text.
-_BASE64_BYTES = _EMBEDDING_BYTES * 4 // 3
+# As OpenAI's clients do; only servers that ask for keys look at it.
+HEADERS = {"content-type": "application/json", "authorization": f"Bearer {SECRET}"}
+_BASE64_BYTES = 384 * 4 * 4 // 3  # a right answer holds at least this much for each text
+_MOST_BYTES = 2**24  # of an answer, before its reading must not wait for its taking
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked")
 _CLOSES = re.compile(rb"\r\nconnection: *close")
 
 
@@ -37,175 +37,86 @@ class BadAnswer(Exception):
     """A server did not answer a request with the vectors asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """The bytes of a whole POST /v1/embeddings, and how much work they ask for."""
 
     payload: bytes
-    texts: int
-    lengths: tuple[int, ...]  # tokens of each text
+    lengths: tuple[int, ...]  # tokens of each text, special tokens included, padding not
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of all texts, special tokens included, padding not."""
-        return sum(self.lengths)
+
+def embeddings_body(texts: list[str]) -> str:
+    """What OpenAI's clients send: one text or a list, and vectors wanted as base64."""
+    given = texts[0] if len(texts) == 1 else texts
+    return json.dumps({"model": MODEL, "input": given, "encoding_format": "base64"})
 
 
 def embeddings_request(texts: list[str]) -> Request:
-    """What OpenAI's clients send: one text or a list, and vectors wanted as base64."""
-    fields = {
-        "model": MODEL,
-        "input": texts[0] if len(texts) == 1 else texts,
-        "encoding_format": "base64",
-    }
-    body = json.dumps(fields).encode()
-    head = (
-        "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer {SECRET}\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return Request(head.encode() + body, len(texts), tuple(map(num_tokens, texts)))
+    """The whole request for these texts."""
+    body = embeddings_body(texts)
+    headers = {"host": "localhost", **HEADERS, "content-length": len(body)}
+    lines = ["POST /v1/embeddings HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", body]
+    return Request("\r\n".join(lines).encode(), tuple(map(num_tokens, texts)))
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An answer: `head` is in lower case and holds status line and headers."""
+def requests_of(kind: str, seed: str, count: int, *, texts: int) -> list[Request]:
+    """Requests made beforehand, see `make_requests`."""
+    return list(map(embeddings_request, make_requests(kind, seed, count, texts=texts)))
 
-    status: int
+
+class Response(NamedTuple):
+    """An answer; `head` is in lower case and holds status line and headers."""
+
     head: bytes
     body: bytes
+
+    @property
+    def status(self) -> int:
+        return int(self.head.split(b" ", 2)[1])
 
     def header(self, name: str) -> str | None:
         """A header's value, None if it is not there."""
         found = re.search(rb"\r\n" + name.encode() + rb": *([^\r]*)", self.head)
         return found.group(1).decode() if found else None
 
-    @property
-    def closes(self) -> bool:
-        """Whether the server closes the connection after this answer."""
-        return _CLOSES.search(self.head) is not None
 
-
-class ResponseReader:
-    """Puts one response together from the pieces that arrive."""
-
-    def __init__(self) -> None:
-        self._start = b""
-        self._head: bytes | None = None
-        self._length: int | None = None  # None: chunked
-        self._received = 0
-        self._pieces: list[bytes] = []
-
-    def feed(self, data: bytes) -> Response | None:
-        """The response once it is complete.
-
-        Raises:
-            BadAnswer: it tells neither its length nor that it is chunked.
-        """
-        if self._head is None:
-            self._start += data
-            end = self._start.find(b"\r\n\r\n")
-            if end < 0:
-                return None
-            self._head = self._start[:end].lower()
-            data = self._start[end + 4 :]
-            length = _CONTENT_LENGTH.search(self._head)
-            if length is not None:
-                self._length = int(length.group(1))
-            elif not _CHUNKED.search(self._head):
-                raise BadAnswer(f"an answer without length: {self._head.decode()}")
-        self._pieces.append(data)
-        self._received += len(data)
-        if self._length is None:
-            return self._feed_chunks(self._head)
-        if self._received < self._length:
-            return None
-        return self._response(self._head, b"".join(self._pieces))
-
-    def _feed_chunks(self, head: bytes) -> Response | None:
-        joined = b"".join(self._pieces)
-        self._pieces = [joined]
-        body: list[bytes] = []
-        position = 0
-        while (line_end := joined.find(b"\r\n", position)) >= 0:
-            size = int(joined[position:line_end].split(b";")[0], 16)
-            start, position = line_end + 2, line_end + 4 + size
-            if len(joined) < position:
-                return None
-            if size == 0:
-                return self._response(head, b"".join(body))
-            body.append(joined[start : start + size])
-        return None
-
-    def _response(self, head: bytes, body: bytes) -> Response:
-        return Response(int(head.split(b" ", 2)[1]), head, body)
-
-
-class Connection(asyncio.Protocol):
+class Connection:
     """One client's connection, with one request under way at a time."""
 
-    def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
-        self._reader = ResponseReader()
-        self._answer: asyncio.Future[Response] | None = None
-        self.is_open = False
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
 
     @classmethod
     async def open(cls, address: Address) -> Connection:
         """Connect."""
-        _, connection = await asyncio.get_running_loop().create_connection(cls, *address)
-        return connection
+        return cls(*await asyncio.open_connection(*address, limit=_MOST_BYTES))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another request may be sent."""
+        return not (self._writer.is_closing() or self._reader.at_eof())
 
     async def send(self, payload: bytes) -> Response:
         """Send a request and wait for its answer.
 
         Raises:
-            BadAnswer: the server closed the connection, or what it sent is no answer.
+            BadAnswer: the server closed the connection, or does not tell the answer's length.
         """
-        assert self._transport is not None
-        self._reader = ResponseReader()
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(payload)
-        response = await self._answer
-        if response.closes:
+        self._writer.write(payload)
+        try:
+            head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+            length = _CONTENT_LENGTH.search(head)
+            if length is None:
+                raise BadAnswer(f"an answer without length: {head.decode()}")
+            response = Response(head, await self._reader.readexactly(int(length.group(1))))
+        except asyncio.IncompleteReadError:
+            raise BadAnswer("the server hung up") from None
+        if _CLOSES.search(head):
             self.close()
         return response
 
     def close(self) -> None:
         """Hang up."""
-        self.is_open = False
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self.is_open = True
-
-    def data_received(self, data: bytes) -> None:
-        if self._answer is None or self._answer.done():
-            return
-        try:
-            response = self._reader.feed(data)
-        except (BadAnswer, ValueError) as error:
-            self._answer.set_exception(BadAnswer(str(error)))
-        else:
-            if response is not None:
-                self._answer.set_result(response)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_open = False
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(BadAnswer(f"the server hung up: {exc}"))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+        self._writer.transport.abort()
 
 
 class Sample(NamedTuple):
@@ -216,7 +127,7 @@ class Sample(NamedTuple):
     sent: float
     ended: float
     status: int  # 0: no answer
-    retry_after: str | None
+    retry_after: str | None = None
 
     @property
     def ms(self) -> float:
@@ -224,13 +135,15 @@ class Sample(NamedTuple):
         return (self.ended - self.due) * 1e3
 
 
-def check(request: Request, response: Response) -> None:
-    """Raise BadAnswer unless this looks like the vectors asked for."""
-    if response.status != 200:
-        shown = response.body[:300].decode(errors="replace")
-        raise BadAnswer(f"answered {response.status}: {shown}")
-    if len(response.body) < request.texts * _BASE64_BYTES:
-        raise BadAnswer(f"answered {request.texts} texts with {len(response.body)} bytes")
+def run(clients: Coroutine[Any, Any, list[Sample]]) -> list[Sample]:
+    """Run clients to their end; raise BadAnswer for what one of them met."""
+    try:
+        return uvloop.run(clients)
+    except ExceptionGroup as group:
+        error: Exception = group
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        raise BadAnswer(str(error)) from group
 
 
 async def closed_loop(
@@ -249,20 +162,23 @@ async def closed_loop(
     Raises:
         BadAnswer: a request was not answered with vectors.
     """
-    waiting = iter(requests)
-    samples: list[Sample] = []
-    stop = stop or asyncio.Event()
+    waiting, samples = iter(requests), list[Sample]()
 
     async def client() -> None:
-        with await Connection.open(address) as connection:
+        with contextlib.closing(await Connection.open(address)) as connection:
             for request in waiting:
-                if stop.is_set():
+                if stop is not None and stop.is_set():
                     return
                 sent = time.perf_counter()
                 response = await connection.send(request.payload)
                 ended = time.perf_counter()
-                check(request, response)
-                samples.append(Sample(request, sent, sent, ended, response.status, None))
+                if response.status != 200:
+                    shown = response.body[:300].decode(errors="replace")
+                    raise BadAnswer(f"answered {response.status}: {shown}")
+                if len(response.body) < len(request.lengths) * _BASE64_BYTES:
+                    told = f"{len(request.lengths)} texts with {len(response.body)} bytes"
+                    raise BadAnswer(f"answered {told}")
+                samples.append(Sample(request, sent, sent, ended, response.status))
                 if think_s:
                     await asyncio.sleep(think_s)
 
@@ -296,14 +212,12 @@ async def open_loop(
         give_up_s: how long a client waits before it hangs up.
         until_s: when, counted from the start, all who still wait hang up.
     """
-    idle: list[Connection] = []
-    samples: list[Sample] = []
+    idle, samples = list[Connection](), list[Sample]()
     start = time.perf_counter()
 
     async def client(request: Request, due: float) -> None:
         sent = time.perf_counter()
-        status, retry_after = 0, None
-        connection: Connection | None = None
+        status, retry_after, connection = 0, None, None
         try:
             async with asyncio.timeout(min(give_up_s, start + until_s - sent)):
                 while connection is None:
@@ -328,15 +242,3 @@ async def open_loop(
         for connection in idle:
             connection.close()
     return samples
-
-
-async def ask(address: Address, request: Request) -> Response:
-    """One request on a connection of its own."""
-    with await Connection.open(address) as connection:
-        return await connection.send(request.payload)
-
-
-async def get(address: Address, path: str) -> Response:
-    """GET a page on a connection of its own."""
-    with await Connection.open(address) as connection:
-        return await connection.send(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())

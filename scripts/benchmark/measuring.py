@@ -1,251 +1,193 @@
-"""One target driven once: what is measured around a load, and the targets of a run."""
+"""What is measured around a load on one target: by this process's clients, or by several processes'.
+
+Rates of several processes are of the answers that came while all clients were at work: what begins
+and ends is left out.
+"""
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import functools
-import json
-import re
+import contextlib
+import shutil
+import statistics
+import subprocess
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Any, NamedTuple
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import uvloop
-from numpy.typing import NDArray
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
-from scripts.benchmark import client
-from scripts.benchmark.client import Sample, embeddings_request
-from scripts.benchmark.peers import InProcess
-from scripts.benchmark.processes import BenchError, Process
-from scripts.benchmark.results import (
-    MB,
-    Record,
-    Results,
-    latency_figures,
-    percentile,
-    work_figures,
-)
-from scripts.benchmark.servers import OwnServer, Server
-from scripts.benchmark.texts import make_requests, num_tokens
+from scripts.benchmark.client import BadAnswer, Sample, run
+from scripts.benchmark.results import MB, Figures, percentiles_ms, work_figures
+from scripts.benchmark.targets import Peer, Server, Target
 
-OURS = "ours"
-GUARDED = "ours, with keys"
-MATRIX_PRODUCT = "matrix product"
-SAME_COSINE = 0.9999
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much work each scenario is."""
-
-    rounds: int
-    heavy_rounds: int  # where a round takes a minute
-    sweep_rounds: int  # where many settings are gone through
-    indexing_requests: int
-    large_texts: int
-    queries: int
-    busy_queries: int
-    background_requests: int
-    clients: tuple[int, ...]
-    concurrent_requests: int
-    concurrent_queries: int
-    load_s: float
-    flood_s: float
-    soak_requests: int
-
-    def with_rounds(self, rounds: int) -> Scale:
-        """The same work in another number of rounds."""
-        return dataclasses.replace(self, rounds=rounds, heavy_rounds=rounds, sweep_rounds=rounds)
-
-
-FULL = Scale(
-    rounds=5,
-    heavy_rounds=3,
-    sweep_rounds=1,
-    indexing_requests=8,
-    large_texts=2048,
-    queries=300,
-    busy_queries=1000,
-    background_requests=12,
-    clients=(1, 2, 4, 8, 16, 32),
-    concurrent_requests=64,
-    concurrent_queries=320,
-    load_s=8,
-    flood_s=60,
-    soak_requests=100_000,
-)
-QUICK = Scale(
-    rounds=1,
-    heavy_rounds=1,
-    sweep_rounds=1,
-    indexing_requests=4,
-    large_texts=256,
-    queries=50,
-    busy_queries=160,
-    background_requests=3,
-    clients=(1, 4, 16),
-    concurrent_requests=16,
-    concurrent_queries=64,
-    load_s=2,
-    flood_s=5,
-    soak_requests=4_000,
+LEAD_S = 0.3  # until every process has read what it is to do
+SETTLE_S = 0.5  # until all clients are at work
+_GPU_QUERY = (
+    *("nvidia-smi", "--query-gpu=utilization.gpu,memory.used"),
+    *("--format=csv,noheader,nounits", "-lms", "200"),
 )
 
 
-class Step(NamedTuple):
-    """A piece of a scenario, for the progress bar to name."""
-
-    label: str
-    run: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """The targets of a run, how much is asked of them, and the results so far."""
-
-    servers: Sequence[Server]  # ours first
-    peers: Sequence[InProcess]
-    matrix_product: InProcess
-    results: Results
-    scale: Scale
-    arrival_rate: float | None
-    serve_flags: Sequence[str]
-
-    def record(
-        self, scenario: str, target: str, number: int, figures: dict[str, float], case: str = ""
-    ) -> None:
-        """Keep one target's figures of one round."""
-        self.results.records.append(Record(scenario, case, target, number, figures))
-
-    @property
-    def own_servers(self) -> list[Server]:
-        """Ours, and a second one of ours if there is one."""
-        return [server for server in self.servers if isinstance(server, OwnServer)]
-
-    @property
-    def targets(self) -> list[Server | InProcess]:
-        """Servers and peers, ours first."""
-        return [*self.servers, *self.peers]
+def clocks(target: Target) -> tuple[float, float, float, float]:
+    """Seconds on the clock, and of CPU: what a target, this process and all processes took."""
+    times = psutil.cpu_times()
+    busy_s = sum(times) - times.idle - getattr(times, "iowait", 0.0)
+    return time.perf_counter(), target.usage().cpu_s, time.process_time(), busy_s
 
 
-class Meter:
-    """What a process, this one and all others took, from its making on."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._before = self._now()
-
-    def _now(self) -> tuple[float, float, float, float]:
-        import psutil  # not wanted for the scenarios on GPUs
-
-        times = psutil.cpu_times()
-        busy_s = sum(times) - times.idle - getattr(times, "iowait", 0.0)
-        return time.perf_counter(), self._process.usage().cpu_s, time.process_time(), busy_s
-
-    def figures(self, tokens: float) -> dict[str, float]:
-        """CPU and memory; of what others took a busy machine is recognised."""
-        seconds, cpu_s, own_s, busy_s = np.subtract(self._now(), self._before)
-        return {
-            "cpu_s_per_million_tokens": float(cpu_s / tokens * 1e6),
-            "resident_mb": self._process.usage().resident_bytes / MB,
-            "client_cpu_percent": float(100 * own_s / seconds),
-            "others_cpu_percent": float(max(0, 100 * (busy_s - cpu_s - own_s) / seconds)),
-        }
+def cost_figures(target: Target, before: tuple[float, ...], tokens: float) -> Figures:
+    """CPU and memory since these `clocks`; of what others took a busy machine is recognised."""
+    seconds, cpu_s, own_s, busy_s = np.subtract(clocks(target), before)
+    return {
+        "cpu_s_per_million_tokens": float(cpu_s / tokens * 1e6),
+        "resident_mb": target.usage().resident_bytes / MB,
+        "client_cpu_percent": float(100 * own_s / seconds),
+        "others_cpu_percent": float(max(0, 100 * (busy_s - cpu_s - own_s) / seconds)),
+    }
 
 
-def drive(server: Server, load: Coroutine[Any, Any, list[Sample]]) -> dict[str, float]:
-    """The figures of a load on a server."""
-    padding_before, meter = padding(server), Meter(server)
-    try:
-        samples = uvloop.run(load)
-    except ExceptionGroup as group:
-        raise client.BadAnswer(f"{server.name}: {first_error(group)}") from group
+def drive(server: Server, clients: Coroutine[Any, Any, list[Sample]]) -> Figures:
+    """The figures of a load on a server by clients of this process.
+
+    Raises:
+        BadAnswer: a request was not answered with vectors.
+    """
+    told, before = _padding(server), clocks(server)
+    samples = run(clients)
     for sample in samples:
-        if sample.status != HTTPStatus.OK:
-            raise client.BadAnswer(f"{server.name} answered {sample.status or 'nothing'}")
+        if sample.status != 200:
+            raise BadAnswer(f"{server.name} answered {sample.status or 'nothing'}")
     figures = sample_figures(samples)
-    figures |= meter.figures(figures["tokens"])
-    padding_after = padding(server)
-    if padding_before is not None and padding_after is not None:
-        computed, padded = np.subtract(padding_after, padding_before)
+    figures |= cost_figures(server, before, figures["tokens"])
+    computed, padded = np.subtract(_padding(server), told)
+    if computed:  # else the server does not tell
         figures["padding_percent"] = float(100 * padded / (computed + padded))
     return figures
 
 
-def first_error(error: Exception) -> Exception:
-    """What is at the bottom of a group of errors."""
-    return first_error(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
-
-
-def sample_figures(samples: Sequence[Sample]) -> dict[str, float]:
+def sample_figures(samples: Sequence[Sample]) -> Figures:
     """Rates and latencies, from the first request to the last answer."""
     seconds = max(s.ended for s in samples) - min(s.due for s in samples)
     lengths = [length for sample in samples for length in sample.request.lengths]
-    figures = work_figures(lengths, len(samples), seconds) | latency_figures(samples)
-    late_ms = percentile([(sample.sent - sample.due) * 1e3 for sample in samples], 99)
+    figures = work_figures(lengths, len(samples), seconds)
+    late_ms = percentiles_ms([1e3 * (sample.sent - sample.due) for sample in samples])["p99_ms"]
+    figures |= percentiles_ms([sample.ms for sample in samples])
     return figures | ({"sent_late_p99_ms": late_ms} if late_ms else {})
 
 
-def padding(server: Server) -> tuple[float, float] | None:
-    """Tokens computed so far and padding beside them; None where the server does not tell."""
-    page = server.page("/metrics")
-    if page is None:
-        return None
-    computed, padded = (
-        [float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE)]
-        for name in (
-            "embedding_server_computed_tokens_total",
-            "embedding_server_padding_tokens_total",
-        )
+def _padding(server: Server) -> tuple[float, float]:
+    """Tokens computed so far and padding beside them."""
+    page, name = read_metrics(server), "embedding_server_{}_tokens_total"
+    return metric(page, name.format("computed")), metric(page, name.format("padding"))
+
+
+def read_metrics(server: Server) -> str:
+    """The page of /metrics; empty where there is none."""
+    return (server.request("GET", "/metrics") or b"").decode()
+
+
+def metric(page: str, name: str, **labels: str) -> float:
+    """Sum of the samples with this name and these labels."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
     )
-    return (sum(computed), sum(padded)) if computed else None
 
 
-def embed_in_process(peer: InProcess, requests: list[list[str]], clients: int) -> dict[str, float]:
-    """The figures of a peer that computes the texts of all requests."""
-    meter = Meter(peer)
-    seconds = float(peer.ask("embed", requests=requests, clients=clients)["seconds"])
-    lengths = [num_tokens(text) for request in requests for text in request]
-    figures = work_figures(lengths, len(requests), seconds)
-    return figures | meter.figures(figures["tokens"])
+class Load:
+    """Processes that load servers together, each a `peers.LoadPeer`."""
+
+    def __init__(self, peers: Sequence[Peer]) -> None:
+        self._peers = peers
+        self._made: dict[str, Any] = {}
+
+    def make(self, **asked: Any) -> None:
+        """Have each process make requests of its own; arguments as those of `LoadPeer.make`."""
+        if self._made != asked:
+            for number, peer in enumerate(self._peers):
+                peer.tell("make", **asked | {"seed": f"{asked['seed']} {number}"})
+            for peer in self._peers:
+                peer.hear()
+            self._made = asked
+
+    def drive(self, server: Server, connections: int, seconds: float) -> Figures:
+        """Figures of what was made, sent over so many connections.
+
+        Raises:
+            BenchError: an answer was wrong.
+        """
+        shares = shares_of(connections, len(self._peers))
+        used = self._peers[: len(shares)]
+        before = server.usage()
+        begin = time.perf_counter() + LEAD_S
+        end = begin + SETTLE_S + seconds
+        for peer, clients in zip(used, shares, strict=True):
+            peer.tell("load", address=server.address, clients=clients, begin=begin, end=end)
+        answers = [peer.hear() for peer in used]
+        after = server.usage()
+        samples = [sample for seen, _ in answers for sample in seen]
+        busiest_s = max(cpu_s for _, cpu_s in answers)
+        return {
+            **window_figures(samples, begin + SETTLE_S, end),
+            "server_cpu_ms_per_request": 1e3 * (after.cpu_s - before.cpu_s) / len(samples),
+            "server_processes": after.processes,
+            "server_mb": after.resident_bytes / MB,
+            "busiest_client_cpu_percent": 100 * busiest_s / (end - begin),
+        }
 
 
-def verify_and_warm_up(bench: Bench) -> Iterator[Step]:
-    """See that all targets give the same vectors, and have them compute what is to come."""
-    (texts,) = make_requests("mixed", "verify", 1, texts=8)
-    bulk = make_requests("mixed", "warm up", 4, texts=64)
-    queries = make_requests("query", "warm up", 50, texts=1)
-    reference: list[NDArray[np.float32]] = []
+def shares_of(connections: int, processes: int) -> list[int]:
+    """Connections of each process, as equal as can be; those without any are left out."""
+    least, more = divmod(connections, processes)
+    shares = [least + (number < more) for number in range(processes)]
+    return [share for share in shares if share]
 
-    def compare(name: str, vectors: NDArray[np.float32]) -> None:
-        reference.append(vectors)
-        if vectors.shape != reference[0].shape:
-            raise BenchError(f"{name} gives vectors {vectors.shape}, not {reference[0].shape}")
-        cosine = float((vectors * reference[0]).sum(axis=1).min())
-        if not cosine > SAME_COSINE:
-            raise BenchError(f"{name} gives other vectors than {OURS}: cosine {cosine:.5f}")
 
-    def warm_server(server: Server) -> None:
-        request = embeddings_request(texts)
-        response = uvloop.run(client.ask(server.address, request))
-        client.check(request, response)
-        data = json.loads(response.body)["data"]
-        rows = [np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in data]
-        compare(server.name, np.stack(rows))
-        for requests, clients in ((bulk, 4), (queries, 1)):
-            made = [embeddings_request(request) for request in requests]
-            uvloop.run(client.closed_loop(server.address, made, clients))
+def window_figures(samples: Sequence[Sample], begin: float, end: float) -> Figures:
+    """Rates and latencies of the answers that came from `begin` to `end`.
 
-    def warm_peer(peer: InProcess) -> None:
-        vectors = peer.ask("vectors", texts=texts)["vectors"]
-        compare(peer.name, np.array(vectors, np.float32))
-        peer.ask("warm up", requests=bulk)
+    A request that takes long is counted by the share of its time that lies inside, so that a window
+    with few answers gives no lucky rate.
+    """
+    inside_s = [max(0.0, min(s.ended, end) - max(s.sent, begin)) for s in samples]
+    shares = [one / (s.ended - s.sent) for s, one in zip(samples, inside_s, strict=True)]
+    lengths = [s.request.lengths for s in samples]
+    inside = [s.ms for s in samples if begin <= s.ended <= end]
+    per_s = {
+        "requests_per_s": sum(shares),
+        "texts_per_s": float(np.dot(list(map(len, lengths)), shares)),
+        "tokens_per_s": float(np.dot(list(map(sum, lengths)), shares)),
+    }
+    figures = {"seconds": end - begin, "requests": len(inside)}
+    figures |= {name: total / (end - begin) for name, total in per_s.items()}
+    return figures | percentiles_ms(inside)
 
-    for server in bench.servers:
-        yield Step(f"warm up: {server.name}", functools.partial(warm_server, server))
-    for peer in bench.peers:
-        yield Step(f"warm up: {peer.name}", functools.partial(warm_peer, peer))
+
+@contextlib.contextmanager
+def watched_gpus() -> Iterator[Figures]:
+    """What `nvidia-smi` says of the cards meanwhile, once it is over; nothing if it is not there."""
+    figures: Figures = {}
+    if shutil.which(_GPU_QUERY[0]) is None:
+        yield figures
+        return
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(_GPU_QUERY, **pipes) as watching:
+        try:
+            yield figures
+        finally:
+            watching.terminate()
+            figures |= gpu_figures(watching.communicate()[0])
+
+
+def gpu_figures(said: str) -> Figures:
+    """From lines `utilization, MiB`: the median and the most."""
+    rows = [line.split(",") for line in said.splitlines() if line.count(",") == 1]
+    read = [(float(busy), float(mib)) for busy, mib in rows if busy.strip().isdigit()]
+    if not read:
+        return {}
+    busy, mib = zip(*read, strict=True)
+    return {"gpu_busy_percent": statistics.median(busy), "gpu_memory_mb": max(mib) * 2**20 / MB}

@@ -1,16 +1,22 @@
-"""What was measured: figures by scenario, case, target and round, and how they are summed up."""
+"""What was measured: figures by scenario, case, target and round; how they are summed up; their file.
+
+Knows nothing of how figures are measured. Any thread may call.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from scripts.benchmark.client import Sample
+import numpy as np
 
 MB = 1e6
+Figures = dict[str, float]
 
 
 class Spread(NamedTuple):
@@ -26,15 +32,14 @@ class Spread(NamedTuple):
         return cls(statistics.median(values), min(values), max(values)) if values else None
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One target's figures in one round of a scenario; `case` tells its variants apart."""
 
     scenario: str
     case: str
     target: str
     round: int
-    figures: dict[str, float]
+    figures: Figures
 
 
 @dataclass(slots=True)
@@ -45,12 +50,9 @@ class Results:
 
     def by_round(self, scenario: str, target: str, figure: str, case: str = "") -> dict[int, float]:
         """A figure in each round."""
-        return {
-            record.round: record.figures[figure]
-            for record in self.records
-            if (record.scenario, record.target, record.case) == (scenario, target, case)
-            and figure in record.figures
-        }
+        asked = (scenario, case, target)
+        records = [record for record in self.records if record[:3] == asked]
+        return {r.round: r.figures[figure] for r in records if figure in r.figures}
 
     def ratios(
         self, scenario: str, figure: str, target: str, other: str, case: str = ""
@@ -61,37 +63,56 @@ class Results:
         return [above[number] / below[number] for number in above if below.get(number)]
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: a value that was seen, never one between."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+def write_json(file: Path, facts: dict[str, Any], results: Results) -> None:
+    """Every round's figures, with what they depend on; five digits of each, null for infinity."""
+    records = [
+        {name: value for name, value in record._asdict().items() if name != "figures"}
+        | record.figures
+        for record in results.records
+    ]
+    text = json.dumps(_short({**facts, "records": records}), indent=1, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
-def latency_figures(samples: Sequence[Sample]) -> dict[str, float]:
-    """p50, p95 and p99 in milliseconds."""
-    return percentiles_ms([sample.ms for sample in samples])
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _short(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return list(map(_short, value))
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def percentiles_ms(values: Sequence[float]) -> dict[str, float]:
-    """p50, p95 and p99 of milliseconds; nothing if there are none."""
-    if not values:
+def read_json(file: Path) -> tuple[dict[str, Any], Results]:
+    """What `write_json` wrote: the facts, and the records.
+
+    Raises:
+        ValueError, KeyError: it wrote something else.
+    """
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    results = Results()
+    for told in facts.pop("records"):
+        names = {name: told.pop(name) for name in ("scenario", "case", "target", "round")}
+        figures = {name: math.inf if value is None else value for name, value in told.items()}
+        results.records.append(Record(**names, figures=figures))
+    return facts, results
+
+
+def percentiles_ms(ms: Sequence[float], percents: Sequence[int] = (50, 95, 99)) -> Figures:
+    """Nearest-rank percentiles, values that were seen, of milliseconds; nothing if there are none."""
+    if not ms:
         return {}
-    return {f"p{percent}_ms": percentile(values, percent) for percent in (50, 95, 99)}
+    values = np.percentile(ms, percents, method="inverted_cdf")
+    return {f"p{percent}_ms": float(v) for percent, v in zip(percents, values, strict=True)}
 
 
-def work_figures(lengths: Sequence[int], requests: int, seconds: float) -> dict[str, float]:
+def work_figures(lengths: Sequence[int], requests: int, seconds: float) -> Figures:
     """Work done and rates, from the tokens of each text."""
-    tokens = sum(lengths)
-    return {
-        "seconds": seconds,
-        "requests": requests,
-        "texts": len(lengths),
-        "tokens": tokens,
-        "requests_per_s": requests / seconds,
-        "texts_per_s": len(lengths) / seconds,
-        "tokens_per_s": tokens / seconds,
-        "gflops_per_s": sum(map(model_flops, lengths)) / seconds / 1e9,
-    }
+    work = {"requests": requests, "texts": len(lengths), "tokens": sum(lengths)}
+    rates = {f"{name}_per_s": count / seconds for name, count in work.items()}
+    gflops = sum(map(model_flops, lengths)) / 1e9
+    return {"seconds": seconds, **work, **rates, "gflops_per_s": gflops / seconds}
 
 
 def model_flops(tokens: int) -> float:

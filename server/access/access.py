@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import importlib
 import logging
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from server.access.keyring import Keyring
 from server.access.keys import Key
-from server.errors import InvalidRequest, Overloaded, StartupError, StorageUnavailable
+from server.errors import StartupError, StorageUnavailable
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Access:
         self._keyring = Keyring(self._secrets)
         self._shared: Shared | None = None
         if settings.has_database():
-            self._use(self._open())
+            self._adopt(self._open())
         self._trouble = ""  # why a database that has appeared cannot be used
         self._metrics: Metrics | None = None
         self._ending = asyncio.Event()
@@ -76,39 +76,23 @@ class Access:
             return None
         return self._shared.rate_limits.of(key)
 
-    @contextlib.asynccontextmanager
-    async def spend(
+    def spend(
         self, key: Key, limits: KeyLimits | None, tokens: int, *, model: str, user: str | None
-    ) -> AsyncIterator[None]:
-        """Charge tokens for the work inside, and enter it into the ledger when it is done.
+    ) -> AbstractAsyncContextManager[None]:
+        """Charge tokens for the work inside, as `Spending` does; nothing without a database.
 
-        Work that fails or is given up costs nothing of the budget; work that is not begun because
-        of too much other work, or since its input is wrong, costs no tokens of the minute either.
+        Args:
+            limits: from `limits_of`.
+            user: who the client says that the request is for.
 
         Raises:
             RequestAboveTokenLimit, RateLimitExceeded: the key's tokens a minute are too few.
             BudgetSpent: its budget is.
             StorageUnavailable: they cannot be counted, and must be.
         """
-        if limits is not None:
-            await limits.take_tokens(tokens)
         if self._shared is None:
-            yield
-            return
-        try:
-            await self._shared.budgets.take(key, tokens)
-        except BaseException:
-            if limits is not None:
-                await limits.give_back_tokens(tokens)
-            raise
-        try:
-            yield
-        except BaseException as error:
-            self._shared.budgets.give_back(key, tokens)
-            if limits is not None and isinstance(error, Overloaded | InvalidRequest):
-                await limits.give_back_tokens(tokens)
-            raise
-        self._shared.ledger.count(key, model, user, tokens)
+            return contextlib.nullcontext()
+        return self._shared.spend(key, limits, tokens, model=model, user=user)
 
     def troubles(self) -> dict[str, str]:
         """What is away, and what that means; for people."""
@@ -120,11 +104,11 @@ class Access:
             else {}
         )
 
-    def show_in(self, metrics: Metrics) -> None:
+    def report_to(self, metrics: Metrics) -> None:
         """Let the metrics show what is away and what is not written yet."""
         self._metrics = metrics
         if self._shared is not None:
-            self._shared.show_in(metrics)
+            self._shared.report_to(metrics)
 
     def start(self) -> None:
         """Keep keys, ledger and budgets in step with the database from now on, or look for one."""
@@ -146,7 +130,7 @@ class Access:
 
         return Shared(self._settings, Keyring(self._secrets), self._counters)
 
-    def _use(self, shared: Shared) -> None:
+    def _adopt(self, shared: Shared) -> None:
         self._shared, self._keyring = shared, shared.keyring
 
     async def _run(self) -> None:
@@ -168,7 +152,7 @@ class Access:
                 await asyncio.to_thread(importlib.import_module, "server.access.shared")
                 from server.access.database import in_thread
 
-                await in_thread(self._open, then=self._take_over)
+                await in_thread(self._open, then=self._adopt_first)
         except StartupError as error:
             trouble = error.message
         except Exception as error:  # whatever it is, the next time must come
@@ -177,12 +161,12 @@ class Access:
             log.error("a database has appeared and cannot be used yet: %s", trouble)
         self._trouble = trouble
 
-    def _take_over(self, shared: Shared) -> None:
+    def _adopt_first(self, shared: Shared) -> None:
         if self._shared is not None:  # another attempt, which was taken for hanging, was in time
             return
-        self._use(shared)
+        self._adopt(shared)
         if self._metrics is not None:
-            shared.show_in(self._metrics)
+            shared.report_to(self._metrics)
         log.warning(
             "the database %s has appeared: %s",
             self._settings.database_file(),

@@ -1,55 +1,79 @@
-"""Counters that end a minute after they began, by the library `limits`.
+"""Counters that end a minute after they began, and take what fits in one step.
 
-Lives in the event loop's thread; knows no keys.
+Knows no keys and no limits. Lives in the event loop's thread.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import Protocol
-
-from limits.aio.storage import MemoryStorage, Storage
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 MINUTE_S = 60
 
 
+class Taken(NamedTuple):
+    """What came of asking a counter to take something."""
+
+    fits: bool  # whether it did
+    held: int
+    ends_in_s: float  # never below zero; zero also if it holds nothing
+
+
 class Counters(Protocol):
-    """Counters by name; a minute begins with the first count after the one before has ended."""
+    """Counters by name; a minute begins when a counter that holds nothing takes something."""
 
-    @property
-    def are_shared(self) -> bool:
-        """Whether they are elsewhere, and so another's answer can come in between."""
+    async def take_if_fits(self, name: str, amount: int, most: int) -> Taken:
+        """Add to a counter unless it would then hold more than `most`; else leave it as it is.
+
+        One step: what is refused to one never keeps out another, however many ask at once.
+
+        Args:
+            amount: zero only looks. Below zero gives back, whatever `most` is; what an ended minute
+                has forgotten is not given back, so that the next one owes nothing.
+        """
         ...
 
-    async def count(self, name: str, amount: int) -> tuple[int, float]:
-        """Add to a counter; what it holds then, and in how many seconds it ends."""
-        ...
 
-    async def look(self, name: str) -> tuple[int, float]:
-        """What a counter holds, and in how many seconds it ends."""
-        ...
-
-
-class StorageCounters:
-    """Counters in a storage of the library; default: this process's memory.
+class MemoryCounters:
+    """Counters of this process.
 
     Args:
         window_s: after so long a counter ends.
+        now: seconds of a clock that never goes back.
     """
 
-    def __init__(self, storage: Storage | None = None, *, window_s: int = MINUTE_S) -> None:
+    def __init__(
+        self, *, window_s: float = MINUTE_S, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._window_s = window_s
-        self.are_shared = storage is not None
-        self._storage = storage or MemoryStorage()
+        self._now = now
+        # What each holds and when it ends; in the order in which they end, as all last as long.
+        self._counters: dict[str, tuple[int, float]] = {}
 
-    async def count(self, name: str, amount: int) -> tuple[int, float]:
-        counted = await self._storage.incr(name, self._window_s, amount=amount)
-        return counted, await self._storage.get_expiry(name) - time.time()
+    @property
+    def kept(self) -> int:
+        """How many counters are in memory."""
+        return len(self._counters)
 
-    async def look(self, name: str) -> tuple[int, float]:
-        storage = self._storage
-        if not self.are_shared:  # there is nothing to wait for
-            return await storage.get(name), await storage.get_expiry(name) - time.time()
-        counted, expiry = await asyncio.gather(storage.get(name), storage.get_expiry(name))
-        return counted, expiry - time.time()
+    async def take_if_fits(self, name: str, amount: int, most: int) -> Taken:
+        """See Counters."""
+        now = self._now()
+        self._forget_ended(now)
+        held, ends = self._counters.get(name, (0, now))
+        after = held + amount
+        fits = after >= 0 and (amount <= 0 or after <= most)
+        if fits and amount:
+            if not held:
+                self._counters.pop(name, None)  # to the end of the order
+                ends = now + self._window_s
+            held = after
+            self._counters[name] = held, ends
+        return Taken(fits, held, ends - now)
+
+    def _forget_ended(self, now: float) -> None:
+        while self._counters:
+            name, (_, ends) = next(iter(self._counters.items()))
+            if ends > now:
+                break
+            del self._counters[name]

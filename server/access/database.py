@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -32,8 +31,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
-from server.errors import DatabaseError, unusable
+from server.errors import DatabaseError, first_line, unusable
 from server.program.command_lines import install_command
+from server.program.daemon_threads import DaemonThreads
 
 PATIENCE_S = 2.0
 # A database that hangs may not answer even that; then it counts as away.
@@ -88,6 +88,8 @@ SCHEMA_VERSION = 1
 # Statements that lead from each older version to the next one.
 UPGRADES: dict[int, tuple[str, ...]] = {}
 
+_THREADS = DaemonThreads("database")
+
 
 class Database:
     """An open database whose schema is of this version.
@@ -140,7 +142,7 @@ class Database:
         except exc.IntegrityError:
             raise
         except exc.SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            reason = first_line(getattr(error, "orig", None) or error)
             url = self._engine.url.set(query={})  # which may hold a password, too
             raise DatabaseError(f"database {url.render_as_string()}: {reason}") from error
 
@@ -153,9 +155,6 @@ async def in_thread(
 ) -> T:
     """Do something that asks a database, off the event loop.
 
-    Each time in a daemon thread of its own: one that hangs keeps neither others waiting nor the
-    process from ending.
-
     Args:
         then: called in the event loop with the result, also if nobody waits for it any more.
         otherwise: called there instead if the work has failed.
@@ -163,31 +162,18 @@ async def in_thread(
     Raises:
         DatabaseError: from the work, or there is no answer for too long.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
 
-    def succeed(result: T) -> None:
-        then(result)
-        if not done.done():
-            done.set_result(result)
+    def settle(done: asyncio.Future[T]) -> None:
+        if done.exception() is None:
+            then(done.result())
+        else:
+            otherwise()
 
-    def fail(error: BaseException) -> None:
-        otherwise()
-        if not done.done():
-            done.set_exception(error)
-
-    def run() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, nobody waits
-            try:
-                result = work()
-            except BaseException as error:
-                loop.call_soon_threadsafe(fail, error)
-            else:
-                loop.call_soon_threadsafe(succeed, result)
-
-    threading.Thread(target=run, name="database", daemon=True).start()
+    done = _THREADS.run(work)
+    done.add_done_callback(settle)
     try:
-        return await asyncio.wait_for(done, NO_ANSWER_AFTER_S)
+        # Shielded: what has been begun comes to its end, whoever waits for it.
+        return await asyncio.wait_for(asyncio.shield(done), NO_ANSWER_AFTER_S)
     except TimeoutError:
         raise DatabaseError(f"the database gives no answer for {NO_ANSWER_AFTER_S:g} s") from None
 

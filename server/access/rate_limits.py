@@ -1,7 +1,7 @@
-"""Requests and tokens a minute, counted by the library `limits` in memory or in Redis.
+"""Requests and tokens a minute of each key, counted in this process or in a Redis.
 
-A minute begins with the first request after the one before has ended. If the shared storage is
-away, each server counts for itself until it is back. Lives in the event loop's thread.
+A minute begins with the first request after the one before has ended. If the shared Redis is away,
+each server counts for itself until it is back. Lives in the event loop's thread.
 """
 
 from __future__ import annotations
@@ -10,15 +10,10 @@ import contextlib
 import enum
 import logging
 import math
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from limits.aio.storage import RedisStorage
-from limits.errors import ConfigurationError
-from limits.storage import storage_from_string
-
-from server.access.counters import MINUTE_S, Counters, StorageCounters
+from server.access.counters import MINUTE_S, Counters, MemoryCounters, Taken
 from server.access.keys import Key
 from server.errors import (
     RateLimitExceeded,
@@ -29,18 +24,16 @@ from server.errors import (
 from server.program.command_lines import install_command
 
 if TYPE_CHECKING:
-    from redis.asyncio import BlockingConnectionPool
+    from server.access.redis_counters import RedisCounters
 
 log = logging.getLogger(__name__)
 
 MEMORY = "memory://"
 # Longer than any Redis that is well takes; requests wait for it once, then it counts as away.
 PATIENCE_S = 0.5
-_PROBE = "embedding-server/probe"
+# A client that comes back as told must not come too early, whatever its clock and its way take.
+MARGIN_S = 0.5
 _SCHEMES = ("redis://", "rediss://")
-_CONNECTIONS = 32
-
-T = TypeVar("T")
 
 
 class Unit(enum.StrEnum):
@@ -51,7 +44,7 @@ class Unit(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class RateWindow:
     """How much of a limit is left, and in how many seconds all of it will be."""
 
     unit: Unit
@@ -91,75 +84,57 @@ class RateLimits:
         window_s: int = MINUTE_S,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._here = here or StorageCounters(window_s=window_s)
-        self._shared: RedisStorage | None = None
-        self._pool: BlockingConnectionPool | None = None
-        if url != MEMORY:
-            self._shared, self._pool = _redis(url, patience_s)
-            self._shared_counters = StorageCounters(self._shared, window_s=window_s)
+        self._here = MemoryCounters(window_s=window_s) if here is None else here
+        self._shared = (
+            None if url == MEMORY else _redis(url, patience_s=patience_s, window_s=window_s)
+        )
         self._refuse_when_away = refuse_when_away
         self.away = False
         self.instead = "refusing" if refuse_when_away else "each server counts for itself"
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether the counters are elsewhere, and so another's answer can come in between."""
-        return self._shared is not None or self._here.are_shared
 
     def of(self, key: Key) -> KeyLimits:
         """The limits of one request's key."""
         return KeyLimits(self, key)
 
-    async def count(self, name: str, amount: int) -> tuple[int, float]:
-        """Add to a counter; what it holds then, and in how many seconds it ends.
+    async def take_if_fits(self, name: str, amount: int, most: int) -> Taken:
+        """See Counters.
 
         Raises:
             StorageUnavailable: the shared storage is away and must not be.
         """
-        return await self._ask(lambda counters: counters.count(name, amount))
-
-    async def look(self, name: str) -> tuple[int, float]:
-        """What a counter holds, and in how many seconds it ends.
-
-        Raises:
-            StorageUnavailable: the shared storage is away and must not be.
-        """
-        return await self._ask(lambda counters: counters.look(name))
+        if self._shared is None:
+            return await self._here.take_if_fits(name, amount, most)
+        if not self.away:
+            try:
+                return await self._shared.take_if_fits(name, amount, most)
+            except self._shared.errors as error:
+                self._note_away(error)
+        if self._refuse_when_away:
+            raise StorageUnavailable("rate limits")
+        return await self._here.take_if_fits(name, amount, most)
 
     async def check(self) -> None:
         """Find out whether the shared storage is there and writes; called every now and then."""
         if self._shared is None:
             return
         try:
-            await self._shared.incr(_PROBE, MINUTE_S)
-        except self._shared.base_exceptions as error:
-            self._leave(error)
+            await self._shared.probe()
+        except self._shared.errors as error:
+            self._note_away(error)
         else:
             if self.away:
                 log.warning("the rate limits' storage is back: limits are shared again")
             self.away = False
 
-    def _leave(self, error: Exception) -> None:
+    async def close(self) -> None:
+        """Close the connections to the shared storage."""
+        if self._shared is not None:
+            await self._shared.close()
+
+    def _note_away(self, error: Exception) -> None:
         if not self.away:
             log.error("the rate limits' storage is away (%s): %s", error, self.instead)
         self.away = True
-
-    async def close(self) -> None:
-        """Let go of the connections to the shared storage."""
-        if self._pool is not None:
-            await self._pool.disconnect()
-
-    async def _ask(self, question: Callable[[Counters], Awaitable[T]]) -> T:
-        if self._shared is None:
-            return await question(self._here)
-        if not self.away:
-            try:
-                return await question(self._shared_counters)
-            except self._shared.base_exceptions as error:
-                self._leave(error)
-        if self._refuse_when_away:
-            raise StorageUnavailable("rate limits")
-        return await question(self._here)
 
 
 class KeyLimits:
@@ -176,14 +151,14 @@ class KeyLimits:
             )
             if most is not None
         }
-        self._windows: dict[Unit, Window] = {}
+        self._windows: dict[Unit, RateWindow] = {}
 
     async def take_request(self) -> None:
         """Count the request.
 
         Raises:
             RateLimitExceeded: this minute's requests are used up; it was not counted.
-            StorageUnavailable: as `RateLimits.count`.
+            StorageUnavailable: see `RateLimits.take_if_fits`.
         """
         await self._take(Unit.REQUESTS, 1)
 
@@ -193,7 +168,7 @@ class KeyLimits:
         Raises:
             RequestAboveTokenLimit: no minute has as many.
             RateLimitExceeded: this one has not as many left; they were not counted.
-            StorageUnavailable: as `RateLimits.count`.
+            StorageUnavailable: see `RateLimits.take_if_fits`.
         """
         most = self._most.get(Unit.TOKENS)
         if most is not None and tokens > most:
@@ -203,82 +178,51 @@ class KeyLimits:
     async def give_back_tokens(self, tokens: int) -> None:
         """Count fewer tokens: the request was refused for another reason."""
         if Unit.TOKENS in self._most:
-            await self._uncount(Unit.TOKENS, tokens)
+            await self._ask(Unit.TOKENS, -tokens)
 
     async def headers(self) -> dict[str, str]:
         """The state of every limit the key has, for the answer."""
         found: dict[str, str] = {}
         with contextlib.suppress(StorageUnavailable):
             for unit in self._most:
-                window = self._windows.get(unit) or await self._look(unit)
-                found |= window.headers()
+                if unit not in self._windows:
+                    await self._ask(unit, 0)
+                found |= self._windows[unit].headers()
         return found
 
     async def _take(self, unit: Unit, amount: int) -> None:
-        if unit not in self._most:
+        if unit not in self._most or await self._ask(unit, amount):
             return
-        most = self._most[unit]
-        # What is counted and taken back would refuse others that fit meanwhile, if it is more than
-        # one and others can come in between.
-        counted = 0
-        if amount > 1 and self._limits.is_shared:
-            counted, _ = await self._limits.look(self._name(unit))
-        if counted + amount <= most:
-            counted, _ = await self._count(unit, amount)
-            if counted <= most:
-                return
-            await self._uncount(unit, amount)  # others were faster
         # Whoever waits for one limit must not be held up by the other one afterwards.
-        windows = [await self._look(other) for other in self._most]
-        raise RateLimitExceeded(unit, most, retry_after_s=max(window.reset_s for window in windows))
+        for other in self._most:
+            if other is not unit:
+                await self._ask(other, 0)
+        reset_s = max(window.reset_s for window in self._windows.values())
+        raise RateLimitExceeded(unit, self._most[unit], retry_after_s=reset_s)
 
-    async def _uncount(self, unit: Unit, amount: int) -> None:
-        counted, _ = await self._limits.look(self._name(unit))
-        if counted >= amount:  # else the minute is over, and the next one owes nothing
-            await self._count(unit, -amount)
-
-    async def _count(self, unit: Unit, amount: int) -> tuple[int, Window]:
-        counted, reset_s = await self._limits.count(self._name(unit), amount)
-        return counted, self._note(unit, counted, reset_s)
-
-    async def _look(self, unit: Unit) -> Window:
-        return self._note(unit, *await self._limits.look(self._name(unit)))
-
-    def _note(self, unit: Unit, counted: int, reset_s: float) -> Window:
+    async def _ask(self, unit: Unit, amount: int) -> bool:
+        """Take an amount if it fits, and note the window as it is then."""
         most = self._most[unit]
-        # Redis tells whole seconds, rounded; a client must not come back too early.
-        window = Window(unit, most, max(most - counted, 0), min(max(reset_s, 0) + 0.5, MINUTE_S))
-        self._windows[unit] = window
-        return window
-
-    def _name(self, unit: Unit) -> str:
-        return f"embedding-server/{self._key.id}/{unit}"
+        name = f"embedding-server/{self._key.id}/{unit}"
+        fits, held, ends_in_s = await self._limits.take_if_fits(name, amount, most)
+        reset_s = min(ends_in_s + MARGIN_S, MINUTE_S)
+        self._windows[unit] = RateWindow(unit, most, max(most - held, 0), reset_s)
+        return fits
 
 
-def _redis(url: str, patience_s: float) -> tuple[RedisStorage, BlockingConnectionPool]:
+def _redis(url: str, *, patience_s: float, window_s: int) -> RedisCounters:
     if not url.startswith(_SCHEMES):
         raise SettingError(f"setting rate_limit_storage: neither {MEMORY} nor {_SCHEMES[0]}HOST")
     try:
-        from redis.asyncio import BlockingConnectionPool
+        from server.access.redis_counters import RedisCounters
     except ModuleNotFoundError:
         raise SettingError(
             "setting rate_limit_storage: Redis needs the package redis: "
             f"{install_command('shared')}"
         ) from None
     try:
-        # The default pool fails when many ask at once; in this one they wait for their turn.
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=patience_s,
-            socket_timeout=patience_s,
-            socket_connect_timeout=patience_s,
-        )
-        options: dict[str, Any] = {"implementation": "redispy", "connection_pool": pool}
-        storage = storage_from_string(f"async+{url}", **options)
-    except (ConfigurationError, ValueError):  # whose messages may hold the password
+        return RedisCounters(url, patience_s=patience_s, window_s=window_s)
+    except ValueError:  # whose message may hold the password
         raise SettingError("setting rate_limit_storage: not of the form redis://HOST:PORT") from (
             None
         )
-    assert isinstance(storage, RedisStorage)
-    return storage, pool

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from server.api.request_record import RequestRecord
+from server.api.record import RequestRecord
 from server.errors import ApiError, InvalidRequest, MethodNotAllowed, UrlNotFound
 
 # For the OpenAPI description.

@@ -5,12 +5,11 @@ Knows nothing of how vectors are made.
 
 from __future__ import annotations
 
-import binascii
 import codecs
 import contextlib
 import gc
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import orjson
@@ -25,8 +24,10 @@ from pydantic import (
 )
 
 from server.catalog.card import Card
+from server.catalog.names import Purpose
 from server.errors import InvalidRequest, MissingArgument, UnrecognizedArgument
 from server.inference.inputs import Inputs, TextInputs, TokenIdInputs
+from server.inference.vector_form import JsonEncoding, json_values
 
 MAX_INPUTS = 2048
 MAX_USER_CHARS = 512
@@ -110,33 +111,13 @@ def _wrong(name: str, rule: str, *, got: object = ...) -> InvalidRequest:
     return InvalidRequest(f"Invalid value for '{name}': {name} {rule}{found}.", param="input")
 
 
-# Part of a database's key, which cannot be of any length.
-User = Annotated[str, Field(max_length=MAX_USER_CHARS)] | None
-
-
-class EmbeddingRequest(BaseModel):
-    """The body of POST /v1/embeddings."""
+class RequestBody(BaseModel):
+    """What the body of every route has in common: nothing but what is known, in its own types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    model: str = Field(description="Name or alias of a served model.")
-    input: Annotated[Inputs, PlainValidator(read_inputs), WithJsonSchema(_INPUT_SCHEMA)]
-    dimensions: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Size of the vectors; below the native size for Matryoshka-capable models only.",
-    )
-    encoding_format: Literal["float", "base64"] | None = Field(
-        None, description="How vectors are written: numbers (default) or base64 of float32."
-    )
-    user: User = Field(None, description="Who this request is for.")
-    safety_identifier: User = Field(None, description="The newer name of `user`.")
-    truncate: bool | None = Field(None, description="Cut an over-long input, do not refuse it.")
-    input_type: Literal["query", "document"] | None = Field(
-        None, description="Puts the model's own prompt for this purpose before each input."
-    )
-
     @classmethod
-    def read(cls, body: bytes | bytearray) -> EmbeddingRequest:
+    def read(cls, body: bytes | bytearray) -> Self:
         """Parse and check a request body.
 
         Raises:
@@ -155,13 +136,40 @@ class EmbeddingRequest(BaseModel):
         if not isinstance(fields, dict):
             found = _JSON_NAMES[type(fields)]
             raise InvalidRequest(f"The request body must be a JSON object, not {found}.")
-        unknown = [name for name in fields if name not in cls.model_fields]
+        known = cls.model_fields
+        unknown = [name for name in fields if name not in known]
         if unknown:  # found here: pydantic would make an error object for each of a million
             raise UnrecognizedArgument(unknown)
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
             raise _explain(error) from None
+
+
+ModelName = Annotated[str, Field(description="Name or alias of a served model.")]
+InputField = Annotated[Inputs, PlainValidator(read_inputs), WithJsonSchema(_INPUT_SCHEMA)]
+# Part of a database's key, which cannot be of any length.
+User = Annotated[str, Field(max_length=MAX_USER_CHARS)] | None
+
+
+class EmbeddingRequest(RequestBody):
+    """The body of POST /v1/embeddings."""
+
+    model: ModelName
+    input: InputField
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Size of the vectors; below the native size for Matryoshka-capable models only.",
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="How vectors are written: numbers (default) or base64 of float32."
+    )
+    user: User = Field(None, description="Who this request is for.")
+    safety_identifier: User = Field(None, description="The newer name of `user`.")
+    truncate: bool | None = Field(None, description="Cut an over-long input, do not refuse it.")
+    input_type: Purpose | None = Field(
+        None, description="Puts the model's own prompt for this purpose before each input."
+    )
 
 
 def check_utf8(body: bytes | bytearray) -> None:
@@ -220,22 +228,14 @@ def embeddings_json(
     *,
     model: str,
     num_tokens: int,
-    encoding_format: Literal["float", "base64"],
+    encoding_format: JsonEncoding,
 ) -> bytes:
-    """The answer's body, in the order of `vectors` (texts, dimensions), C-contiguous float32.
-
-    base64 is the padded base64 of each row's little-endian float32 bytes; `float` writes the
-    shortest decimals that read back as the same float32.
-    """
-    rows: Any = vectors
-    if encoding_format == "base64":
-        little_endian = vectors.astype("<f4", copy=False)
-        rows = [binascii.b2a_base64(row, newline=False).decode("ascii") for row in little_endian]
+    """The answer's body, in the order of `vectors` (texts, dimensions), C-contiguous float32."""
     answer = {
         "object": "list",
         "data": [
-            {"object": "embedding", "index": index, "embedding": row}
-            for index, row in enumerate(rows)
+            {"object": "embedding", "index": index, "embedding": value}
+            for index, value in enumerate(json_values(vectors, encoding_format))
         ],
         "model": model,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},

@@ -1,46 +1,39 @@
 """The model card: what a model is, which files it consists of, and where they come from.
 
-A card is `card.toml` in the model's folder. It vouches for every byte the server reads (sha256 of
-each file) and holds all that inference needs to know, so that nothing is guessed from file names.
-This module knows nothing of HTTP or batching; it may be called from any thread.
+It vouches for every byte the server reads (sha256 of each file) and holds all that inference needs
+to know, so that nothing is guessed from file names. This is the one schema of a card: `card_file`
+reads and writes it, in the order of these fields. This module knows no files, nothing of HTTP or
+batching; it may be called from any thread.
 """
 
 from __future__ import annotations
 
 import datetime
 import functools
-import hashlib
 import json
-import os
-import re
-import tempfile
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.errors import CardError
+from server.catalog.fingerprint import fingerprint_of
+from server.catalog.names import CARD_NAME, Purpose, stays_below
 
 CARD_FILE = "card.toml"
 GRAPH_FILE = "graph.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 
 # Cards that share a session (a base and its variants, or equal files) do not differ in these.
-_ENCODER_KEYS = {
-    "architecture",
-    "dtype",
-    "embedding_dim",
-    "max_input_tokens",
-    "normalize",
-    "pooling",
-    "torch",
-}
+ENCODER_KEYS = {"architecture", "dtype", "embedding_dim", "max_input_tokens", "normalize"}
+ENCODER_KEYS |= {"pooling", "torch"}
+# These are said of one card alone; a variant takes them over from no base.
+OWN_KEYS = {"aliases", "base", "files", "folder", "matryoshka", "neighbours", "parity", "quality"}
+OWN_KEYS |= {"reference", "sources", "torch"}
 
 PoolingMode = Literal["mean", "cls", "last_token"]
 Activation = Literal["Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid"]  # of torch.nn
 Dtype = Literal["float32", "float16", "bfloat16"]
-_NAME = r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?"  # `model` or `organisation/model`
 
 _MOST = 2**63 - 1  # of TOML; the parser reads more, which Python does not write out
 Count = Annotated[int, Field(ge=1, le=_MOST)]
@@ -163,10 +156,11 @@ class Neighbours(_Strict):
 
 
 class Card(_Strict):
-    """A model card as read from disk; `folder` is where it was read."""
+    """A model card; `folder` is where its files lie. It is written in the order of these fields."""
 
-    name: str = Field(pattern=f"^{_NAME}$")
+    name: str = Field(pattern=f"^{CARD_NAME}$")
     description: str
+    base: Card | None = None  # the model whose encoder this one shares
     license: str
     owned_by: str
     created: datetime.date
@@ -177,17 +171,16 @@ class Card(_Strict):
     normalize: bool
     dtype: Dtype  # in which vectors are computed; in a card's file always float32
     aliases: tuple[str, ...] = ()
-    prompts: dict[Literal["query", "document"], str] = {}
-    default_prompt: Literal["query", "document"] | None = None
+    prompts: dict[Purpose, str] = {}
+    default_prompt: Purpose | None = None
     matryoshka: Matryoshka | None = None
     quality: tuple[Quality, ...] = ()
     parity: Parity | None = None
     reference: Reference | None = None
-    neighbours: tuple[Neighbours, ...] = ()
-    torch: TorchModel | None = None
     files: dict[str, FilePin]
     sources: tuple[Annotated[PypiSource | HubSource, Field(discriminator="kind")], ...] = ()
-    base: Card | None = None  # the model whose encoder this one shares
+    torch: TorchModel | None = None
+    neighbours: tuple[Neighbours, ...] = ()
     folder: Path
 
     @model_validator(mode="after")
@@ -203,21 +196,17 @@ class Card(_Strict):
         if self.reference and self.reference.file not in self.files:
             raise ValueError("reference.file is not among the files")
         for name in self.files:
-            if not _stays_below(name):
+            if not stays_below(name):
                 raise ValueError(f"file {name!r} would lie outside the model's folder")
         return self
 
     @model_validator(mode="after")
     def _names_its_own_files(self) -> Card:
-        for source in self.sources:
-            unpinned = [name for name in source.files if name not in self.files]
-            if unpinned:
-                raise ValueError(f"sources name {unpinned[0]!r}, which is not among the files")
-        unpinned = (
-            [name for name in self.torch.files if name not in self.files] if self.torch else []
-        )
-        if unpinned:
-            raise ValueError(f"torch names {unpinned[0]!r}, which is not among the files")
+        named = [("sources name", name) for source in self.sources for name in source.files]
+        named += [("torch names", name) for name in (self.torch.files if self.torch else ())]
+        for who, name in named:
+            if name not in self.files:
+                raise ValueError(f"{who} {name!r}, which is not among the files")
         return self
 
     @property
@@ -234,32 +223,50 @@ class Card(_Strict):
     def encoder_key(self) -> str:
         """Equal for cards whose encoders compute the same, wherever their files lie."""
         encoder = self.encoder_card
-        unused = {
-            encoder.matryoshka.rotation if encoder.matryoshka else None,
-            encoder.reference.file if encoder.reference else None,
-        }
-        files = {name: pin.sha256 for name, pin in encoder.files.items() if name not in unused}
-        facts = encoder.model_dump(mode="json", include=_ENCODER_KEYS) | {"files": files}
+        rotation = encoder.matryoshka.rotation if encoder.matryoshka else None
+        reference = encoder.reference.file if encoder.reference else None
+        facts = encoder.model_dump(mode="json", include=ENCODER_KEYS)
+        facts["files"] = encoder.digests(rotation, reference)
         return json.dumps(facts, sort_keys=True)
 
     def computed_in(self, dtype: Dtype) -> Card:
         """The card as it is served by a device that computes in `dtype`; its fingerprint tells."""
         if dtype == self.dtype:
             return self
-        base = self.base.computed_in(dtype) if self.base else None
-        facts = {name: getattr(self, name) for name in type(self).model_fields}
-        return Card.model_construct(**facts | {"dtype": dtype, "base": base})
+        return self.changed(dtype=dtype, base=self.base.computed_in(dtype) if self.base else None)
+
+    def changed(self, **facts: Any) -> Card:
+        """The card with other facts, and a fingerprint of its own (`model_copy` keeps the old one).
+
+        Raises:
+            pydantic.ValidationError: they are none of a card's, or do not fit together.
+        """
+        said = {name: getattr(self, name) for name in self.model_fields_set}
+        return Card.model_validate(said | facts)
+
+    def variant(self, own: Mapping[str, Any]) -> Card:
+        """A card that shares this one's encoder and takes over what `own` does not say.
+
+        Raises:
+            pydantic.ValidationError: `own` holds what is none of a card's.
+        """
+        taken_over = self.model_dump(exclude=OWN_KEYS)
+        return Card.model_validate(taken_over | {"files": {}} | dict(own) | {"base": self})
 
     @property
     def file_bytes(self) -> int:
         """Size of all files that this model is made of, its base's included."""
         return sum(pin.bytes for owner in self.with_base for pin in owner.files.values())
 
+    def digests(self, *without: str | None) -> dict[str, str]:
+        """sha256 of this card's own files by name, but for these."""
+        return {name: pin.sha256 for name, pin in self.files.items() if name not in without}
+
     def path(self, file: str) -> Path:
         """Where one of this card's own files lies."""
         return self.folder / file
 
-    def prompt(self, purpose: Literal["query", "document"] | None) -> str:
+    def prompt(self, purpose: Purpose | None) -> str:
         """The text put before each input: for this purpose, else the default one, else nothing."""
         purpose = purpose or self.default_prompt
         return self.prompts.get(purpose, "") if purpose else ""
@@ -272,136 +279,20 @@ class Card(_Strict):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over all that decides a vector: two servers with equal fingerprints agree.
-
-        Covers the bytes of weights, graph, tokenizer and rotation, pooling, normalisation,
-        prompts, input length and dtype; not names, aliases, descriptions or reference vectors.
-        """
+        """What two servers that give the same vectors agree in; see `fingerprint_of`."""
         encoder = self.encoder_card
+        reference = encoder.reference.file if encoder.reference else None
         # torch's config says again what the graph says; both are held against the same vectors.
-        unused = {
-            encoder.reference.file if encoder.reference else None,
-            encoder.torch.config if encoder.torch else None,
-        }
-        facts = {
-            "files": {n: pin.sha256 for n, pin in encoder.files.items() if n not in unused},
-            "rotation": (
-                self.files[self.matryoshka.rotation].sha256
-                if self.matryoshka and self.matryoshka.rotation
-                else None
-            ),
-            "pooling": self.pooling,
-            "normalize": self.normalize,
-            "prompts": self.prompts,
-            "default_prompt": self.default_prompt,
-            "max_input_tokens": self.max_input_tokens,
-            "dtype": self.dtype,
-        }
-        if self.matryoshka and self.matryoshka.layer_norm:
-            facts["layer_norm"] = True
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def is_card_name(name: str) -> bool:
-    """Whether a card may have this name."""
-    return re.fullmatch(_NAME, name) is not None
-
-
-def read_card(folder: Path, *models_dirs: Path) -> Card:
-    """Read `folder/card.toml`; a card that names a `base` takes over what it does not say itself.
-
-    Args:
-        models_dirs: where bases are looked for; the last that has one wins.
-
-    Raises:
-        CardError: the file is missing, malformed, or its base cannot be read.
-    """
-    table = read_table(folder)
-    base_name = table.pop("base", None)
-    if base_name is not None:
-        table = _inherit(table, str(base_name), folder, models_dirs)
-    if "folder" in table:
-        raise CardError(f"card {folder / CARD_FILE}: folder: Extra inputs are not permitted")
-    if table.get("dtype", "float32") in ("float16", "bfloat16"):
-        raise CardError(
-            f"card {folder / CARD_FILE}: dtype: must be float32; torch.dtype says what a GPU computes in"
+        config = encoder.torch.config if encoder.torch else None
+        rotation = self.matryoshka.rotation if self.matryoshka else None
+        return fingerprint_of(
+            files=encoder.digests(reference, config),
+            rotation=self.files[rotation].sha256 if rotation else None,
+            layer_norm=self.matryoshka is not None and self.matryoshka.layer_norm,
+            pooling=self.pooling,
+            normalize=self.normalize,
+            prompts=self.prompts,
+            default_prompt=self.default_prompt,
+            max_input_tokens=self.max_input_tokens,
+            dtype=self.dtype,
         )
-    try:
-        return Card.model_validate(table | {"folder": folder})
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "card"
-        raise CardError(f"card {folder / CARD_FILE}: {field}: {problem['msg']}") from None
-
-
-def write_card(folder: Path, table: dict[str, Any]) -> None:
-    """Write `folder/card.toml`, whole or not at all.
-
-    Args:
-        folder: must be there.
-        table: what `read_card` shall find; None is nothing TOML can hold.
-
-    Raises:
-        CardError: the file cannot be written.
-    """
-    import tomli_w  # serving only reads cards
-
-    try:
-        with tempfile.NamedTemporaryFile("wb", dir=folder, delete=False) as file:
-            scratch = Path(file.name)
-            try:
-                tomli_w.dump(table, file)
-                file.flush()
-                os.fsync(file.fileno())
-                scratch.chmod(0o644)  # the one who serves may be another than who writes
-                scratch.replace(folder / CARD_FILE)
-            except BaseException:
-                scratch.unlink()
-                raise
-    except OSError as error:
-        raise CardError(f"card {folder / CARD_FILE}: {error.strerror}") from error
-
-
-def _inherit(
-    table: dict[str, Any], base_name: str, folder: Path, models_dirs: tuple[Path, ...]
-) -> dict[str, Any]:
-    """The card's table, completed by what its base says."""
-    card = folder / CARD_FILE
-    places = ", ".join(map(str, models_dirs))
-    if not _stays_below(base_name):
-        raise CardError(f"card {card}: base {base_name} would lie outside {places}")
-    found = [place / base_name for place in models_dirs if (place / base_name / CARD_FILE).exists()]
-    if not found:
-        raise CardError(f"card {card}: base {base_name} is not in {places}")
-    try:
-        base = None if "base" in read_table(found[-1]) else read_card(found[-1], *models_dirs)
-    except CardError as error:
-        raise CardError(f"card {card}: base {base_name}: {error.message}") from error
-    if base is None:
-        raise CardError(f"card {card}: base {base_name} has a base itself")
-    changed = _ENCODER_KEYS & table.keys()
-    if changed:
-        raise CardError(f"card {card}: {min(changed)} is decided by the base {base_name}")
-    own = {"aliases", "base", "files", "folder", "matryoshka", "neighbours", "quality", "sources"}
-    own |= {"parity", "reference", "torch"}
-    return base.model_dump(exclude=own) | {"files": {}} | table | {"base": base}
-
-
-def _stays_below(name: str) -> bool:
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
-
-
-def read_table(folder: Path) -> dict[str, Any]:
-    """What `folder/card.toml` says, whether or not that makes a card.
-
-    Raises:
-        CardError: the file is missing or no TOML that can be read.
-    """
-    path = folder / CARD_FILE
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except RecursionError:
-        raise CardError(f"card {path}: nested too deeply") from None
-    except (OSError, ValueError) as error:  # no UTF-8, no TOML, or a number of too many digits
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CardError(f"card {path}: {reason}") from error

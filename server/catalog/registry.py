@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.catalog.card import CARD_FILE, Card, read_card, read_table
+from server.catalog.card import CARD_FILE, Card
+from server.catalog.card_file import read_card, read_table
 from server.errors import CardError, ModelNotFound, SettingError
 
 log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.catalog.card import Card
+    from server.catalog.names import Purpose
 
 
 models_app = typer.Typer(
@@ -140,34 +141,11 @@ def pull_models(
         if card.name not in pulled:  # as another one's base
             pull(card, _say)
             pulled |= {card.name, card.encoder_card.name}
-    for repository in from_hub:
-        _pull_from_hub(settings, repository, revision, name)
+    if from_hub:
+        from server.importing.from_hub import import_from_hub
 
-
-def _pull_from_hub(
-    settings: Settings, repository: str, revision: str | None, name: str | None
-) -> None:
-    from server.delivery.hub import downloaded
-    from server.importing.importer import Wishes, check_free, import_model, is_installed
-
-    name = name or repository.rsplit("/", 1)[-1]
-    place = settings.installed_models_dir()
-    # Before gigabytes are fetched.
-    check_free(place, name, Wishes(), settings.models_dir)
-    settings.make_data_dir()
-    with_graph = not is_installed("torch")
-    with downloaded(repository, revision, _downloads(settings), _say, with_graph=with_graph) as (
-        folder,
-        commit,
-    ):
-        wishes = Wishes(name=name, origin=(repository, commit))
-        card = import_model(folder, place, wishes, _say, beside=settings.models_dir)
-    _tell_installed(card)
-
-
-def _downloads(settings: Settings) -> Path:
-    """Where models of the hub lie until they are imported."""
-    return settings.own_data_dir() / "downloads"
+        for repository in from_hub:
+            _tell_installed(import_from_hub(settings, repository, revision, name, _say))
 
 
 def _tell_installed(card: Card) -> None:
@@ -199,9 +177,10 @@ def import_folder(
 
     No code of the folder is run and nothing is unpickled.
     """
-    from server.importing.importer import Wishes, import_model
+    from server.importing.importer import import_model
+    from server.importing.plan import Wishes
 
-    prompts: dict[Literal["query", "document"], str] = {}
+    prompts: dict[Purpose, str] = {}
     if query_prompt is not None:
         prompts["query"] = query_prompt
     if document_prompt is not None:
@@ -245,7 +224,7 @@ def clean(settings: Settings) -> None:
 
     total = 0
     faults = []
-    downloads = _downloads(settings) if settings.data_dir else None
+    downloads = settings.downloads_dir() if settings.data_dir else None
     for left in clear_leftovers(settings.model_folders(), downloads):
         if left.fault is not None:
             faults.append(f"{left.folder}: {left.fault}")

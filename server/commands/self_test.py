@@ -28,15 +28,13 @@ import numpy as np
 
 from server import __version__
 from server.catalog.card import Card
-from server.catalog.registry import read_registry
 from server.catalog.verify import check_files, check_present
 from server.commands.network_namespace import attempts_to_leave
-from server.errors import EmbeddingServerError
+from server.errors import EmbeddingServerError, first_line
 from server.inference.cpu_cores import usable_cores
 from server.inference.direct import embed_texts
-from server.inference.loader import load_encoder, load_rotation
+from server.inference.opening import Opener, select_cards, worker_threads
 from server.inference.parity import reference_cosine
-from server.inference.placement import Placement, find_placement
 from server.program.command_lines import CHECKOUT
 from server.settings import ENV_PREFIX, Settings
 
@@ -66,15 +64,15 @@ def examine(settings: Settings, *, offline: bool) -> Iterator[Finding]:
     Raises:
         StartupError: the settings or a card are wrong, so that there is nothing to test.
     """
-    placement = find_placement(settings.device, settings.dtype)
-    there = read_registry(*settings.model_folders())
-    cards = tuple(placement.apply(card) for card in there.select(settings.model).cards)
-    there.warn_of_broken()
+    # Hashed also where serving trusts the disk.
+    hashing = settings.model_copy(update={"check_files": "full"})
+    opener = Opener.on_this_machine(hashing, spread_alone=False)
+    cards = select_cards(settings, settings.model, opener.placement, check_files=False).cards
     yield _software()
     yield _processor(settings)
     yield _memory(cards)
     for card in cards:
-        for check in (_files, functools.partial(_vectors, settings, placement)):
+        for check in (_files, functools.partial(_vectors, settings, opener)):
             yield _guarded(check, card)
     if offline:
         yield _guarded(lambda card: _stays_inside(settings, card), cards[0])
@@ -86,7 +84,7 @@ def _guarded(check: Callable[[Card], Finding], card: Card) -> Finding:
     except EmbeddingServerError as error:
         return Finding(card.name, error.message, good=False)
     except Exception as error:  # a graph or a file of vectors may fail in any way
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = first_line(error, unsaid="no reason given")
         return Finding(card.name, f"{type(error).__name__}: {reason}", good=False)
 
 
@@ -99,8 +97,7 @@ def _software() -> Finding:
 
 
 def _processor(settings: Settings) -> Finding:
-    cores = usable_cores()
-    threads = settings.threads or cores
+    cores, threads = usable_cores(), worker_threads(settings)
     text = f"{cores} cores usable, {threads} worker threads a model, {platform.machine()}"
     return Finding("processor", text, good=threads <= cores)
 
@@ -148,10 +145,10 @@ def _files(card: Card) -> Finding:
     return Finding(card.name, text)
 
 
-def _vectors(settings: Settings, placement: Placement, card: Card) -> Finding:
-    devices = placement.devices_of(card)
-    encoder = load_encoder(card.encoder_card, devices, max_batch_tokens=settings.max_batch_tokens)
-    load_rotation(card)
+def _vectors(settings: Settings, opener: Opener, card: Card) -> Finding:
+    devices = opener.placement.backend_for(card).devices
+    encoder = opener.load_encoder(card.encoder_card)
+    opener.open_rotation(card)
     began_s = time.perf_counter()
     found = embed_texts(encoder, ["Hello, world"])
     ms = (time.perf_counter() - began_s) * 1e3

@@ -20,7 +20,8 @@ def serve(settings: Settings) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from server import logs
     from server.access.access import Access
-    from server.engine.served_models import ServedModels
+    from server.engine.offering import Offering
+    from server.engine.resident_models import ResidentModels
     from server.inference.cpu_cores import usable_cores
 
     logs.configure(settings.log_level, settings.log_format)
@@ -37,15 +38,16 @@ def serve(settings: Settings) -> None:
         log.warning("%s", error.message)
     access = Access(settings)
     settings.check_exposure(asks_for_keys=access.asks_for_keys)
-    models = ServedModels.find(settings)
+    models = ResidentModels.find(settings)
     models.start_reading()
     frontends = settings.frontends or models.suited_frontends(usable_cores())
     if frontends > 1:
         from server.frontends.supervisor import run_processes
 
-        run_processes(settings.model_copy(update={"frontends": frontends}), models, access)
+        settings = settings.model_copy(update={"frontends": frontends})
+        run_processes(settings, Offering(models), access)
         return
     # Importing the HTTP framework takes about as long as reading a small model.
     from server.http.serving import run_server
 
-    run_server(settings, models, access)
+    run_server(settings, Offering(models), access)

@@ -8,18 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from server.catalog.names import Purpose
 from server.commands.flags import with_flags
 from server.program.termination import Terminated
 from server.settings import Settings
-
-if TYPE_CHECKING:
-    from server.offline.embed_file import FileJob, Show
-    from server.offline.embedder import OfflineModel
-    from server.offline.texts import Mark, TextReader
 
 MODEL_SETTINGS = (
     *("models_dir", "data_dir", "threads", "device", "dtype", "min_parity"),
@@ -27,7 +23,7 @@ MODEL_SETTINGS = (
 )
 
 InputType = Annotated[
-    Literal["query", "document"] | None,
+    Purpose | None,
     typer.Option(help="Put the model's prompt for this purpose before each text."),
 ]
 Field = Annotated[str, typer.Option(help="Field of a .jsonl file's objects that holds the text.")]
@@ -44,94 +40,87 @@ Evaluate = Annotated[
     ),
 ]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: FILE.svg or FILE.png.")]
+# The flags of `embed` alone.
+TextFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE|-",
+        help="Texts: FILE.txt (one a line), FILE.jsonl (strings, or objects with --field), or "
+        "- for lines from standard input.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="FILE.npy, FILE.jsonl or FILE.parquet; default: JSON lines on standard output.",
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="Model, by its card's name; default: the first served one.")
+]
+Dimensions = Annotated[int | None, typer.Option(min=1, help="Size of the vectors.")]
+Truncate = Annotated[
+    bool, typer.Option("--truncate", help="Cut over-long texts, do not refuse them.")
+]
+SkipBlank = Annotated[
+    bool, typer.Option("--skip-blank", help="Leave out blank texts, do not refuse them.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with what an interrupted run has left.")
+]
 
 
 @with_flags(*MODEL_SETTINGS)
 def embed(
     settings: Settings,
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE|-",
-            help="Texts: FILE.txt (one a line), FILE.jsonl (strings, or objects with --field), or "
-            "- for lines from standard input.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="FILE.npy, FILE.jsonl or FILE.parquet; default: JSON lines on standard output.",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Model, by its card's name; default: the first served one.")
-    ] = None,
+    file: TextFile,
+    output: Output = None,
+    model: Model = None,
     input_type: InputType = None,
-    dimensions: Annotated[int | None, typer.Option(min=1, help="Size of the vectors.")] = None,
-    truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut over-long texts, do not refuse them.")
-    ] = False,
-    skip_blank: Annotated[
-        bool, typer.Option("--skip-blank", help="Leave out blank texts, do not refuse them.")
-    ] = False,
+    dimensions: Dimensions = None,
+    truncate: Truncate = False,
+    skip_blank: SkipBlank = False,
     field: Field = "text",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what an interrupted run has left.")
-    ] = False,
+    resume: Resume = False,
 ) -> None:
     """Turn a file of texts into a file of vectors, without a server."""
     # The workers share the cores among themselves; a thread pool in numpy would fight them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import time
+    from server.commands.progress import embedding_progress
+    from server.offline.embed_file import EmbedFile, FileWishes
 
-    from server.errors import SettingError
-    from server.inference.matryoshka import check_dimensions
-    from server.offline.embed_file import FileJob, facts_of, write_lines
-    from server.offline.embedder import find_card, load_model
-    from server.offline.progress_bar import embedding_bar
-    from server.offline.texts import START, TextReader
-
-    if resume and output is None:
-        raise SettingError("--resume needs --output: standard output cannot be gone on with")
-    settings.check_data_dir()
-    card = find_card(settings, model or settings.model[0])
-    size = check_dimensions(dimensions, card)
-    prompt = card.prompt(input_type)
-    facts = facts_of(card, settings, dimensions=size, prompt=prompt, cut_texts=truncate,
-                     field=field, skip_blank=skip_blank)  # fmt: skip
-    job = FileJob(output, facts, resume=resume) if output else None
-    start = job.begun_at if job else START
-    with TextReader(file, field=field, skip_blank=skip_blank) as reader:
-        loaded = load_model(settings, card)
-        began_s = time.perf_counter()
-        with embedding_bar(
-            "embedding", total=reader.size_bytes, unit="read_bytes", start=start.bytes
-        ) as show:
-            if job:
-                end = _run_job(job, loaded, reader, show)
-            else:
-                end = write_lines(
-                    loaded, reader, _write_out, show,
-                    dimensions=size, prompt=prompt, cut_texts=truncate,
-                )  # fmt: skip
-    seconds = time.perf_counter() - began_s
-    again = f" ({start.texts:,} of them before)" if start.texts else ""
-    where = f"{output}: " if output else ""
-    print(
-        f"{where}{end.texts:,} texts{again}, {size} dimensions, {card.name}, {seconds:.1f} s",
-        file=sys.stderr,
+    wishes = FileWishes(
+        file=file,
+        output=output,
+        model=model,
+        input_type=input_type,
+        dimensions=dimensions,
+        truncate=truncate,
+        skip_blank=skip_blank,
+        field=field,
+        resume=resume,
     )
-
-
-def _run_job(job: FileJob, model: OfflineModel, reader: TextReader, show: Show) -> Mark:
+    work = EmbedFile(settings, wishes)
     try:
-        return job.run(model, reader, show)
+        done = work.run(
+            _write_out,
+            lambda total, start: embedding_progress(
+                "embedding", total, unit="read_bytes", start=start
+            ),
+        )
     except (KeyboardInterrupt, Terminated):
-        if texts := job.begun_at.texts:
+        if texts := work.texts_on_disk:
             print(f"interrupted after {texts:,} texts; go on with --resume", file=sys.stderr)
         raise
+    again = f" ({done.texts_before:,} of them before)" if done.texts_before else ""
+    where = f"{output}: " if output else ""
+    print(
+        f"{where}{done.texts:,} texts{again}, {work.form.dimensions} dimensions, "
+        f"{work.card.name}, {done.seconds:.1f} s",
+        file=sys.stderr,
+    )
 
 
 def _write_out(lines: bytes) -> None:
@@ -168,38 +157,19 @@ def dimensions(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell how much each size of a model's vectors keeps on your texts."""
-    from server.fitting.measuring import (
-        MIN_TEXTS,
-        check_count,
-        embed_pairs,
-        embed_visibly,
-        measure,
-        parse_sizes,
-        read_scored_pairs,
-    )
+    from server.commands.progress import FittingBars
     from server.fitting.plots import check_plot, draw
-    from server.fitting.rotation import SEED, recommended_sizes
+    from server.fitting.sampling import SampleWishes
+    from server.fitting.survey import survey_sizes
     from server.fitting.tables import dimensions_json, dimensions_panels, print_dimensions
-    from server.offline.embedder import find_card, load_model
-    from server.offline.texts import sample_texts
 
     if plot:
         check_plot(plot)
-    settings.check_data_dir()
-    card = find_card(settings, name)
-    recommended = card.matryoshka.dimensions if card.matryoshka else ()
-    wanted = sizes or ",".join(map(str, recommended or recommended_sizes(card.embedding_dim)))
-    chosen = parse_sizes(wanted, card.embedding_dim)
-    scored = read_scored_pairs(evaluate) if evaluate else None
-    texts, there = sample_texts(text, field=field, most=max_texts, seed=SEED)
-    check_count(texts, MIN_TEXTS)
-    model, prompt = load_model(settings, card), card.prompt(input_type)
-    vectors = embed_visibly(model, texts, "embedding", prompt=prompt)
-    pairs = embed_pairs(model, scored, prompt=prompt) if scored else None
-    rows = measure(vectors, model.cut, chosen, pairs)
+    wishes = SampleWishes(text, max_texts, field, input_type, evaluate)
+    found = survey_sizes(settings, name, wishes, FittingBars(), sizes=sizes)
     if as_json:
-        print(dimensions_json(card, rows, texts=len(texts), there=there))
+        print(dimensions_json(found))
     else:
-        print_dimensions(card, rows, texts=len(texts), there=there)
+        print_dimensions(found)
     if plot:
-        draw(dimensions_panels(card, rows), plot)
+        draw(dimensions_panels(found), plot)

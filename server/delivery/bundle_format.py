@@ -24,7 +24,8 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from server import __version__
-from server.catalog.card import CARD_FILE, FilePin, is_card_name
+from server.catalog.card import CARD_FILE, FilePin
+from server.catalog.names import is_card_name
 
 FORMAT: Final = 1
 MANIFEST = "bundle.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from server.delivery.locking import hold, remove
-from server.errors import ModelFileError
+from server.errors import ModelFileError, first_line
 from server.program.termination import ending_at_once
 
 # What an import reads; not the same weights once more for other frameworks.
@@ -88,7 +88,7 @@ def not_fetched(what: str, error: Exception) -> str:
     cause: BaseException = error
     while status is None and cause.__cause__ is not None:  # what the network itself said
         cause = cause.__cause__
-    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    reason = first_line(cause)
     return f"{what}: not fetched from {host} (HF_ENDPOINT names another hub): {reason}{hint}"
 
 

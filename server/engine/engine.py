@@ -6,22 +6,24 @@ only through `call_soon_threadsafe`. Knows nothing of HTTP or keys.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.admission import MIN_COST_TOKENS, Admission, Ratio, Ticket
+from server.engine.admission import Admission, Ticket
+from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
-from server.engine.replica import Replica, probe
+from server.engine.ratio import Ratio
+from server.engine.replica_pool import ReplicaPool
 from server.engine.request_tokenizer import RequestTokenizer
-from server.engine.sequence import MicroBatch, SequenceGroup
+from server.engine.sequence import SequenceGroup
+from server.engine.settlement import Settlement
 from server.engine.waiting_queue import WaitingQueue
-from server.errors import Draining, InferenceFailed, TokenWithoutEmbedding
+from server.errors import Draining, TokenWithoutEmbedding
 from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs
 from server.inference.loader import Encoder
@@ -40,11 +42,9 @@ class Engine:
     """An encoder with its queue and worker threads; needs a running event loop.
 
     Args:
-        threads: number of worker threads for each of the encoder's backends.
-        max_batch_tokens: token budget of a micro-batch, padding counted.
+        pace: how its devices want their work.
         max_request_tokens: most tokens all inputs of one request may hold together.
         max_queue_tokens, max_wait_s: see Admission.
-        share_among_idle: see WaitingQueue.
         patience: with its workers.
     """
 
@@ -53,57 +53,46 @@ class Engine:
         encoder: Encoder,
         metrics: EngineMetrics,
         *,
-        threads: int,
-        max_batch_tokens: int,
+        pace: Pace,
         max_request_tokens: int,
         max_queue_tokens: int,
         max_wait_s: float,
-        share_among_idle: bool = True,
         patience: Patience = PATIENCE,
     ) -> None:
         self._encoder = encoder
-        self._metrics = metrics
-        self._loop = asyncio.get_running_loop()
-        self._threads = threads
-        self._patience = patience
-        workers = threads * len(encoder.backends)
-        pace = encoder.pace
-        self._queue = WaitingQueue(
-            max_batch_tokens,
-            light_batch_tokens=pace.light_batch_tokens,
-            packed=encoder.backends[0].packs,
-            ahead_tokens=pace.ahead_tokens,
-            share_among_idle=share_among_idle and pace.share_among_idle,
-        )
-        self._tokens_per_second = Ratio(workers * pace.tokens_per_second, weight=0.1)
+        workers = pace.workers * len(encoder.backends)
+        self._queue = WaitingQueue(pace, packed=encoder.backends[0].packs)
+        speed = Ratio(workers * pace.tokens_per_second, weight=0.1)
         self._admission = Admission(
-            max_queue_tokens=max_queue_tokens,
-            max_wait_s=max_wait_s,
-            tokens_per_second=self._tokens_per_second,
+            max_queue_tokens=max_queue_tokens, max_wait_s=max_wait_s, tokens_per_second=speed
         )
         self._tokenizer = RequestTokenizer(encoder.tokenizer, max_request_tokens=max_request_tokens)
-        self._replicas: list[Replica] = []
-        try:
-            for number in range(workers):
-                self._replicas.append(self._start_replica(number))
-        except RuntimeError:  # the system gives no more threads: those that there are must end
-            self._queue.close()
-            raise
+        self._replicas = ReplicaPool(
+            self._queue,
+            encoder.backends,
+            Settlement(self._queue, speed, metrics, workers=workers).deliver,
+            metrics.replica_restarts.inc,
+            workers=pace.workers,
+            patience=patience,
+        )
         metrics.watch(
             queue_tokens=lambda: self._queue.tokens,
             queue_sequences=lambda: len(self._queue),
             admitted_tokens=lambda: self._admission.tokens,
-            tokens_per_second=lambda: self._tokens_per_second.value,
-            replicas_alive=lambda: sum(replica.sound for replica in self._replicas),
+            tokens_per_second=lambda: speed.value,
+            replicas_alive=lambda: self._replicas.num_sound,
         )
 
     @property
     def sound(self) -> bool:
         """Whether at least one worker is alive and computes what it should."""
-        return any(replica.sound for replica in self._replicas)
+        return self._replicas.num_sound > 0
 
-    def admit(self, inputs: Inputs, key: str) -> Ticket:
-        """Let a request in, by an estimate of its tokens; leaving the ticket's context ends it.
+    @contextlib.asynccontextmanager
+    async def admit(self, inputs: Inputs, key: str) -> AsyncIterator[Ticket]:
+        """Let a request in, by an estimate of its tokens, for as long as the context lasts.
+
+        Gives the ticket that `embed` wants. Never waits: asynchronous, since it may be elsewhere.
 
         Args:
             key: whose share of the machine the request uses.
@@ -111,10 +100,11 @@ class Engine:
         Raises:
             Overloaded: it would wait too long.
         """
-        return self._admission.admit(key, self._tokenizer.estimate(inputs))
+        with self._admission.admit(key, self._tokenizer.estimate(inputs)) as ticket:
+            yield ticket
 
     def admit_tokens(self, tokens: int, key: str) -> Ticket:
-        """As `admit`, for a request whose tokens are counted already."""
+        """As `admit`, for a request whose tokens are counted already; raises Overloaded."""
         return self._admission.admit(key, tokens)
 
     async def tokenize(
@@ -147,8 +137,8 @@ class Engine:
             Draining: the engine was closed before all were computed.
         """
         self._check_embeddings(token_ids)
-        ticket.correct(sum(map(len, token_ids)))
         group = SequenceGroup(token_ids, self._encoder.embedding_dim, ticket)
+        ticket.correct(group.num_tokens)
         began_s = time.perf_counter()
         self._queue.put(group)
         try:
@@ -157,7 +147,7 @@ class Engine:
             self._queue.drop(group)
             raise
         finally:
-            group.let_go()
+            group.release_sequences()
         return Embedded(vectors, group.began_s - began_s, time.perf_counter() - group.began_s)
 
     def close(self) -> None:
@@ -178,13 +168,8 @@ class Engine:
         Returns:
             Whether all have ended; then nothing but its owner keeps the engine in memory.
         """
-        for replica in self._replicas:
-            replica.join(timeout_s)
         self._tokenizer.join()
-        ended = not any(replica.is_alive() for replica in self._replicas)
-        if ended:
-            self._replicas.clear()  # they point back here
-        return ended
+        return self._replicas.join(timeout_s)
 
     def _check_embeddings(self, token_ids: Sequence[TokenIds]) -> None:
         """Here, where all ways to a vector meet: front ends know the tokenizer alone."""
@@ -196,90 +181,3 @@ class Engine:
         )
         token = self._encoder.tokenizer.token(token_id)
         raise TokenWithoutEmbedding(row=row, token=token, token_id=token_id, num_embeddings=most)
-
-    def _deliver(self, micro_batch: MicroBatch) -> None:
-        """Called by a replica: hand a computed micro-batch over to the event loop."""
-        try:
-            self._loop.call_soon_threadsafe(self._settle, micro_batch)
-        except RuntimeError:
-            if not self._loop.is_closed():  # closed: the process is ending, nobody waits
-                raise
-
-    def _settle(self, micro_batch: MicroBatch) -> None:
-        self._measure(micro_batch)
-        for group, part in micro_batch.parts.items():
-            group.remaining -= len(part.sequences)
-            group.began_s = min(group.began_s, micro_batch.began_s)
-            if group.future.done():
-                continue
-            group.ticket.computed(part.tokens)
-            failed = next((one for one in part.sequences if one.error is not None), None)
-            if failed is not None:
-                self._queue.drop(group)
-                group.future.set_exception(
-                    InferenceFailed(
-                        f"The model failed on input[{failed.row}]; the other inputs are not at "
-                        "fault. Trying again is safe."
-                    )
-                )
-            elif group.remaining == 0:
-                group.future.set_result(group.vectors)
-
-    def _measure(self, micro_batch: MicroBatch) -> None:
-        tokens = micro_batch.tokens
-        failed = sum(sequence.error is not None for sequence in micro_batch.sequences)
-        seconds = micro_batch.ended_s - micro_batch.began_s
-        if not failed:  # a failure is no speed
-            # A pass that had the machine to itself is not repeated by each worker.
-            workers = 1 if micro_batch.alone else len(self._replicas)
-            cost = max(tokens, MIN_COST_TOKENS)  # a short query alone tells little of the speed
-            self._tokens_per_second.observe(cost * workers, seconds)
-        metrics = self._metrics
-        metrics.batch_sequences.observe(len(micro_batch))
-        metrics.batch_tokens.observe(micro_batch.padded_tokens)
-        metrics.batch_seconds.observe(seconds)
-        metrics.computed_tokens.inc(tokens)
-        metrics.padding_tokens.inc(micro_batch.padded_tokens - tokens)
-        if failed:
-            metrics.sequence_failures.inc(failed)
-
-    def _start_replica(self, number: int) -> Replica:
-        name = f"replica-{number}"
-        device = number // self._threads
-        replica = Replica(
-            name,
-            self._queue,
-            self._encoder.backends[device],
-            self._deliver,
-            self._bury,
-            device=device,
-            others_sound=self._others_sound,
-            patience=self._patience,
-        )
-        replica.start()
-        return replica
-
-    def _others_sound(self, replica: Replica) -> bool:
-        """Called by a replica."""
-        return any(other.sound for other in self._replicas if other is not replica)
-
-    def _bury(self, replica: Replica) -> None:
-        """Called by a replica that dies: have another one take its place."""
-        delay_s = self._patience.restart_delay_s
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            self._loop.call_soon_threadsafe(self._loop.call_later, delay_s, self._replace, replica)
-
-    def _replace(self, dead: Replica) -> None:
-        if not self._queue.closed:
-            self._metrics.replica_restarts.inc()
-            number = self._replicas.index(dead)
-            self._replicas[number] = self._start_replica(number)
-
-
-def warm_up(encoder: Encoder) -> None:
-    """Run a small forward pass on each device, so that the first request finds memory allocated.
-
-    A larger one would spare the first large micro-batch 4 % of its time, and cost every start more.
-    """
-    for backend in encoder.backends:
-        probe(backend)

@@ -31,6 +31,7 @@ class OnDemand(Generic[Resident]):
 
     def __init__(self, model: str, load: Callable[[], Coroutine[Any, Any, Resident]]) -> None:
         self.value: Resident | None = None
+        self.on_change: Callable[[], None] = lambda: None  # called when it has come or gone
         self._model = model
         self._load = load
         self._attempt: asyncio.Task[Resident] | None = None
@@ -72,12 +73,14 @@ class OnDemand(Generic[Resident]):
         Raises:
             Exception: what the load raises.
         """
-        self.value = await self._load()
-        return self.value
+        value = self.value = await self._load()
+        self.on_change()
+        return value
 
     def forget(self) -> Resident | None:
-        """Let go of the value, so that the next who needs it loads it again."""
+        """Give the value away, so that the next who needs it loads it again."""
         value, self.value = self.value, None
+        self.on_change()
         return value
 
     def close(self) -> None:

@@ -18,17 +18,13 @@ from server.engine.patience import PATIENCE, Patience
 from server.engine.sequence import MicroBatch
 from server.engine.waiting_queue import WaitingQueue
 from server.inference.backend import Backend, OutOfMemory
+from server.inference.probing import NotFinite, probe
 
 log = logging.getLogger(__name__)
 
 # After so many failures in a row the model is asked for what it could do at the start: an input
 # that makes the model fail, sent again and again, must not make a sound server look broken.
 FAILURES_BEFORE_PROBE = 3
-PROBE_TOKENS = 16
-
-
-class NotFinite(Exception):
-    """The backend gave NaN or infinity."""
 
 
 class Replica(threading.Thread):
@@ -74,19 +70,19 @@ class Replica(threading.Thread):
         return self.is_alive() and not self._failing and not stuck
 
     def run(self) -> None:
-        self._queue.join(self._device)
+        self._queue.add_worker(self._device)
         try:
             self._work()
         except BaseException:  # a thread that ends unseen would leave its requests hanging
             log.critical("%s died", self.name, exc_info=True)
             self._died(self)
         finally:
-            self._queue.leave(self._device)
+            self._queue.remove_worker(self._device)
 
     def _work(self) -> None:
         while not self._queue.closed:
             if self._failing and self._others_sound(self):
-                self._queue.rest(self._patience.probe_interval_s)
+                self._queue.wait_until_closed(self._patience.probe_interval_s)
                 self._probe()
                 continue
             timeout_s = self._patience.probe_interval_s if self._failing else None
@@ -164,15 +160,3 @@ class Replica(threading.Thread):
             self._failures = 0
         finally:
             self._stuck_at_s = math.inf
-
-
-def probe(backend: Backend) -> None:
-    """Compute a small input that any model can.
-
-    Raises:
-        NotFinite: the model gave NaN or infinity.
-        Exception: whatever the backend raises.
-    """
-    vectors = backend.forward([np.ones(PROBE_TOKENS, np.int32)])
-    if not np.isfinite(vectors).all():
-        raise NotFinite("the model gave a vector that is not finite")

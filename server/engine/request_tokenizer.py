@@ -11,7 +11,7 @@ import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from server.engine.admission import Ratio
+from server.engine.ratio import Ratio
 from server.errors import TooManyTokens
 from server.inference import cl100k
 from server.inference.backend import TokenIds
@@ -52,6 +52,12 @@ class RequestTokenizer:
             estimate = sum(map(len, inputs.texts)) * self._tokens_per_char.value
         most = min(count * self._tokenizer.max_input_tokens, self._max_request_tokens)
         return min(max(round(estimate), count), most)
+
+    def costs_little(self, inputs: Inputs) -> bool:
+        """Whether tokenising takes less time than asking whether it is of use."""
+        if isinstance(inputs, TokenIdInputs):
+            return sum(map(len, inputs.token_ids)) <= INLINE_CHARS * GUESSED_TOKENS_PER_CHAR
+        return sum(map(len, inputs.texts)) <= INLINE_CHARS
 
     async def tokenize(
         self, inputs: Inputs, *, prompt: str, truncate: bool, own_token_ids: bool

@@ -9,109 +9,47 @@ HTTP or keys.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from server.catalog.card import Card
-from server.catalog.verify import check_present
-from server.engine.engine import Engine, warm_up
+from server.engine.engine import Engine
+from server.engine.interface import LoadedModel, ModelState
+from server.engine.offering import OfferedModel
 from server.engine.on_demand import OnDemand
+from server.engine.pace import choose_pace
 from server.engine.patience import PATIENCE, Patience
 from server.engine.resident_memory import ResidentMemory
-from server.inference.cpu_cores import usable_cores
-from server.inference.loader import Encoder, load_encoder, load_rotation
-from server.inference.parity import check_parity
-from server.inference.placement import ON_CPU, Placement
-from server.metrics import EngineMetrics
+from server.inference.loader import Encoder
+from server.inference.opening import Opener, worker_threads
+from server.metrics import EngineMetrics, Metrics
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
-class LoadedModel(NamedTuple):
-    """What computes for a model."""
-
-    engine: Engine
-    rotation: NDArray[np.float32] | None  # (embedding_dim, embedding_dim)
-
-
-class Opener:
-    """Reads models from disk, as the settings say; any thread may call.
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the encoders of one process share.
 
     Args:
-        placement: where they compute.
+        opener: reads their files, and knows where they compute.
+        patience: with their workers.
+        threads: where files are read and threads joined.
+        memory: tells what a load adds.
     """
 
-    def __init__(self, settings: Settings, placement: Placement = ON_CPU) -> None:
-        self._settings = settings
-        self._placement = placement
-
-    def open_encoder(self, card: Card) -> Encoder:
-        """The encoder of a card that has no base, ready for its first request.
-
-        Raises:
-            StartupError: a file is wrong or cannot be used, or the vectors are not the card's.
-        """
-        settings = self._settings
-        if settings.check_files == "sizes":  # full looks at them as well
-            check_present(card)
-        encoder = load_encoder(
-            card,
-            self._placement.devices_of(card),
-            wide_threads=worker_threads(settings),
-            max_batch_tokens=settings.max_batch_tokens,
-            hash_files=settings.check_files == "full",
-        )
-        warm_up(encoder)
-        check_parity(encoder, card, settings.min_parity)
-        return encoder
-
-    def open_rotation(self, card: Card) -> NDArray[np.float32] | None:
-        """The card's rotation, (embedding_dim, embedding_dim), or None if it has none.
-
-        Raises:
-            StartupError: its file is wrong or cannot be used.
-        """
-        return load_rotation(card, hash_files=self._settings.check_files == "full")
-
-
-class ServedModel:
-    """A card, and what computes for it while that is in memory."""
-
-    def __init__(
-        self, card: Card, encoder: ResidentEncoder, settings: Settings, opener: Opener
-    ) -> None:
-        self.card = card
-        self.own_token_ids = card.name in settings.model_token_ids
-        self.encoder = encoder
-        self._opener = opener
-        self.on_demand: OnDemand[LoadedModel] = OnDemand(card.name, self._load)
-
-    @property
-    def loaded(self) -> LoadedModel | None:
-        """What computes, if it is in memory; it stays there while `use` of the encoder lasts."""
-        return self.on_demand.value
-
-    async def load(self) -> LoadedModel:
-        """What computes, as soon as it is in memory; others wait for the same load.
-
-        Raises:
-            ModelLoadFailed: it cannot be loaded; the log says why.
-            Draining: the server was stopped meanwhile.
-        """
-        return await self.on_demand.get()
-
-    async def _load(self) -> LoadedModel:
-        engine = await self.encoder.on_demand.get()
-        rotation = await asyncio.to_thread(self._opener.open_rotation, self.card)
-        return LoadedModel(engine, rotation)
+    settings: Settings
+    opener: Opener
+    patience: Patience = PATIENCE
+    threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(thread_name_prefix="load-model")
+    )
+    memory: ResidentMemory = field(default_factory=ResidentMemory)
 
 
 class ResidentEncoder:
@@ -119,114 +57,131 @@ class ResidentEncoder:
 
     Args:
         cards: those that share it; the first one's files are read.
-        opener: reads their files.
-        threads: where files are read and threads joined.
-        memory: tells what a load adds.
-        reading: what the opener gives for the first load, if that has begun already.
-        patience: with its workers.
+        around: what it shares with the other encoders of this process.
     """
 
-    def __init__(
-        self,
-        cards: Sequence[Card],
-        settings: Settings,
-        placement: Placement,
-        opener: Opener,
-        metrics: EngineMetrics,
-        threads: Executor,
-        memory: ResidentMemory,
-        reading: Future[Encoder] | None = None,
-        patience: Patience = PATIENCE,
-    ) -> None:
+    def __init__(self, cards: Sequence[Card], around: Surroundings) -> None:
         self.card = cards[0].encoder_card
-        self.models = [ServedModel(card, self, settings, opener) for card in cards]
-        self.on_demand: OnDemand[Engine] = OnDemand(self.card.name, self._load)
-        self.resident_bytes: int | None = None  # what its load added; None: not known
-        self._settings = settings
-        self._placement = placement
-        self._opener = opener
-        self._metrics = metrics
-        self._threads = threads
-        self._memory = memory
-        self._reading = reading
-        self._patience = patience
-        self._in_use = 0
-        self._idle_since_s = 0.0  # the loop's time
+        own_ids = around.settings.model_token_ids
+        self.models = [
+            OfferedModel(
+                card,
+                self.card,
+                functools.partial(self._open_model, card),
+                self._state,
+                own_token_ids=card.name in own_ids,
+            )
+            for card in cards
+        ]
+        self._around = around
+        self._engine: OnDemand[Engine] = OnDemand(self.card.name, self._start_engine)
+        self._metrics: EngineMetrics | None = None
+        self._reading: Future[Encoder] | None = None
+        self._resident_bytes: int | None = None  # what its load added; None: not known
+        self._loaded_at_s = 0.0  # the loop's time
         self._timer: asyncio.TimerHandle | None = None
         self._unloading: asyncio.Task[None] | None = None
 
-    @property
-    def sound(self) -> bool:
-        """Whether it computes what it should, if it is in memory."""
-        engine = self.on_demand.value
-        return engine is None or engine.sound
+    def start_reading(self) -> None:
+        """Begin to read it from disk, in a thread; callable before there is an event loop."""
+        if self._reading is None:
+            opener = self._around.opener
+            self._reading = self._around.threads.submit(opener.open_encoder, self.card)
 
-    @contextlib.contextmanager
-    def use(self) -> Iterator[None]:
-        """While somebody is inside it is not unloaded."""
-        self._in_use += 1
-        try:
-            yield
-        finally:
-            self._in_use -= 1
-            self._idle_since_s = asyncio.get_running_loop().time()
+    def show_in(self, metrics: Metrics) -> None:
+        """Tell these metrics what happens; must be called before anything is loaded."""
+        self._metrics = EngineMetrics(metrics, self.card.name)
+
+    async def load(self) -> None:
+        """Have it and all of its models in memory.
+
+        Raises:
+            StartupError: a file is wrong or cannot be used.
+        """
+        await self._engine.load()
+        for model in self.models:
+            await model.on_demand.load()
 
     def close(self) -> None:
         """Answer what is still in flight with Draining, and let the worker threads end."""
         if self._timer is not None:
             self._timer.cancel()
-        self.on_demand.close()
+        self._engine.close()
         for model in self.models:
             model.on_demand.close()
-        if self.on_demand.value is not None:
-            self.on_demand.value.close()
+        if self._engine.value is not None:
+            self._engine.value.close()
 
     def join(self) -> None:
         """Wait for the worker threads, after `close`; blocks, for after the event loop."""
-        if self.on_demand.value is not None:
-            self.on_demand.value.join()
+        if self._engine.value is not None:
+            self._engine.value.join()
 
-    async def _load(self) -> Engine:
+    def _state(self, model: OfferedModel) -> ModelState:
+        engine = self._engine.value
+        loaded = model.loaded is not None
+        return ModelState(
+            loaded=loaded,
+            sound=engine is None or engine.sound,
+            resident_bytes=self._resident_bytes if loaded else None,
+        )
+
+    async def _open_model(self, card: Card) -> LoadedModel:
+        engine = await self._engine.get()
+        rotation = await asyncio.to_thread(self._around.opener.open_rotation, card)
+        return LoadedModel(engine, rotation)
+
+    async def _start_engine(self) -> Engine:
         if self._unloading is not None:  # what it gives back may be needed
             await asyncio.wait([self._unloading])
         began_s = time.perf_counter()
-        with self._memory.change() as growth:
-            at_start, self._reading = self._reading, None
-            reading = at_start or self._threads.submit(self._opener.open_encoder, self.card)
+        settings = self._around.settings
+        with self._around.memory.change() as growth:
+            at_start = self._reading is not None
+            self.start_reading()
+            reading, self._reading = self._reading, None
+            assert reading is not None
             encoder = await asyncio.wrap_future(reading)
-            self.resident_bytes = None if at_start else growth()
+            self._resident_bytes = None if at_start else growth()
+        assert self._metrics is not None
         engine = Engine(
             encoder,
             self._metrics,
-            threads=encoder.pace.workers or worker_threads(self._settings),
-            max_batch_tokens=encoder.pace.max_batch_tokens,
-            max_request_tokens=self._settings.max_request_tokens,
-            max_queue_tokens=self._settings.max_queue_tokens,
-            max_wait_s=self._settings.max_wait_s,
-            patience=self._patience,
+            pace=choose_pace(
+                encoder.capacity,
+                cores=worker_threads(settings),
+                max_batch_tokens=settings.max_batch_tokens,
+            ),
+            max_request_tokens=settings.max_request_tokens,
+            max_queue_tokens=settings.max_queue_tokens,
+            max_wait_s=settings.max_wait_s,
+            patience=self._around.patience,
         )
-        self._metrics.tell_loaded(self.card.file_bytes, self.resident_bytes)
-        if self._settings.lazy:
+        self._metrics.tell_loaded(self.card.file_bytes, self._resident_bytes)
+        if settings.lazy:
             log.info(
                 "model %s loaded in %.2f s: %s of files, resident memory %s",
                 self.card.name,
                 time.perf_counter() - began_s,
                 _megabytes(self.card.file_bytes),
-                _megabytes(self.resident_bytes, sign="+"),
+                _megabytes(self._resident_bytes, sign="+"),
             )
-        self._idle_since_s = asyncio.get_running_loop().time()
+        self._loaded_at_s = asyncio.get_running_loop().time()
         self._watch_use()
         return engine
 
     def _watch_use(self) -> None:
         """Unload it as soon as it has not been used for long enough."""
-        unload_after_s = self._settings.unload_after_s
+        unload_after_s = self._around.settings.unload_after_s
         if unload_after_s is None:
             return
         loop = asyncio.get_running_loop()
         # A load that everybody has left still uses the encoder.
-        in_use = self._in_use or any(model.on_demand.under_way for model in self.models)
-        left_s = unload_after_s - (0.0 if in_use else loop.time() - self._idle_since_s)
+        if any(model.in_flight or model.on_demand.under_way for model in self.models):
+            left_s = unload_after_s
+        else:
+            used_at_s = max(self._loaded_at_s, *(model.used_at_s for model in self.models))
+            left_s = unload_after_s - (loop.time() - used_at_s)
         if left_s > 0:
             self._timer = loop.call_later(left_s, self._watch_use)
         else:
@@ -234,8 +189,9 @@ class ResidentEncoder:
 
     def _unload(self) -> None:
         # All at once: the next request finds nothing, and loads again.
-        engine = self.on_demand.forget()
+        engine = self._engine.forget()
         assert engine is not None
+        assert self._metrics is not None
         for model in self.models:
             model.on_demand.forget()
         engine.close()
@@ -244,24 +200,20 @@ class ResidentEncoder:
 
     async def _free(self, box: list[Engine]) -> None:
         began_s = time.perf_counter()
-        with self._memory.change() as growth:
-            timeout_s = self._patience.join_timeout_s
-            await asyncio.wrap_future(self._threads.submit(free_engine, box, timeout_s))
-            if not self._placement.on_cpu:
+        threads = self._around.threads
+        with self._around.memory.change() as growth:
+            timeout_s = self._around.patience.join_timeout_s
+            await asyncio.wrap_future(threads.submit(free_engine, box, timeout_s))
+            if not self._around.opener.placement.on_cpu:
                 from server.inference.torch_cuda import give_back_memory
 
-                await asyncio.wrap_future(self._threads.submit(give_back_memory))
+                await asyncio.wrap_future(threads.submit(give_back_memory))
             log.info(
                 "model %s unloaded in %.2f s: resident memory %s",
                 self.card.name,
                 time.perf_counter() - began_s,
                 _megabytes(growth(), sign="+"),
             )
-
-
-def worker_threads(settings: Settings) -> int:
-    """How many worker threads a model gets."""
-    return settings.threads or usable_cores()
 
 
 def free_engine(box: list[Engine], timeout_s: float) -> None:

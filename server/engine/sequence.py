@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.admission import Ticket
+from server.engine.fair_share import Flow, KeyShare
 from server.inference.backend import TokenIds
 
 
@@ -26,17 +27,19 @@ class SequenceGroup:
 
     __slots__ = (
         "began_s",
+        "choosable_rows",
+        "flow",
         "future",
         "key",
         "next_row",
         "num_tokens",
+        "num_waiting",
         "remaining",
         "sequences",
-        "shown",
+        "share",
         "ticket",
-        "unserved",
-        "unserved_tokens",
         "vectors",
+        "waiting_tokens",
     )
 
     def __init__(self, token_ids: Sequence[TokenIds], embedding_dim: int, ticket: Ticket) -> None:
@@ -50,18 +53,20 @@ class SequenceGroup:
         self.remaining = len(self.sequences)
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.vectors = np.empty((len(token_ids), embedding_dim), dtype=np.float32)
-        # The queue's: what still waits, and up to which row it can be chosen.
+        # The queue's: what still waits, and how many rows, from the first on, can be chosen.
+        self.share: KeyShare  # its key's, since it was put there
+        self.flow: Flow  # of that share
         self.next_row = 0
-        self.shown = 0
-        self.unserved = self.remaining
-        self.unserved_tokens = self.num_tokens
+        self.choosable_rows = 0
+        self.num_waiting = self.remaining
+        self.waiting_tokens = self.num_tokens
 
     @property
     def next_sequence(self) -> TokenSequence:
         """The first that still waits."""
         return self.sequences[self.next_row]
 
-    def let_go(self) -> None:
+    def release_sequences(self) -> None:
         """Nothing of it waits any more: forget the sequences, which all point back here.
 
         The collector of such circles comes late, and a flood of large requests would fill the
@@ -69,28 +74,27 @@ class SequenceGroup:
         """
         self.sequences = []
 
-    def show(self, tokens: int) -> list[TokenSequence]:
-        """Let at least so many more tokens be chosen; the sequences that were not yet."""
-        first = self.shown
-        while tokens > 0 and self.shown < len(self.sequences):
-            tokens -= self.sequences[self.shown].num_tokens
-            self.shown += 1
-        return self.sequences[first : self.shown]
+    def make_choosable(self, tokens: int) -> list[TokenSequence]:
+        """Let at least so many more tokens be chosen; the sequences that could not be yet."""
+        first = self.choosable_rows
+        while tokens > 0 and self.choosable_rows < len(self.sequences):
+            tokens -= self.sequences[self.choosable_rows].num_tokens
+            self.choosable_rows += 1
+        return self.sequences[first : self.choosable_rows]
 
-    def shown_tokens(self) -> int:
+    def choosable_tokens(self) -> int:
         """Tokens that can be chosen and still wait."""
-        visible = self.sequences[self.next_row : self.shown]
-        return sum(sequence.num_tokens for sequence in visible if not sequence.taken)
+        choosable = self.sequences[self.next_row : self.choosable_rows]
+        return sum(sequence.num_tokens for sequence in choosable if not sequence.taken)
 
-    def serve(self, part: Part) -> bool:
-        """Note that a worker has taken these sequences; whether others still wait."""
+    def mark_taken(self, part: Part) -> None:
+        """Note that these sequences wait no more, since a worker has taken them."""
         for sequence in part.sequences:
             sequence.taken = True
-        self.unserved -= len(part.sequences)
-        self.unserved_tokens -= part.tokens
-        while self.unserved and self.next_sequence.taken:
+        self.num_waiting -= len(part.sequences)
+        self.waiting_tokens -= part.tokens
+        while self.num_waiting and self.next_sequence.taken:
             self.next_row += 1
-        return self.unserved > 0
 
 
 class TokenSequence:

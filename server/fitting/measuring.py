@@ -1,12 +1,13 @@
 """What each size of a model's vectors keeps, measured on somebody's texts.
 
-Knows the engine only through `embed_texts`. Blocks while it computes.
+Knows no models, only their vectors. Any thread may call.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,15 +22,10 @@ from server.fitting.neighbours import (
     spearman,
 )
 from server.inference.pooling import normalize
-from server.offline.embedder import OfflineModel, embed_texts
-from server.offline.progress_bar import embedding_bar
+from server.inference.vector_form import VectorForm
 
 MIN_TEXTS = 50  # with fewer, ten neighbours are a large part of all there is
 LOW_PERCENTILE = 10
-
-
-# Vectors (texts, embedding_dim) and a size to (texts, size), float32.
-Cut = Callable[[Matrix, int], Matrix]
 
 
 class Kept(NamedTuple):
@@ -90,47 +86,36 @@ def read_scored_pairs(file: Path) -> ScoredPairs:
     return pairs
 
 
-def embed_visibly(model: OfflineModel, texts: list[str], title: str, *, prompt: str) -> Matrix:
-    """As `embed_texts`, with a progress bar."""
-    with embedding_bar(title, total=len(texts), unit="texts") as show:
-        return embed_texts(model, texts, prompt=prompt, show=show)
-
-
-def embed_pairs(model: OfflineModel, pairs: ScoredPairs, *, prompt: str) -> PairVectors:
-    """Vectors of both sides; raises as `embed_texts`."""
-    both = embed_visibly(model, [*pairs.left, *pairs.right], "scored pairs", prompt=prompt)
-    middle = len(pairs.left)
-    return PairVectors(both[:middle], both[middle:], pairs.scores)
-
-
 def measure(
-    vectors: Matrix, cut: Cut, sizes: Sequence[int], pairs: PairVectors | None
+    vectors: Matrix,
+    form: VectorForm,
+    rotation: Matrix | None,
+    sizes: Sequence[int],
+    pairs: PairVectors | None,
 ) -> list[Kept]:
     """What each size keeps.
 
     Args:
         vectors: (texts, embedding_dim), float32, as the encoder gives them, in random order: the
             neighbours of the first MAX_QUERIES of them are looked for, among all.
-        cut: how a model shortens them.
+        form, rotation: how a model shapes them, at whatever size.
     """
+
+    def shaped(native: Matrix, size: int) -> Matrix:
+        return normalize(replace(form, dimensions=size).shape(native, rotation))
+
     queries = min(len(vectors), MAX_QUERIES)
     full = nearest(normalize(vectors), queries)
     rows = []
     for size in sizes:
-        shares = overlap(full, nearest(normalize(cut(vectors, size)), queries))
+        shares = overlap(full, nearest(shaped(vectors, size), queries))
         low = float(np.percentile(shares, LOW_PERCENTILE))
         correlation = None
         if pairs:
-            left, right = (normalize(cut(side, size)) for side in (pairs.left, pairs.right))
+            left, right = (shaped(side, size) for side in (pairs.left, pairs.right))
             correlation = spearman(left, right, pairs.scores)
         rows.append(Kept(size, float(shares.mean()), low, correlation))
     return rows
-
-
-def check_count(texts: Sequence[str], least: int) -> None:
-    """Raise TextFileError if there are fewer distinct texts than that."""
-    if len(texts) < least:
-        raise TextFileError(f"--text: {len(texts):,} distinct texts, at least {least:,} are needed")
 
 
 def parse_sizes(given: str, embedding_dim: int) -> tuple[int, ...]:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 import orjson
 from rich.console import Console
 from rich.table import Table
 
-from server.catalog.card import Card
+from server.fitting.fit import RotationFit
 from server.fitting.measuring import Kept
 from server.fitting.neighbours import MAX_QUERIES, NEIGHBOURS
 from server.fitting.plots import Panel
+from server.fitting.survey import Survey
 
 _SHARE = f"of {NEIGHBOURS} neighbours kept, %"
 _SPEARMAN = "scored pairs, Spearman x 100"
 
 
-def print_dimensions(card: Card, rows: Sequence[Kept], *, texts: int, there: int) -> None:
+def print_dimensions(survey: Survey) -> None:
     """The table of `dimensions`."""
+    card, rows, texts, there = survey
     scored = rows[0].spearman is not None
     table = Table(title=f"{card.name} on {_texts(texts, there)}")
     titles = ["dimensions", "bytes a million vectors", _SHARE, "a tenth of the texts keep at most"]
@@ -32,8 +33,9 @@ def print_dimensions(card: Card, rows: Sequence[Kept], *, texts: int, there: int
     _print(table)
 
 
-def dimensions_json(card: Card, rows: Sequence[Kept], *, texts: int, there: int) -> str:
+def dimensions_json(survey: Survey) -> str:
     """The same as JSON; overlaps are shares from 0 to 1."""
+    card, rows, texts, there = survey
     answer = {
         "model": card.name,
         "fingerprint": card.fingerprint,
@@ -46,8 +48,9 @@ def dimensions_json(card: Card, rows: Sequence[Kept], *, texts: int, there: int)
     return orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode()
 
 
-def dimensions_panels(card: Card, rows: Sequence[Kept]) -> list[Panel]:
+def dimensions_panels(survey: Survey) -> list[Panel]:
     """The plot of `dimensions`."""
+    card, rows = survey.card, survey.rows
     sizes = [row.dimensions for row in rows]
     lines = {
         "mean": [100 * row.overlap for row in rows],
@@ -59,13 +62,13 @@ def dimensions_panels(card: Card, rows: Sequence[Kept]) -> list[Panel]:
     return panels
 
 
-def print_comparison(
-    plain: Sequence[Kept], rotated: Sequence[Kept], *, fitted: int, held_out: int, there: int
-) -> None:
+def print_comparison(found: RotationFit) -> None:
     """The table of `models fit-rotation`: plain truncation before, the rotation after."""
+    plain, rotated = found.plain, found.rotated
     scored = plain[0].spearman is not None
     table = Table(
-        title=f"fitted to {fitted:,} texts, measured on {held_out:,} others (read: {there:,})"
+        title=f"fitted to {found.fitted:,} texts, measured on {found.held_out:,} others "
+        f"(read: {found.texts_read:,})"
     )
     titles = ["dimensions", f"plain: {_SHARE}", f"rotated: {_SHARE}"]
     titles += [f"plain: {_SPEARMAN}", f"rotated: {_SPEARMAN}"] if scored else []
@@ -78,8 +81,9 @@ def print_comparison(
     _print(table)
 
 
-def comparison_panels(plain: Sequence[Kept], rotated: Sequence[Kept]) -> list[Panel]:
+def comparison_panels(found: RotationFit) -> list[Panel]:
     """The plot of `models fit-rotation`."""
+    plain, rotated = found.plain, found.rotated
     sizes = [row.dimensions for row in plain]
     named = {"learned rotation": rotated, "plain truncation": plain}
     overlaps = {label: [100 * row.overlap for row in rows] for label, rows in named.items()}

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from safetensors.numpy import save
 
-from server.catalog.card import Card, Neighbours, is_card_name, read_card, write_card
+from server.catalog.card import Card, FilePin, Matryoshka, Neighbours
+from server.catalog.card_file import read_card, write_card
+from server.catalog.names import is_card_name
 from server.catalog.registry import Registry, read_registry
 from server.delivery.placing import workshop
 from server.errors import FitRefused, OutputFileError
@@ -48,15 +50,6 @@ def neighbours_rows(plain: Sequence[Kept], rotated: Sequence[Kept], texts: int) 
         )
         for before, after in zip(plain, rotated, strict=True)
     ]
-
-
-def check_it_helps(plain: Sequence[Kept], rotated: Sequence[Kept]) -> None:
-    """Raise FitRefused unless the rotation finds more neighbours, over all sizes, than cutting."""
-    if sum(row.overlap for row in rotated[1:]) <= sum(row.overlap for row in plain[1:]):
-        raise FitRefused(
-            "the rotation keeps no more neighbours than plain truncation on texts held out; "
-            "nothing was written"
-        )
 
 
 class VariantPlan:
@@ -123,24 +116,18 @@ class VariantPlan:
     ) -> None:
         content = save({"rotation": rotation})
         (folder / ROTATION_FILE).write_bytes(content)
-        base = self._base.folder
-        place = next(one for one in self._settings.model_folders() if base.is_relative_to(one))
-        write_card(
-            folder,
+        pin = FilePin(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        card = self._base.variant(
             {
                 "name": self.name,
                 "description": f"{self._base.name} turned by a learned orthogonal matrix, so that "
                 "its vectors can be cut.",
-                "base": base.relative_to(place).as_posix(),
                 "created": datetime.datetime.now(datetime.UTC).date(),
-                "aliases": list(self._replaced.aliases) if self._replaced else [],
-                "matryoshka": {"dimensions": list(sizes), "rotation": ROTATION_FILE},
-                "files": {
-                    ROTATION_FILE: {
-                        "bytes": len(content),
-                        "sha256": hashlib.sha256(content).hexdigest(),
-                    }
-                },
-                "neighbours": [row.model_dump() for row in neighbours],
-            },
+                "aliases": self._replaced.aliases if self._replaced else (),
+                "matryoshka": Matryoshka(dimensions=tuple(sizes), rotation=ROTATION_FILE),
+                "files": {ROTATION_FILE: pin},
+                "neighbours": tuple(neighbours),
+                "folder": folder,
+            }
         )
+        write_card(card, folder, *self._settings.model_folders())

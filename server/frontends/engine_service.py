@@ -7,40 +7,39 @@ Knows nothing of HTTP; of a key it knows the id.
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import logging
 import socket
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
-import orjson
-
-from server.engine.served_models import ServedModels
+from server.access.counters import MemoryCounters
+from server.engine.admission import Ticket
+from server.engine.engine import Engine
+from server.engine.interface import LoadedModel
+from server.engine.offering import Offering, check_sound
 from server.errors import ApiError, StartupError
-from server.frontends.channel import BadFrame, Channel, Kind, Parts
-from server.frontends.messages import (
-    EmbedQuestion,
-    EngineState,
-    Welcome,
-    read_amount,
-    read_model,
-    served_by,
-    write_counter,
-    write_rotation,
-    write_vectors,
-)
+from server.frontends import messages
+from server.frontends.channel import Channel
+from server.frontends.framing import BadFrame
 from server.frontends.summed_metrics import Counted, Samples, samples_of
 from server.metrics import Metrics
 from server.settings import Settings
 
-if TYPE_CHECKING:
-    from server.access.counters import Counters
-
 log = logging.getLogger(__name__)
 
-# How often it is looked whether there is a new state to tell: soundness also changes with time.
-STATE_INTERVAL_S = 0.1
+# A model's soundness is also a matter of time (a pass takes too long), which nobody tells: so it is
+# looked at. A front end that has old news refuses nothing wrongly for longer than this, and lets
+# nothing in: the engine process decides. All other changes are told when they happen.
+SOUNDNESS_INTERVAL_S = 0.5
 # A front end that does not tell its metrics in time is shown as it was before.
 SAMPLES_TIMEOUT_S = 2.0
+
+
+class HeldTicket(NamedTuple):
+    """A request that a front end has not sent yet, and what gives its ticket back."""
+
+    ticket: Ticket
+    release: contextlib.ExitStack
 
 
 class FrontEndLink:
@@ -53,42 +52,52 @@ class FrontEndLink:
         self.ready.add_done_callback(_take_notice)
         self.lost = asyncio.Event()
         self.samples: Samples = []  # as it told them last
+        self.tickets: dict[int, HeldTicket] = {}  # by the numbers that it chose
         self._service = service
 
     async def ask_samples(self) -> Samples:
         """Its metrics now, or as they were if it does not answer."""
         try:
             async with asyncio.timeout(SAMPLES_TIMEOUT_S):
-                self.samples = orjson.loads(await self.channel.ask(Kind.SAMPLES))
+                self.samples = await self.channel.ask(messages.AskSamples())
         except (ApiError, TimeoutError):  # it is about to end, or busy
             log.warning("a front end does not tell its metrics")
         return self.samples
 
-    async def _answer(self, kind: Kind, content: bytes) -> Parts:
+    async def _answer(self, question: messages.Question[Any]) -> object:
         service = self._service
-        match kind:
-            case Kind.EMBED:
-                return await service.embed(content)
-            case Kind.LOAD:
-                return await service.load(content)
-            case Kind.COUNT:
-                return (write_counter(*await service.counters.count(*read_amount(content))),)
-            case Kind.LOOK:
-                return (write_counter(*await service.counters.look(read_amount(content)[0])),)
-            case Kind.SAMPLES_OF_OTHERS:
-                self.samples = orjson.loads(content)
-                return (orjson.dumps(await service.samples_of_others(self)),)
-        raise BadFrame(f"a question of kind {kind.name}")
+        match question:
+            case messages.Embed():
+                return await service.embed(question, self.tickets)
+            case messages.Admit():
+                await service.admit(question, self.tickets)
+                return None
+            case messages.Load():
+                return await service.load(question)
+            case messages.TakeIfFits():
+                return await service.counters.take_if_fits(
+                    question.name, question.amount, question.most
+                )
+            case messages.SamplesOfOthers():
+                self.samples = question.mine
+                return await service.samples_of_others(self)
+        raise BadFrame(f"{type(question).__name__} as a question of a front end")
 
-    def _told(self, kind: Kind, content: bytes) -> None:
-        if kind is Kind.READY and not self.ready.done():
-            self.ready.set_result(None)
-        elif kind is Kind.CANNOT_START and not self.ready.done():
-            self.ready.set_exception(StartupError(content.decode()))
-        else:
-            raise BadFrame(f"a frame of kind {kind.name} at the wrong time")
+    def _told(self, message: messages.Message) -> None:
+        match message:
+            case messages.GiveBack():
+                if (held := self.tickets.pop(message.ticket, None)) is not None:
+                    held.release.close()
+            case messages.Ready() if not self.ready.done():
+                self.ready.set_result(None)
+            case messages.CannotStart() if not self.ready.done():
+                self.ready.set_exception(StartupError(message.why))
+            case _:
+                raise BadFrame(f"{type(message).__name__} at the wrong time")
 
     def _lost(self) -> None:
+        while self.tickets:
+            self.tickets.popitem()[1].release.close()
         if not self.ready.done():
             self.ready.set_exception(StartupError("a front end ended before it was ready"))
         self._service.forget(self)
@@ -98,32 +107,25 @@ class FrontEndLink:
 class EngineService:
     """What all front ends share."""
 
-    def __init__(self, models: ServedModels, metrics: Metrics, settings: Settings) -> None:
-        self._models = models
+    def __init__(self, offering: Offering, metrics: Metrics, settings: Settings) -> None:
+        self._offering = offering
         self._metrics = metrics
-        self._names = [card.name for card in models.registry.cards]
-        self._welcome = Welcome(settings, served_by(models.registry)).write()
+        self._welcome = messages.Welcome(settings, messages.served_by(offering.registry))
         self._links: list[FrontEndLink] = []
-        self._draining = False
         self._state = self._read_state()
         self._counted_by_gone = Counted()
-
-    @functools.cached_property
-    def counters(self) -> Counters:
-        """Where requests and tokens a minute are counted; without a key that has limits, nowhere."""
-        from server.access.counters import StorageCounters
-
-        return StorageCounters()
+        self.counters = MemoryCounters()  # of requests and tokens a minute
+        offering.tell_changes_to(self._tell_state)
 
     async def connect(self, stream: socket.socket) -> FrontEndLink:
         """Welcome the front end at the other end of this socket."""
         link = FrontEndLink(self, stream)
         await link.channel.open()
         self._links.append(link)
-        link.channel.tell(Kind.WELCOME, self._welcome)
-        link.channel.tell(Kind.STATE, self._state)
-        if self._draining:  # it was not there when the others were told
-            link.channel.tell(Kind.DRAIN)
+        link.channel.tell(self._welcome)
+        link.channel.tell(self._state)
+        if self._offering.draining.is_set():  # it was not there when the others were told
+            link.channel.tell(messages.Drain())
         return link
 
     def forget(self, link: FrontEndLink) -> None:
@@ -134,31 +136,53 @@ class EngineService:
 
     def drain(self) -> None:
         """Have all front ends finish what they have, and end; the second call cuts that short."""
-        self._draining = True
-        self._tell_state()
+        self._offering.drain()
         for link in self._links:
-            link.channel.tell(Kind.DRAIN)
+            link.channel.tell(messages.Drain())
 
-    async def keep_telling(self) -> None:
-        """Tell every front end the state whenever it changes."""
+    async def watch_soundness(self) -> None:
+        """Tell every front end when a model fails or works again."""
         while True:
             self._tell_state()
-            await asyncio.sleep(STATE_INTERVAL_S)
+            await asyncio.sleep(SOUNDNESS_INTERVAL_S)
 
-    async def embed(self, content: bytes) -> Parts:
+    async def admit(self, asked: messages.Admit, tickets: dict[int, HeldTicket]) -> None:
+        """Hold a ticket for a request; see `Engine.admit`."""
+        if asked.ticket in tickets:
+            raise BadFrame(f"ticket {asked.ticket} once more")
+        with contextlib.ExitStack() as release:
+            loaded = await self._take(asked.model, release)
+            ticket = _engine_of(loaded).admit_tokens(asked.tokens, asked.key)
+            release.enter_context(ticket)
+            # Nothing is waited for from here on: who cancels finds the ticket or there is none.
+            tickets[asked.ticket] = HeldTicket(ticket, release.pop_all())
+
+    async def embed(
+        self, asked: messages.Embed, tickets: dict[int, HeldTicket]
+    ) -> messages.Embedded:
         """Vectors for a request's tokens; see `Engine.embed`."""
-        asked = EmbedQuestion.read(content)
-        with self._models.work(self._name(asked.model)) as model:
-            engine, _ = model.loaded or await model.load()
-            with engine.admit_tokens(sum(map(len, asked.token_ids)), asked.key) as ticket:
-                return write_vectors(*await engine.embed(asked.token_ids, ticket))
+        sequences = asked.sequences()
+        with contextlib.ExitStack() as release:
+            engine = _engine_of(await self._take(asked.model, release))
+            if asked.ticket is None:
+                tokens = sum(map(len, sequences))
+                ticket = release.enter_context(engine.admit_tokens(tokens, asked.key))
+            elif asked.ticket in tickets:
+                ticket = tickets[asked.ticket].ticket
+            else:
+                raise BadFrame(f"ticket {asked.ticket}, which is not held")
+            try:
+                vectors, wait_s, compute_s = await engine.embed(sequences, ticket)
+                return messages.Embedded(messages.Matrix.of(vectors), wait_s, compute_s)
+            except ApiError:
+                self._tell_state()  # if the model has failed, at once
+                raise
 
-    async def load(self, content: bytes) -> Parts:
-        """The rotation of a model that is in memory then; see `ServedModel.load`."""
-        with self._models.work(self._name(read_model(content))) as model:
-            _, rotation = model.loaded or await model.load()
-            self._tell_state()
-            return write_rotation(rotation)
+    async def load(self, asked: messages.Load) -> messages.Matrix | None:
+        """The rotation of a model that is in memory then; see `OfferedModel.load`."""
+        with contextlib.ExitStack() as release:
+            rotation = (await self._take(asked.model, release)).rotation
+            return None if rotation is None else messages.Matrix.of(rotation)
 
     async def samples_of_others(self, asking: FrontEndLink) -> list[Samples]:
         """The metrics of all processes but the one that asks, and of those that are gone."""
@@ -166,22 +190,38 @@ class EngineService:
         told = await asyncio.gather(*others)
         return [samples_of(self._metrics), self._counted_by_gone.samples(), *told]
 
-    def _name(self, number: int) -> str:
-        if number >= len(self._names):
+    async def _take(self, number: int, release: contextlib.ExitStack) -> LoadedModel:
+        """A front end's request for this model, in flight until `release` is closed.
+
+        A drain lets it in: the front end has taken it before.
+        """
+        models = self._offering.models
+        if not 0 <= number < len(models):
             raise BadFrame(f"a question about model number {number}")
-        return self._names[number]
+        model = models[number]
+        check_sound(model)
+        release.enter_context(self._offering.request_taken(model))
+        return model.loaded or await model.load()
 
     def _tell_state(self) -> None:
         state = self._read_state()
         if state != self._state:
             self._state = state
             for link in self._links:
-                link.channel.tell(Kind.STATE, state)
+                link.channel.tell(state)
 
-    def _read_state(self) -> bytes:
-        busy = self._draining and self._models.in_flight > 0
-        state = EngineState.of(self._models.phase, self._models.states(), drains_others=busy)
-        return state.write()
+    def _read_state(self) -> messages.EngineState:
+        offering = self._offering
+        return messages.EngineState(
+            is_ready=offering.is_ready,
+            models=[model.state for model in offering.models],
+            drains_elsewhere=offering.draining.is_set() and offering.in_flight > 0,
+        )
+
+
+def _engine_of(loaded: LoadedModel) -> Engine:
+    assert isinstance(loaded.engine, Engine)  # no front end has front ends
+    return loaded.engine
 
 
 def _take_notice(ready: asyncio.Future[None]) -> None:

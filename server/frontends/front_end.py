@@ -11,18 +11,20 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-
-import orjson
+from typing import Any
 
 from server import logs
 from server.access.access import Access
 from server.catalog.registry import Registry, read_registry
+from server.engine.offering import Offering
 from server.errors import CardError, StartupError
-from server.frontends.channel import BadFrame, Channel, Kind, Parts, frame, receive_frame
-from server.frontends.messages import Welcome, served_by
+from server.frontends import messages
+from server.frontends.channel import Channel
+from server.frontends.framing import BadFrame, Kind, head_of, receive_frame
 from server.frontends.remote_counters import RemoteCounters
 from server.frontends.remote_models import RemoteModels
-from server.frontends.summed_metrics import samples_of, summed_page
+from server.frontends.summed_metrics import Samples, samples_of, summed_page
+from server.frontends.wire import read_message, write
 from server.http.app import create_app
 from server.http.serving import http_server
 from server.metrics import Metrics
@@ -44,14 +46,15 @@ def run(stream: socket.socket, listener: socket.socket) -> None:
     first = receive_frame(stream)
     if first is None:  # the engine process is gone already
         return
-    if first.kind is not Kind.WELCOME:
-        raise BadFrame(f"a frame of kind {first.kind.name} in place of a welcome")
-    welcome = Welcome.read(first.content)
+    welcome = read_message(first.content)
+    if not isinstance(welcome, messages.Welcome):
+        raise BadFrame(f"{type(welcome).__name__} in place of a welcome")
     logs.configure(welcome.settings.log_level, welcome.settings.log_format)
     try:
         front_end = FrontEnd(welcome, stream, on_orphaned=_end_soon)
     except StartupError as error:
-        stream.sendall(b"".join(frame(Kind.CANNOT_START, 0, (error.message.encode(),))))
+        content = write(messages.CannotStart(error.message))
+        stream.sendall(head_of(Kind.TELL, 0, content) + content)
         return
     front_end.run(listener)
 
@@ -75,7 +78,7 @@ class FrontEnd:
 
     def __init__(
         self,
-        welcome: Welcome,
+        welcome: messages.Welcome,
         stream: socket.socket,
         *,
         on_orphaned: Callable[[], None] = lambda: None,
@@ -84,34 +87,35 @@ class FrontEnd:
         self._channel = Channel(stream, self._answer, self._told, self._lost)
         self._on_orphaned = on_orphaned
         self._models = RemoteModels(registry_of(welcome), settings, self._channel)
+        self._offering = Offering(self._models)
         self.app = create_app(
             settings,
-            self._models,
+            self._offering,
             Access(settings, RemoteCounters(self._channel)),
-            on_ready=lambda: self._channel.tell(Kind.READY),
+            on_ready=lambda: self._channel.tell(messages.Ready()),
             on_failure=self._cannot_start,
             metrics_page=self._metrics_page,
         )
-        self._server = http_server(self.app, self._models, settings)
+        self._server = http_server(self.app, self._offering, settings)
 
     def run(self, listener: socket.socket) -> None:
         """Serve until told to end."""
         self._server.run(sockets=[listener])
-        self._models.join()
+        self._offering.join()
 
-    async def _answer(self, kind: Kind, _content: bytes) -> Parts:
-        if kind is not Kind.SAMPLES:
-            raise BadFrame(f"a question of kind {kind.name}")
-        return (orjson.dumps(samples_of(self._metrics)),)
+    async def _answer(self, question: messages.Question[Any]) -> Samples:
+        if not isinstance(question, messages.AskSamples):
+            raise BadFrame(f"{type(question).__name__} as a question to a front end")
+        return samples_of(self._metrics)
 
-    def _told(self, kind: Kind, content: bytes) -> None:
-        match kind:
-            case Kind.STATE:
-                self._models.take_over(content)
-            case Kind.DRAIN:
+    def _told(self, message: messages.Message) -> None:
+        match message:
+            case messages.EngineState():
+                self._models.update(message)
+            case messages.Drain():
                 self._server.drain()
             case _:
-                raise BadFrame(f"a frame of kind {kind.name} at the wrong time")
+                raise BadFrame(f"{type(message).__name__} at the wrong time")
 
     def _lost(self) -> None:
         if self._server.should_exit:
@@ -122,13 +126,12 @@ class FrontEnd:
         self._on_orphaned()
 
     def _cannot_start(self, error: StartupError) -> None:
-        self._channel.tell(Kind.CANNOT_START, error.message.encode())
+        self._channel.tell(messages.CannotStart(error.message))
         self._server.should_exit = True
 
     async def _metrics_page(self, metrics: Metrics) -> bytes:
-        mine = orjson.dumps(samples_of(metrics))
-        others = await self._channel.ask(Kind.SAMPLES_OF_OTHERS, mine)
-        return summed_page(metrics, orjson.loads(others))
+        others = await self._channel.ask(messages.SamplesOfOthers(samples_of(metrics)))
+        return summed_page(metrics, others)
 
     @property
     def _metrics(self) -> Metrics:
@@ -137,7 +140,7 @@ class FrontEnd:
         return metrics
 
 
-def registry_of(welcome: Welcome) -> Registry:
+def registry_of(welcome: messages.Welcome) -> Registry:
     """The models that the engine process serves, read from disk again.
 
     Raises:
@@ -148,6 +151,6 @@ def registry_of(welcome: Welcome) -> Registry:
     dtypes = {name: dtype for name, dtype, _ in welcome.served}
     # What the devices compute in is the engine process's to decide.
     registry = Registry(c.computed_in(dtypes.get(c.name, c.dtype)) for c in found.cards)
-    if served_by(registry) != welcome.served:
+    if messages.served_by(registry) != welcome.served:
         raise CardError("a model's card was changed on disk since the server started")
     return registry

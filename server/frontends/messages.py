@@ -1,53 +1,214 @@
-"""What frames hold, as bytes and back. Pure; both processes run the same version of this file.
+"""What the processes say to each other: typed structs, as msgpack. Both run this very file.
 
-Numbers are little-endian; token ids are int32, vectors float32, as they lie in memory.
+A Question names the type of its answer. Arrays cross as they lie in memory, little-endian: token
+ids are int32, vectors float32. Pure; nothing that is read here can run code.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
 
+import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
-from pydantic import SecretStr
 
+from server.access.counters import Taken
 from server.catalog.card import Dtype
 from server.catalog.registry import Registry
-from server.engine.interface import ModelState, Phase
-from server.frontends.channel import BadFrame, Parts
+from server.engine.interface import ModelState
+from server.errors import ApiError
+from server.frontends.framing import BadFrame
+from server.frontends.summed_metrics import Samples
 from server.inference.backend import TokenIds
 from server.settings import Settings
 
-_EMBED = struct.Struct("<HHI")  # model, bytes of the key's id, sequences
-_MODEL = struct.Struct("<H")
-_SECONDS = struct.Struct("<dd")  # wait, compute
-_COUNTER = struct.Struct("<qd")  # count, seconds until it ends
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    """What a front end must know to begin."""
+class Message(msgspec.Struct, array_like=True, tag=True):
+    """Something that one process says to the other."""
 
-    settings: Settings
-    # Name, dtype and fingerprint of each model, in the order in which frames number them.
-    served: list[tuple[str, Dtype, str]]
 
-    def write(self) -> bytes:
-        """Holds the settings' secrets."""
-        settings = {name: _plain(value) for name, value in self.settings}
-        return orjson.dumps([settings, self.served])
+Answer = TypeVar("Answer")
+
+
+class Question(Message, Generic[Answer]):
+    """A message that wants an answer, of the type in the brackets."""
+
+
+# Answers
+
+
+class Matrix(msgspec.Struct, array_like=True):
+    """Rows of float32."""
+
+    rows: int
+    numbers: memoryview
 
     @classmethod
-    def read(cls, content: bytes) -> Welcome:
-        """As it was written."""
-        settings, served = orjson.loads(content)
-        return cls(Settings(**settings), [(name, dtype, mark) for name, dtype, mark in served])
+    def of(cls, array: NDArray[np.float32]) -> Matrix:
+        """A matrix (rows, columns)."""
+        return cls(len(array), _bytes_of(array, _FLOAT32))
+
+    def array(self) -> NDArray[np.float32]:
+        """The matrix (rows, columns); read-only."""
+        return np.frombuffer(self.numbers, _FLOAT32).reshape(self.rows, -1)
+
+
+class Embedded(msgspec.Struct, array_like=True):
+    """The vectors of one request (sequences, embedding_dim), and the time they took."""
+
+    vectors: Matrix
+    wait_s: float
+    compute_s: float
+
+
+class Failure(msgspec.Struct, array_like=True):
+    """An ApiError, in place of an answer: class, message and whatever else it holds."""
+
+    kind: str
+    fields: dict[str, Any]
+
+    @classmethod
+    def of(cls, error: ApiError) -> Failure:
+        """The error for the other process."""
+        return cls(type(error).__name__, vars(error))
+
+    def error(self) -> ApiError:
+        """The error as the other process raised it: same class, message and headers.
+
+        Raises:
+            BadFrame: there is no such error.
+        """
+        kind = _error_kinds().get(self.kind)
+        if kind is None or "message" not in self.fields:
+            raise BadFrame(f"a failure of kind {self.kind}")
+        # Not by its constructor, which takes what the message was made of.
+        error = kind.__new__(kind, self.fields["message"])
+        vars(error).update(self.fields)
+        return error
+
+
+# Questions of a front end
+
+
+class Admit(Question[None]):
+    """Let a request in before it is tokenised, by an estimate of its tokens.
+
+    Its ticket, whose number the front end chooses, is held until `GiveBack`.
+    """
+
+    model: int  # its place in Welcome.served
+    key: str  # whose share of the machine it uses
+    tokens: int
+    ticket: int
+
+
+class Embed(Question[Embedded]):
+    """Compute the vectors of one request."""
+
+    model: int
+    key: str
+    ticket: int | None  # of `Admit`; None: let it in by its tokens
+    lengths: memoryview  # int32, one a sequence
+    token_ids: memoryview  # int32, one sequence after the other
+
+    @classmethod
+    def of(cls, model: int, key: str, ticket: int | None, sequences: Sequence[TokenIds]) -> Embed:
+        """The tokens of one request, one array a sequence."""
+        lengths = np.fromiter(map(len, sequences), _INT32, len(sequences))
+        ids = sequences[0] if len(sequences) == 1 else np.concatenate(sequences)
+        return cls(model, key, ticket, lengths.data.cast("B"), _bytes_of(ids, _INT32))
+
+    def sequences(self) -> list[TokenIds]:
+        """The token ids as they were given; read-only.
+
+        Raises:
+            BadFrame: the lengths do not add up.
+        """
+        try:
+            ids = np.frombuffer(self.token_ids, _INT32)
+            lengths: list[int] = np.frombuffer(self.lengths, _INT32).tolist()
+        except ValueError as error:
+            raise BadFrame(f"token ids that cannot be read: {error}") from None
+        if not lengths or min(lengths) < 1 or sum(lengths) != len(ids):
+            raise BadFrame("token ids whose lengths do not add up")
+        sequences, start = [], 0
+        for length in lengths:
+            sequences.append(ids[start : start + length])
+            start += length
+        return sequences
+
+
+class Load(Question[Matrix | None]):
+    """Have a model in memory; the answer is its rotation, if it has one."""
+
+    model: int
+
+
+class TakeIfFits(Question[Taken]):
+    """Ask a counter of requests or tokens; see `Counters`."""
+
+    name: str
+    amount: int
+    most: int
+
+
+class SamplesOfOthers(Question[list[Samples]]):
+    """The metrics of all other processes, for those of this one."""
+
+    mine: Samples
+
+
+# Question of the engine process
+
+
+class AskSamples(Question[Samples]):
+    """The metrics of this front end."""
+
+
+# Told by a front end
+
+
+class GiveBack(Message):
+    """A request that asked to be let in has ended; its ticket, if it got one, is free."""
+
+    ticket: int
+
+
+class Ready(Message):
+    """The front end listens."""
+
+
+class CannotStart(Message):
+    """The front end never will."""
+
+    why: str
+
+
+# Told by the engine process
+
+
+class Welcome(Message):
+    """What a front end must know to begin; holds the settings' secrets."""
+
+    settings: Settings
+    served: list[tuple[str, Dtype, str]]  # name, dtype and fingerprint of each model
+
+
+class EngineState(Message):
+    """What changes about the engine process."""
+
+    is_ready: bool = False
+    models: list[ModelState] = []  # in the order of Welcome.served
+    drains_elsewhere: bool = False  # some front end still has work in flight, while all drain
+
+
+class Drain(Message):
+    """Finish what is in flight and end; the second time, at once."""
 
 
 def served_by(registry: Registry) -> list[tuple[str, Dtype, str]]:
@@ -55,163 +216,19 @@ def served_by(registry: Registry) -> list[tuple[str, Dtype, str]]:
     return [(card.name, card.dtype, card.fingerprint) for card in registry.cards]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
+ANY_MESSAGE = (
+    Admit | Embed | Load | TakeIfFits | SamplesOfOthers | AskSamples | GiveBack | Ready
+    | CannotStart | Welcome | EngineState | Drain
+)  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteState:
-    """What a front end knows of a model in the engine process."""
-
-    loaded: bool = False
-    sound: bool = True
-    resident_bytes: int | None = None
+def _bytes_of(array: NDArray[Any], dtype: np.dtype[Any]) -> memoryview:
+    return np.ascontiguousarray(array, dtype=dtype).data.cast("B")
 
 
-@dataclass(frozen=True, slots=True)
-class EngineState:
-    """What a front end knows of the engine process."""
-
-    phase: Phase = Phase.LOADING
-    models: Sequence[RemoteState] = ()  # in the order in which frames number them
-    drains_others: bool = False  # some front end still has work in flight, while all drain
-
-    @classmethod
-    def of(
-        cls, phase: Phase, states: Iterable[ModelState], *, drains_others: bool = False
-    ) -> EngineState:
-        """What is to be known of these models."""
-        models = [RemoteState(one.loaded, one.sound, one.resident_bytes) for one in states]
-        return cls(phase, models, drains_others)
-
-    def write(self) -> bytes:
-        models = [[model.loaded, model.sound, model.resident_bytes] for model in self.models]
-        return orjson.dumps([self.phase.value, models, self.drains_others])
-
-    @classmethod
-    def read(cls, content: bytes) -> EngineState:
-        """As it was written."""
-        phase, models, drains_others = orjson.loads(content)
-        return cls(Phase(phase), [RemoteState(*model) for model in models], drains_others)
-
-
-class EmbedQuestion(NamedTuple):
-    """The tokens of one request."""
-
-    model: int
-    key: str  # whose share of the machine it uses
-    token_ids: Sequence[TokenIds]
-
-    def write(self) -> Parts:
-        key = self.key.encode()
-        lengths = np.fromiter(map(len, self.token_ids), _INT32, len(self.token_ids))
-        ids = self.token_ids[0] if len(self.token_ids) == 1 else np.concatenate(self.token_ids)
-        head = _EMBED.pack(self.model, len(key), len(lengths))
-        return (head, key, lengths.tobytes(), ids.astype(_INT32, copy=False).tobytes())
-
-    @classmethod
-    def read(cls, content: bytes) -> EmbedQuestion:
-        """As it was written.
-
-        Raises:
-            BadFrame: the lengths do not add up.
-        """
-        try:
-            model, key_bytes, count = _EMBED.unpack_from(content)
-            start = _EMBED.size + key_bytes
-            key = content[_EMBED.size : start].decode()
-            numbers = np.frombuffer(content, _INT32, offset=start)
-            lengths: list[int] = numbers[:count].tolist()
-        except (struct.error, ValueError) as error:
-            raise BadFrame(f"a question that cannot be read: {error}") from None
-        if (
-            not count
-            or len(lengths) < count
-            or min(lengths) < 1
-            or sum(lengths) != len(numbers) - count
-        ):
-            raise BadFrame("a question whose lengths do not add up")
-        token_ids = []
-        start = count
-        for length in lengths:
-            token_ids.append(numbers[start : start + length])
-            start += length
-        return cls(model, key, token_ids)
-
-
-def write_vectors(vectors: NDArray[np.float32], wait_s: float, compute_s: float) -> Parts:
-    """Vectors (sequences, embedding_dim) and the time they took."""
-    plain = np.ascontiguousarray(vectors, dtype=_FLOAT32)
-    return (_SECONDS.pack(wait_s, compute_s), plain.data.cast("B"))
-
-
-def read_vectors(content: bytes, sequences: int) -> tuple[NDArray[np.float32], float, float]:
-    """As they were written; the array is read-only."""
-    wait_s, compute_s = _SECONDS.unpack_from(content)
-    numbers = np.frombuffer(content, _FLOAT32, offset=_SECONDS.size)
-    return numbers.reshape(sequences, -1), wait_s, compute_s
-
-
-def write_model(model: int) -> bytes:
-    """A model by its number."""
-    return _MODEL.pack(model)
-
-
-def read_model(content: bytes) -> int:
-    """As it was written.
-
-    Raises:
-        BadFrame: it is none.
-    """
-    try:
-        (model,) = _MODEL.unpack(content)
-    except struct.error as error:
-        raise BadFrame(f"a model that cannot be read: {error}") from None
-    return int(model)
-
-
-def write_rotation(rotation: NDArray[np.float32] | None) -> Parts:
-    """A rotation (embedding_dim, embedding_dim), if there is one."""
-    if rotation is None:
-        return ()
-    return (np.ascontiguousarray(rotation, dtype=_FLOAT32).data.cast("B"),)
-
-
-def read_rotation(content: bytes, embedding_dim: int) -> NDArray[np.float32] | None:
-    """As it was written; the array is read-only."""
-    if not content:
-        return None
-    return np.frombuffer(content, _FLOAT32).reshape(embedding_dim, embedding_dim)
-
-
-def write_counter(counted: int, ends_in_s: float) -> bytes:
-    """What a counter holds, and in how many seconds it ends."""
-    return _COUNTER.pack(counted, ends_in_s)
-
-
-def read_counter(content: bytes) -> tuple[int, float]:
-    """As it was written."""
-    counted, ends_in_s = _COUNTER.unpack(content)
-    return counted, ends_in_s
-
-
-def write_amount(name: str, amount: int) -> bytes:
-    """A counter's name, and what is added to it."""
-    return orjson.dumps([name, amount])
-
-
-def read_amount(content: bytes) -> tuple[str, int]:
-    """As it was written.
-
-    Raises:
-        BadFrame: it is none.
-    """
-    try:
-        name, amount = orjson.loads(content)
-    except ValueError as error:
-        raise BadFrame(f"a count that cannot be read: {error}") from None
-    return str(name), int(amount)
+@functools.cache
+def _error_kinds() -> dict[str, type[ApiError]]:
+    found: list[type[ApiError]] = [ApiError]
+    for kind in found:  # grows while it is walked
+        found += kind.__subclasses__()
+    return {kind.__name__: kind for kind in found}

@@ -5,29 +5,25 @@ Lives in the event loop's thread.
 
 from __future__ import annotations
 
+from server.access.counters import Taken
 from server.errors import Draining, StorageUnavailable
-from server.frontends.channel import Channel, Kind
-from server.frontends.messages import read_counter, write_amount
+from server.frontends.channel import Channel
+from server.frontends.messages import TakeIfFits
 
 
 class RemoteCounters:
-    """See Counters."""
-
-    are_shared = True
+    """See Counters; an answer takes one question."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def count(self, name: str, amount: int) -> tuple[int, float]:
-        """Add to a counter; what it holds then, and in how many seconds it ends."""
-        return await self._ask(Kind.COUNT, name, amount)
+    async def take_if_fits(self, name: str, amount: int, most: int) -> Taken:
+        """See Counters.
 
-    async def look(self, name: str) -> tuple[int, float]:
-        """What a counter holds, and in how many seconds it ends."""
-        return await self._ask(Kind.LOOK, name, 0)
-
-    async def _ask(self, kind: Kind, name: str, amount: int) -> tuple[int, float]:
+        Raises:
+            StorageUnavailable: the engine process is gone, and this one ends.
+        """
         try:
-            return read_counter(await self._channel.ask(kind, write_amount(name, amount)))
-        except Draining:  # the engine process is gone, and this one ends
+            return await self._channel.ask(TakeIfFits(name, amount, most))
+        except Draining:
             raise StorageUnavailable("rate limits") from None

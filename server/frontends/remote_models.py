@@ -1,32 +1,29 @@
 """The models as a front end has them: tokenizers and rotations here, the rest in the engine process.
 
-Offers what `ServedModels` offers. Lives in the event loop's thread; knows nothing of HTTP or keys.
+Lives in the event loop's thread; knows nothing of HTTP or keys.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.card import TOKENIZER_FILE, Card
 from server.catalog.registry import Registry
-from server.engine.interface import Loaded, ModelState, Phase
+from server.engine.interface import LoadedModel, ModelState
+from server.engine.offering import OfferedModel
 from server.engine.on_demand import OnDemand
 from server.engine.request_tokenizer import RequestTokenizer
-from server.errors import ModelFailing
-from server.frontends.channel import Channel, Kind
-from server.frontends.messages import (
-    EmbedQuestion,
-    EngineState,
-    RemoteState,
-    read_rotation,
-    read_vectors,
-    write_model,
-)
+from server.frontends.channel import Channel
+from server.frontends.framing import BadFrame
+from server.frontends.messages import Admit, Embed, EngineState, GiveBack, Load
 from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs
 from server.inference.tokenizer import Tokenizer
@@ -34,17 +31,52 @@ from server.metrics import Metrics
 from server.settings import Settings
 
 
-class RemoteEngine:
-    """Tokenises here and has the engine process compute."""
+class RemoteTicket(NamedTuple):
+    """A request that may be embedded; see `Engine.admit`."""
 
-    def __init__(self, number: int, channel: Channel, tokenizer: RequestTokenizer) -> None:
-        self._number = number
+    key: str
+    number: int | None  # of the ticket that the engine process holds for it, if it does
+
+
+class RemoteEngine:
+    """Tokenises here and has the engine process compute.
+
+    Args:
+        model: its place in `Welcome.served`.
+        numbers: of tickets, each used once on this channel.
+    """
+
+    def __init__(
+        self,
+        model: int,
+        channel: Channel,
+        tokenizer: RequestTokenizer,
+        numbers: Iterator[int],
+    ) -> None:
+        self._model = model
         self._channel = channel
         self._tokenizer = tokenizer
+        self._numbers = numbers
 
-    def admit(self, inputs: Inputs, key: str) -> contextlib.nullcontext[str]:
-        """Whether there is room is told by `embed`: only the engine process knows."""
-        return contextlib.nullcontext(key)
+    @contextlib.asynccontextmanager
+    async def admit(self, inputs: Inputs, key: str) -> AsyncIterator[RemoteTicket]:
+        """Let a request in: here if tokenising costs little, `embed` asks then for its tokens.
+
+        Any other is refused before it is tokenised, or a flood of them would take the machine.
+
+        Raises:
+            ApiError: those of `Engine.admit`, and of loading.
+        """
+        if self._tokenizer.costs_little(inputs):
+            yield RemoteTicket(key, None)
+            return
+        number = next(self._numbers)
+        tokens = self._tokenizer.estimate(inputs)
+        try:
+            await self._channel.ask(Admit(self._model, key, tokens, number))
+            yield RemoteTicket(key, number)
+        finally:  # also when cancelled while asking: the ticket may be on its way
+            self._channel.tell(GiveBack(number))
 
     async def tokenize(
         self, inputs: Inputs, *, prompt: str, truncate: bool, own_token_ids: bool
@@ -55,95 +87,49 @@ class RemoteEngine:
         )
 
     async def embed(
-        self, token_ids: Sequence[TokenIds], ticket: str
+        self, token_ids: Sequence[TokenIds], ticket: RemoteTicket
     ) -> tuple[NDArray[np.float32], float, float]:
-        """As `Engine.embed`, and raises Overloaded as `Engine.admit`."""
-        question = EmbedQuestion(self._number, ticket, token_ids)
-        answer = await self._channel.ask(Kind.EMBED, *question.write())
-        return read_vectors(answer, len(token_ids))
-
-
-class RemoteModel:
-    """A card, and what a front end needs for it while the engine process has it in memory."""
-
-    def __init__(
-        self,
-        number: int,
-        card: Card,
-        channel: Channel,
-        tokenizer: OnDemand[RequestTokenizer],
-        settings: Settings,
-    ) -> None:
-        self.card = card
-        self.own_token_ids = card.name in settings.model_token_ids
-        self.state = RemoteState()
-        self.on_demand: OnDemand[Loaded] = OnDemand(card.name, self._load)
-        self._number = number
-        self._channel = channel
-        self._tokenizer = tokenizer
-
-    @property
-    def loaded(self) -> Loaded | None:
-        """What computes, if it is in memory."""
-        return self.on_demand.value
-
-    async def load(self) -> Loaded:
-        """Have the engine process load it; see `ServedModel.load`."""
-        return await self.on_demand.get()
-
-    def take_over(self, state: RemoteState) -> None:
-        """The engine process has told its state."""
-        if self.state.loaded and not state.loaded:
-            self.on_demand.forget()
-        self.state = state
-
-    async def _load(self) -> Loaded:
-        answer = await self._channel.ask(Kind.LOAD, write_model(self._number))
-        rotation = read_rotation(answer, self.card.embedding_dim)
-        tokenizer = await self._tokenizer.get()
-        return RemoteEngine(self._number, self._channel, tokenizer), rotation
+        """As `Engine.embed`; may raise Overloaded if it was not asked before."""
+        question = Embed.of(self._model, ticket.key, ticket.number, token_ids)
+        answer = await self._channel.ask(question)
+        return answer.vectors.array(), answer.wait_s, answer.compute_s
 
 
 class RemoteModels:
-    """All models that are served, as seen from a front end."""
+    """The Source of a front end."""
 
     def __init__(self, registry: Registry, settings: Settings, channel: Channel) -> None:
         self.registry = registry
-        self._in_flight = 0
         self._settings = settings
         self._channel = channel
-        self._draining = False
         self._engine = EngineState()
         self._engine_ready = asyncio.Event()
-        self._encoders: dict[str, Card] = {}  # by what they compute
+        self._ticket_numbers = itertools.count()
+        encoders: dict[str, Card] = {}  # by what they compute
         self._tokenizers: dict[str, OnDemand[RequestTokenizer]] = {}
         for card in registry.cards:
-            encoder = self._encoders.setdefault(card.encoder_key, card.encoder_card)
+            encoder = encoders.setdefault(card.encoder_key, card.encoder_card)
             self._tokenizers.setdefault(card.encoder_key, self._tokenizer_of(encoder))
-        self._models = {
-            card.name: RemoteModel(
-                number, card, channel, self._tokenizers[card.encoder_key], settings
+        self.models = [
+            OfferedModel(
+                card,
+                encoders[card.encoder_key],
+                functools.partial(self._open_model, number, card),
+                functools.partial(self._state, number),
+                own_token_ids=card.name in settings.model_token_ids,
             )
             for number, card in enumerate(registry.cards)
-        }
+        ]
 
     @property
-    def encoder_cards(self) -> list[Card]:
-        """The card of each encoder."""
-        return list(self._encoders.values())
+    def is_ready(self) -> bool:
+        """Whether the engine process is."""
+        return self._engine.is_ready
 
     @property
-    def phase(self) -> Phase:
-        """The engine process's, unless this front end drains."""
-        return Phase.DRAINING if self._draining else self._engine.phase
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that a drain waits for, one more while other front ends have some.
-
-        All end together: until the last one has answered, each tells who comes that it drains.
-        """
-        return self._in_flight + self._engine.drains_others
+    def drains_elsewhere(self) -> bool:
+        """Whether other front ends still have requests in flight while all drain."""
+        return self._engine.drains_elsewhere
 
     async def load(self, metrics: Metrics) -> None:
         """Open the channel, and turn ready once the engine process is.
@@ -157,70 +143,49 @@ class RemoteModels:
                 await tokenizer.load()
         await self._engine_ready.wait()
         if not self._settings.lazy:
-            for model in self._models.values():
-                await model.load()
+            for model in self.models:
+                await model.on_demand.load()
 
-    def take_over(self, state: bytes) -> None:
-        """The engine process has told its state."""
-        self._engine = EngineState.read(state)
-        for model, told in zip(self._models.values(), self._engine.models, strict=True):
-            model.take_over(told)
-        if self._engine.phase is Phase.READY:
+    def update(self, engine: EngineState) -> None:
+        """The engine process has told its state.
+
+        Raises:
+            BadFrame: it is not that of these models.
+        """
+        if len(engine.models) != len(self.models):
+            raise BadFrame(f"the state of {len(engine.models)} models")
+        before, self._engine = self._engine, engine
+        for model, was, told in zip(self.models, before.models, engine.models, strict=False):
+            if was.loaded and not told.loaded:
+                model.on_demand.forget()
+        if engine.is_ready:
             self._engine_ready.set()
-
-    @contextlib.contextmanager
-    def work(self, name: str) -> Iterator[RemoteModel]:
-        """See `ServedModels.work`."""
-        card = self.registry.resolve(name)
-        self.phase.check_ready()
-        model = self._models[card.name]
-        if not model.state.sound:
-            raise ModelFailing
-        self._in_flight += 1
-        try:
-            yield model
-        finally:
-            self._in_flight -= 1
-
-    def states(self) -> list[ModelState]:
-        """See `ServedModels.states`."""
-        return [
-            ModelState(
-                model.card,
-                encoder_card=self._encoders[model.card.encoder_key],
-                loaded=model.state.loaded,
-                resident_bytes=model.state.resident_bytes,
-                sound=model.state.sound,
-            )
-            for model in self._models.values()
-        ]
-
-    def check_ready(self) -> None:
-        """See `ServedModels.check_ready`."""
-        self.phase.check_ready()
-        if not all(model.state.sound for model in self._models.values()):
-            raise ModelFailing
-
-    def drain(self) -> None:
-        """Take no new work from now on."""
-        self._draining = True
 
     def close(self) -> None:
         """Answer what is still in flight with Draining."""
-        self.drain()
-        for model in self._models.values():
+        for model in self.models:
             model.on_demand.close()
         for tokenizer in self._tokenizers.values():
             tokenizer.close()
             if tokenizer.value is not None:
                 tokenizer.value.close()
-        self._channel.give_up()
+        self._channel.withdraw_questions()
 
     def join(self) -> None:
         """Wait for the threads, after `close`."""
         for tokenizer in self._tokenizers.values():
             if tokenizer.value is not None:
                 tokenizer.value.join()
+
+    def _state(self, number: int, _: OfferedModel) -> ModelState:
+        told = self._engine.models
+        return told[number] if told else ModelState()
+
+    async def _open_model(self, number: int, card: Card) -> LoadedModel:
+        rotation = await self._channel.ask(Load(number))
+        tokenizer = await self._tokenizers[card.encoder_key].get()
+        engine = RemoteEngine(number, self._channel, tokenizer, self._ticket_numbers)
+        return LoadedModel(engine, None if rotation is None else rotation.array())
 
     def _tokenizer_of(self, encoder: Card) -> OnDemand[RequestTokenizer]:
         async def load() -> RequestTokenizer:

@@ -14,7 +14,7 @@ from prometheus_client.samples import Sample
 from server.metrics import Metrics, page_of
 
 Labels = tuple[tuple[str, str], ...]
-# Plain enough for JSON: family, whether it counts, and for each of its samples name, labels, value.
+# Plain enough for messages: family, whether it counts, and for each of its samples name, labels, value.
 Samples = list[tuple[str, bool, list[tuple[str, Labels, float]]]]
 # By family, then by name and labels of the sample.
 Sums = defaultdict[str, defaultdict[tuple[str, Labels], float]]
@@ -69,8 +69,7 @@ def _no_sums() -> Sums:
 def _add(samples: Samples, sums: Sums) -> None:
     for family, _, series in samples:
         for name, labels, value in series:
-            # From JSON they come as lists.
-            sums[family][name, tuple((label, text) for label, text in labels)] += value
+            sums[family][name, labels] += value
 
 
 def _add_to(family: Metric, sums: dict[tuple[str, Labels], float]) -> None:

@@ -17,7 +17,7 @@ import sys
 from typing import NamedTuple
 
 from server.access.access import Access
-from server.engine.served_models import ServedModels
+from server.engine.offering import Offering
 from server.errors import SettingError, StartupError
 from server.frontends.engine_service import EngineService, FrontEndLink
 from server.http.listening import SharedAddress, allow_many_connections, announce
@@ -33,7 +33,7 @@ _END_TIMEOUT_S = 10.0
 _REAP_INTERVAL_S = 0.02
 
 
-def run_processes(settings: Settings, models: ServedModels, access: Access) -> None:
+def run_processes(settings: Settings, offering: Offering, access: Access) -> None:
     """Serve until a signal; returns after a clean drain.
 
     Raises:
@@ -44,11 +44,11 @@ def run_processes(settings: Settings, models: ServedModels, access: Access) -> N
     allow_many_connections()
     try:
         with contextlib.closing(SharedAddress(settings.host, settings.port)) as address:
-            supervisor = Supervisor(settings, models, address)
+            supervisor = Supervisor(settings, offering, address)
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 runner.run(supervisor.run(access))
     finally:
-        models.join()
+        offering.join()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -67,18 +67,17 @@ class FrontEndProcess(NamedTuple):
 class Supervisor:
     """The engine process's life, and that of its front ends; belongs to the event loop's thread."""
 
-    def __init__(self, settings: Settings, models: ServedModels, address: SharedAddress) -> None:
+    def __init__(self, settings: Settings, offering: Offering, address: SharedAddress) -> None:
         self._settings = settings
-        self._models = models
+        self._offering = offering
         self._address = address
         self._metrics = Metrics(
-            (card.name for card in models.registry.cards),
-            (card.name for card in models.encoder_cards),
+            (card.name for card in offering.registry.cards),
+            (card.name for card in offering.encoder_cards),
         )
-        self._service = EngineService(models, self._metrics, settings)
+        self._service = EngineService(offering, self._metrics, settings)
         self._running: dict[int, FrontEndProcess] = {}  # by number
         self._is_ready = False
-        self._stopping = asyncio.Event()
 
     async def run(self, access: Access) -> None:
         """Serve until a signal.
@@ -98,9 +97,9 @@ class Supervisor:
         numbers = range(self._settings.frontends or 1)
         first = [await self._start_front_end(number) for number in numbers]
         keepers = [asyncio.create_task(self._keep(*numbered)) for numbered in enumerate(first)]
-        telling = asyncio.create_task(self._service.keep_telling())
+        watching = asyncio.create_task(self._service.watch_soundness())
         starting = asyncio.create_task(self._become_ready([one.link for one in first]))
-        stopping = asyncio.create_task(self._stopping.wait())
+        stopping = asyncio.create_task(self._offering.draining.wait())
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -110,18 +109,18 @@ class Supervisor:
                 await stopping
             await asyncio.wait(keepers, timeout=self._settings.drain_timeout_s + _END_TIMEOUT_S)
         finally:
-            self._stopping.set()
+            self._offering.drain()
             for front_end in self._running.values():
                 front_end.process.kill()
             await asyncio.wait(keepers, timeout=_END_TIMEOUT_S)
-            for task in (starting, telling):
+            for task in (starting, watching):
                 task.cancel()
-            self._models.close()
+            self._offering.close()
             ignore_stop_signals()
 
     async def _become_ready(self, links: list[FrontEndLink]) -> None:
         try:
-            await self._models.load(self._metrics)
+            await self._offering.load(self._metrics)
             for link in links:
                 await link.ready
         except StartupError:
@@ -132,9 +131,8 @@ class Supervisor:
 
     def _stop(self, number: int) -> None:
         """A signal came; the second signal cuts the drain short."""
-        if not self._stopping.is_set():
+        if not self._offering.draining.is_set():
             log.info("%s: finishing work in flight", signal.Signals(number).name)
-        self._stopping.set()
         self._service.drain()
 
     async def _keep(self, number: int, front_end: FrontEndProcess) -> None:
@@ -155,8 +153,8 @@ class Supervisor:
         """Try until there is another front end, or until the server stops."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), RESTART_DELAY_S)
-            if self._stopping.is_set():
+                await asyncio.wait_for(self._offering.draining.wait(), RESTART_DELAY_S)
+            if self._offering.draining.is_set():
                 return None
             log.error("front end %d ended (%s): starting another one", number, why)
             try:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 
 from server import __version__
 from server.access.access import Access
-from server.api import embeddings, error_responses, health
-from server.api import metrics as metrics_route
-from server.api import models as models_routes
-from server.api.deps import LARGEST_BODIES, Seats, Services
+from server.api import error_responses
 from server.api.request_context import RequestContext
-from server.engine.interface import OfferedModels, Phase
+from server.api.routes import embeddings, health
+from server.api.routes import metrics as metrics_route
+from server.api.routes import models as models_routes
+from server.api.seats import Seats
+from server.api.services import Services
+from server.engine.interface import Phase
+from server.engine.offering import Offering
 from server.errors import StartupError
 from server.metrics import Metrics
 from server.settings import Settings
@@ -30,19 +33,9 @@ async def page_of_this_process(metrics: Metrics) -> bytes:
     return metrics.page()
 
 
-def seats_of(settings: Settings) -> Seats:
-    """One process's share of the requests and bodies that there may be; room for one at least."""
-    frontends = settings.frontends or 1
-    most_bytes = math.ceil(LARGEST_BODIES * settings.max_body_bytes / frontends)
-    return Seats(
-        math.ceil(settings.max_concurrent_requests / frontends),
-        max(most_bytes, settings.max_body_bytes),
-    )
-
-
 def create_app(
     settings: Settings,
-    models: OfferedModels | None = None,
+    offering: Offering | None = None,
     access: Access | None = None,
     *,
     on_ready: Callable[[], None] = lambda: None,
@@ -55,7 +48,7 @@ def create_app(
     (`/readyz` says when they are there).
 
     Args:
-        models: what to serve, if their reading has begun already.
+        offering: the models to serve, if their reading has begun already.
         access: the keys and limits, if they were opened already.
         on_ready: called once all models are loaded.
         on_failure: called if one cannot be; the server stays unready.
@@ -64,43 +57,21 @@ def create_app(
     Raises:
         StartupError: a card, a file or a setting is missing or wrong.
     """
-    if models is None:
-        from server.engine.served_models import ServedModels  # a front end does without
+    if offering is None:
+        from server.engine.resident_models import ResidentModels  # a front end does without
 
-        models = ServedModels.find(settings)
-    cards = models.registry.cards
-    metrics = Metrics((card.name for card in cards), (card.name for card in models.encoder_cards))
-    seats = seats_of(settings)
+        offering = Offering(ResidentModels.find(settings))
+    cards = offering.registry.cards
+    metrics = Metrics((card.name for card in cards), (card.name for card in offering.encoder_cards))
     access = access or Access(settings)
-    access.show_in(metrics)
-    services = Services(settings, access, models, metrics, seats, metrics_page)
-
-    async def load() -> None:
-        try:
-            await services.models.load(metrics)
-        except StartupError as error:
-            on_failure(error)
-        except Exception as error:
-            log.exception("loading failed")
-            on_failure(StartupError(f"loading the models failed: {error}"))
-        else:
-            if services.models.phase is Phase.READY:
-                on_ready()
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(load())
-        access.start()
-        yield
-        loading.cancel()
-        services.models.close()
-        await access.close()
+    access.report_to(metrics)
+    services = Services(settings, access, offering, metrics, Seats.of(settings), metrics_page)
 
     # The pages at /docs would load their scripts from a CDN, which an air-gapped site cannot reach.
     app = FastAPI(
         title="embedding-server",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=_lifespan(services, on_ready, on_failure),
         docs_url=None,
         redoc_url=None,
         responses={"4XX": error_responses.DOCUMENTED, "5XX": error_responses.DOCUMENTED},
@@ -109,6 +80,38 @@ def create_app(
     app.state.services = services
     app.add_middleware(RequestContext, metrics=metrics, access=access)
     error_responses.install(app)
-    for room in (embeddings, models_routes, health, metrics_route):
-        app.include_router(room.router)
+    for route in (embeddings, models_routes, health, metrics_route):
+        app.include_router(route.router)
     return app
+
+
+def _lifespan(
+    services: Services, on_ready: Callable[[], None], on_failure: Callable[[StartupError], None]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Load the models beside the first answers, and drain before the end."""
+    offering, access = services.models, services.access
+
+    async def load() -> None:
+        try:
+            await offering.load(services.metrics)
+        except StartupError as error:
+            on_failure(error)
+        except Exception as error:
+            log.exception("loading failed")
+            on_failure(StartupError(f"loading the models failed: {error}"))
+        else:
+            if offering.phase is Phase.READY:
+                on_ready()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(load())
+        access.start()
+        yield
+        # Over already if a server of ours has drained; another one knows the lifespan only.
+        await offering.finish(services.settings.drain_timeout_s)
+        loading.cancel()
+        offering.close()
+        await access.close()
+
+    return lifespan

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from uvicorn.server import HANDLED_SIGNALS
 
 from server.access.access import Access
-from server.engine.interface import OfferedModels
+from server.engine.offering import Offering
 from server.errors import StartupError
 from server.http.app import create_app
 from server.http.listening import BACKLOG, allow_many_connections, announce, bind
@@ -36,7 +36,7 @@ _CLOSE_TIMEOUT_S = 2
 _LAST_WORDS_S = 0.2
 
 
-def run_server(settings: Settings, models: OfferedModels, access: Access) -> None:
+def run_server(settings: Settings, offering: Offering, access: Access) -> None:
     """Serve until a signal; returns after a clean drain.
 
     Raises:
@@ -51,18 +51,18 @@ def run_server(settings: Settings, models: OfferedModels, access: Access) -> Non
     def tell_ready() -> None:
         announce(settings, port, asks_for_keys=access.asks_for_keys)
 
-    app = create_app(settings, models, access, on_ready=tell_ready, on_failure=stop)
+    app = create_app(settings, offering, access, on_ready=tell_ready, on_failure=stop)
     allow_many_connections()
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
-    server = http_server(app, models, settings)
+    server = http_server(app, offering, settings)
     server.run(sockets=[listener])
-    models.join()
+    offering.join()
     if failure:
         raise failure[0]
 
 
-def http_server(app: FastAPI, models: OfferedModels, settings: Settings) -> DrainingServer:
+def http_server(app: FastAPI, offering: Offering, settings: Settings) -> DrainingServer:
     """The application behind uvicorn, as this server wants it."""
     config = uvicorn.Config(
         app,
@@ -76,17 +76,15 @@ def http_server(app: FastAPI, models: OfferedModels, settings: Settings) -> Drai
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
         backlog=BACKLOG,
     )
-    return DrainingServer(config, models, settings.drain_timeout_s)
+    return DrainingServer(config, offering, settings.drain_timeout_s)
 
 
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, which drains on the first signal and cuts the drain short on the second."""
 
-    def __init__(
-        self, config: uvicorn.Config, models: OfferedModels, drain_timeout_s: float
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, offering: Offering, drain_timeout_s: float) -> None:
         super().__init__(config)
-        self._models = models
+        self._offering = offering
         self._drain_timeout_s = drain_timeout_s
         self._drain_deadline: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,7 +113,7 @@ class DrainingServer(uvicorn.Server):
             if self.should_exit and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._leave_slow_clients)
             return
-        self._models.drain()
+        self._offering.drain()
         self._drain_deadline = time.monotonic() + self._drain_timeout_s
 
     async def on_tick(self, counter: int) -> bool:
@@ -124,9 +122,9 @@ class DrainingServer(uvicorn.Server):
         if self._drain_deadline is not None:
             if time.monotonic() >= self._drain_deadline:
                 log.warning("drain timeout: %d requests are cut", len(self.server_state.tasks))
-                self._models.close()
+                self._offering.close()
                 self.should_exit = True
-            elif not self._models.in_flight:
+            elif not self._offering.is_busy:
                 # Slow readers of answers and slow writers of requests have the rest of the time.
                 left_s = math.ceil(self._drain_deadline - time.monotonic())
                 self.config.timeout_graceful_shutdown = max(left_s, _CLOSE_TIMEOUT_S)

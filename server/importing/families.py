@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+
+from server.catalog.names import Purpose
 
 _RETRIEVAL = "Represent this sentence for searching relevant passages: "
 _WEB_SEARCH = (
@@ -26,7 +27,7 @@ class Family:
     source: str
     dimensions: tuple[int, ...] = ()  # trained prefixes, the native size left out
     layer_norm: bool = False  # before the cut
-    prompts: Mapping[Literal["query", "document"], str] = field(default_factory=dict)
+    prompts: Mapping[Purpose, str] = field(default_factory=dict)
 
 
 FAMILIES = (

@@ -7,36 +7,27 @@ functions; any thread may call.
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from server.catalog.card import TOKENIZER_FILE, Activation, PoolingMode, is_card_name
+from server.catalog.card import TOKENIZER_FILE, PoolingMode
+from server.catalog.names import Purpose, is_card_name, stays_below
 from server.errors import ImportRefused, unusable
+from server.importing.head import WEIGHTS_FILE, Head, read_head
+from server.importing.json_files import read_json, read_json_if_there
 from server.program.command_lines import own_command
 
 CONFIG_FILE = "config.json"
-GRAPH_FILE = "onnx/model.onnx"
+PUBLISHED_GRAPH_FILE = "onnx/model.onnx"
 INDEX_FILE = "model.safetensors.index.json"
 REFERENCE_FILE = "reference.safetensors"  # an import writes it
-WEIGHTS_FILE = "model.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
-POOLING_MODES: dict[str, PoolingMode] = {"mean": "mean", "cls": "cls", "lasttoken": "last_token"}
-POOLING_SWITCHES = {  # the older spelling of 1_Pooling/config.json: one boolean a mode
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_lasttoken": "lasttoken",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-}
-ACTIVATIONS = get_args(Activation)
 # The names under which models keep what `input_type` means.
-PROMPT_NAMES: dict[str, Literal["query", "document"]] = {
+PROMPT_NAMES: dict[str, Purpose] = {
     "query": "query",
     "search_query": "query",
     "web_search_query": "query",
@@ -51,29 +42,6 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 @dataclass(frozen=True, slots=True)
-class DenseLayer:
-    """A linear layer after the pooling, in a folder of its own."""
-
-    folder: str
-    activation: str  # a class of torch.nn
-    out_features: int
-
-    @property
-    def weights(self) -> str:
-        """Its file, from the model's folder."""
-        return f"{self.folder}/{WEIGHTS_FILE}"
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What turns token vectors into one vector a text."""
-
-    pooling: PoolingMode
-    dense: tuple[DenseLayer, ...]
-    normalize: bool
-
-
-@dataclass(frozen=True, slots=True)
 class ModelFolder:
     """A folder that can be imported; `path` is where it lies."""
 
@@ -81,8 +49,8 @@ class ModelFolder:
     config: Mapping[str, Any]
     head: Head
     assumed_head: bool  # there is no modules.json that says it
-    prompts: Mapping[Literal["query", "document"], str]
-    default_prompt: Literal["query", "document"] | None
+    prompts: Mapping[Purpose, str]
+    default_prompt: Purpose | None
     max_input_tokens: int
     lower_case: bool  # sentence-transformers puts texts into lower case first
     weights: tuple[str, ...]  # safetensors files, from the folder; empty if there are none
@@ -93,9 +61,15 @@ class ModelFolder:
         return str(self.config["model_type"])
 
     @property
+    def transformer_weights(self) -> tuple[str, ...]:
+        """The files of weights without those of the dense layers."""
+        dense = {layer.weights for layer in self.head.dense}
+        return tuple(name for name in self.weights if name not in dense)
+
+    @property
     def graph(self) -> Path | None:
         """The ONNX graph that the publisher made, if there is one."""
-        path = self.path / GRAPH_FILE
+        path = self.path / PUBLISHED_GRAPH_FILE
         return path if path.is_file() else None
 
 
@@ -122,7 +96,7 @@ def read_folder(
             f"{path}: no {TOKENIZER_FILE}; make one with transformers: "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
-    head = _read_head(path)
+    head = read_head(path)
     assumed = head is None
     if head is not None and (pooling is not None or normalize is not None):
         raise ImportRefused(
@@ -132,7 +106,7 @@ def read_folder(
     if head is None:
         head = Head(pooling or "mean", (), bool(normalize))
     prompts, default_prompt = _read_prompts(path)
-    sentence_bert = _read_optional(path / "sentence_bert_config.json")
+    sentence_bert = read_json_if_there(path / "sentence_bert_config.json")
     return ModelFolder(
         path=path,
         config=config,
@@ -158,115 +132,15 @@ def _check_is_folder(path: Path) -> None:
     raise ImportRefused(f"{path} is not a folder")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in this file.
-
-    Raises:
-        ImportRefused: the file is missing or broken.
-    """
-    content = _read_any_json(path)
-    if not isinstance(content, dict):
-        raise ImportRefused(f"{path}: not a JSON object")
-    return content
-
-
-def _read_any_json(path: Path) -> Any:
-    try:
-        if path.exists() and not path.is_file():  # a named pipe would never end
-            raise ImportRefused(f"{path}: not a file")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
-        return content
-    except OSError as error:
-        raise ImportRefused(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ImportRefused(f"{path}: not JSON: {error}") from None
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if _is_there(path) else {}
-
-
-def _is_there(path: Path) -> bool:
-    """Also a link whose target was not copied: taken for absent, it would change the vectors."""
-    return path.exists() or path.is_symlink()
-
-
-def _read_head(path: Path) -> Head | None:
-    """Pooling, dense layers and normalisation; None without modules.json."""
-    file = path / "modules.json"
-    if not _is_there(file):
-        return None
-    modules = _read_any_json(file)
-    try:
-        steps = [(str(module["type"]), str(module["path"])) for module in modules]
-    except (TypeError, KeyError):
-        raise ImportRefused(f"{file}: not a list of modules with type and path") from None
-    for kind, _ in steps:
-        if not kind.startswith("sentence_transformers."):
-            raise ImportRefused(f"{file}: {kind} is code of the model's own, which is never run")
-    for _, folder in steps:
-        if Path(folder).is_absolute() or ".." in Path(folder).parts:
-            raise ImportRefused(f"{file}: {folder} lies outside the model's folder")
-    kinds = [kind.rsplit(".", 1)[-1] for kind, _ in steps]
-    layers = kinds.count("Dense")
-    normalize = kinds[-1:] == ["Normalize"]
-    if kinds != ["Transformer", "Pooling", *["Dense"] * layers, *["Normalize"] * normalize]:
-        raise ImportRefused(
-            f"{file}: {', '.join(kinds)}: only Transformer, Pooling, then any number of Dense and, "
-            "optionally, Normalize can be served"
-        )
-    if steps[0][1] not in ("", "."):
-        raise ImportRefused(f"{file}: the transformer lies in {steps[0][1]}; it must be at the top")
-    pooling = _read_pooling(path / steps[1][1] / "config.json")
-    dense = tuple(_read_dense(path, folder) for _, folder in steps[2 : 2 + layers])
-    return Head(pooling, dense, normalize)
-
-
-def _read_pooling(path: Path) -> PoolingMode:
-    """The one mode of a sentence-transformers pooling config, in either of its two spellings."""
-    config = read_json(path)
-    if config.get("include_prompt") is False:
-        raise ImportRefused(f"{path}: include_prompt = false is not supported")
-    found = config.get("pooling_mode")
-    if found is None:
-        found = [mode for switch, mode in POOLING_SWITCHES.items() if config.get(switch)]
-    modes = found if isinstance(found, list) else [found]
-    if len(modes) != 1 or not isinstance(modes[0], str) or modes[0] not in POOLING_MODES:
-        raise ImportRefused(
-            f"{path}: pooling is {' and '.join(map(str, modes)) or 'not set'}, "
-            f"but must be one of {', '.join(POOLING_MODES)}"
-        )
-    return POOLING_MODES[modes[0]]
-
-
-def _read_dense(path: Path, folder: str) -> DenseLayer:
-    file = path / folder / "config.json"
-    config = read_json(file)
-    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-    module, _, name = activation.rpartition(".")
-    if not module.startswith("torch.nn.modules") or name not in ACTIVATIONS:
-        raise ImportRefused(f"{file}: activation {activation} is none of {', '.join(ACTIVATIONS)}")
-    if config.get("use_residual"):
-        raise ImportRefused(f"{file}: use_residual is not supported")
-    for key in ("module_input_name", "module_output_name"):
-        if config.get(key) not in (None, "sentence_embedding"):
-            raise ImportRefused(f"{file}: {key} {config[key]!r} is not supported")
-    out_features = config.get("out_features")
-    if not isinstance(out_features, int) or out_features < 1:
-        raise ImportRefused(f"{file}: out_features must be a number")
-    return DenseLayer(folder, name, out_features)
-
-
 def _read_prompts(
     path: Path,
-) -> tuple[dict[Literal["query", "document"], str], Literal["query", "document"] | None]:
+) -> tuple[dict[Purpose, str], Purpose | None]:
     file = path / "config_sentence_transformers.json"
-    config = _read_optional(file)
+    config = read_json_if_there(file)
     named = config.get("prompts") or {}
     if not isinstance(named, dict) or not all(isinstance(text, str) for text in named.values()):
         raise ImportRefused(f"{file}: prompts must be texts by name")
-    prompts: dict[Literal["query", "document"], str] = {}
+    prompts: dict[Purpose, str] = {}
     for name, purpose in PROMPT_NAMES.items():
         # sentence-transformers writes an empty `document` beside a `passage` that is meant.
         if named.get(name) and not prompts.get(purpose):
@@ -293,7 +167,7 @@ def _max_input_tokens(
     """Where sentence-transformers cuts: its own setting, else the tokenizer's within positions."""
     own = sentence_bert.get("max_seq_length")
     if own is None:
-        tokenizer = _read_optional(path / "tokenizer_config.json")
+        tokenizer = read_json_if_there(path / "tokenizer_config.json")
         own = tokenizer.get("model_max_length")
         positions = next((config[key] for key in POSITIONS if key in config), None)
         found = [limit for limit in (own, positions) if isinstance(limit, int | float)]
@@ -313,7 +187,7 @@ def _find_weights(path: Path, head: Head) -> tuple[str, ...]:
     else:
         files = [WEIGHTS_FILE] if (path / WEIGHTS_FILE).is_file() else []
     pickles = [name for name in PICKLES if (path / name).exists()]
-    if not files and pickles and not (path / GRAPH_FILE).is_file():
+    if not files and pickles and not (path / PUBLISHED_GRAPH_FILE).is_file():
         raise ImportRefused(
             f"{path}: weights only as {pickles[0]}, which can run code when it is read; convert "
             "them to safetensors where that code may run"
@@ -321,7 +195,7 @@ def _find_weights(path: Path, head: Head) -> tuple[str, ...]:
     if files:
         files += [layer.weights for layer in head.dense]
     for name in files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not stays_below(name):
             raise ImportRefused(f"{path / INDEX_FILE}: {name} lies outside the folder")
         if not name.endswith(".safetensors") or name == REFERENCE_FILE:
             raise ImportRefused(f"{path / INDEX_FILE}: {name} cannot be a file of weights")

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalog.card import Card, Dtype
-from server.inference import direct
+from server.catalog.card import Card, Dtype, Precision, TorchModel
+from server.inference import direct, least_cosines
 from server.inference.loader import Encoder
 from server.inference.pooling import cosines
 from server.inference.tokenizer import Tokenizer
 from server.inference.torch_backend import TorchBackend
-
-GOAL_COSINE = 0.9999  # of the default dtype with float32
-MIN_COSINE = 0.999  # of bfloat16 where the model was trained in it; servers refuse less by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +35,11 @@ def try_dtypes(
     *,
     trained_in: str,
     report: Callable[[str], None],
-) -> dict[str, Any]:
-    """The measured part of a card's `[torch]` table: `packed`, `dtype` and `precision`.
+) -> TorchModel:
+    """What a card says of torch, with `packed`, `dtype` and `precision` as measured.
 
     Args:
-        card: its `torch` names the files.
+        card: its `torch` names the files; the rest of that is to be found out.
         expected: (texts, embedding_dim), float32, what the ONNX graph gives.
         trained_in: the dtype of the weights as published; a model trained in bfloat16 may need its
             range on texts that are not among these.
@@ -60,17 +57,20 @@ def try_dtypes(
             f"torch in {dtype}: smallest cosine {lowest:.7f}{'' if backend.packs else ', padded'}"
         )
     usable: list[Dtype] = [
-        d for d in tried if d != "float32" and tried[d].min_cosine >= GOAL_COSINE
+        d for d in tried if d != "float32" and tried[d].min_cosine >= least_cosines.DEFAULT_DTYPE
     ]
-    if trained_in == "bfloat16" and tried["bfloat16"].min_cosine >= MIN_COSINE:
+    if trained_in == "bfloat16" and tried["bfloat16"].min_cosine >= least_cosines.TRAINED_DTYPE:
         usable = ["bfloat16"]
-    precision = [
-        {"dtype": dtype, "min_cosine": round(one.min_cosine, 7)}
+    precision = tuple(
+        Precision(dtype=dtype, min_cosine=round(one.min_cosine, 7))
         for dtype, one in tried.items()
         if np.isfinite(one.min_cosine)
-    ]
-    return {
-        "packed": all(one.packed for one in tried.values()),
-        "dtype": usable[0] if usable else "float32",
-        "precision": precision,
-    }
+    )
+    assert card.torch is not None  # or TorchBackend had refused it
+    return card.torch.model_copy(
+        update={
+            "packed": all(one.packed for one in tried.values()),
+            "dtype": usable[0] if usable else "float32",
+            "precision": precision,
+        }
+    )

@@ -16,8 +16,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from server.errors import ImportRefused
-from server.importing.folder import POOLING_MODES, ModelFolder
+from server.errors import ImportRefused, first_line
+from server.importing.folder import ModelFolder
+from server.importing.head import POOLING_MODES
 
 NAME = f"sentence-transformers {sentence_transformers.__version__}"
 
@@ -31,6 +32,8 @@ class TorchReference:
     Raises:
         ImportRefused: it cannot be loaded.
     """
+
+    name = NAME
 
     def __init__(self, folder: ModelFolder, max_tokens: int) -> None:
         weights = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
@@ -50,7 +53,7 @@ class TorchReference:
             own = self._model.max_seq_length
             self._model.max_seq_length = max_tokens if own is None else min(own, max_tokens)
         except Exception as error:  # each architecture fails in its own way
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ImportRefused(
                 f"{folder.path}: sentence-transformers cannot load it: {reason}"
             ) from error

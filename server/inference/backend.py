@@ -17,27 +17,20 @@ class OutOfMemory(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How the devices that compute want their work."""
+class Capacity:
+    """What loading measured of a model's devices; where they differ, the least of them."""
 
-    workers: int | None  # threads a backend; None: one a core of the machine
-    max_batch_tokens: int  # of a micro-batch
-    light_batch_tokens: int  # from about here on a micro-batch is as efficient as it gets
-    tokens_per_second: float  # of one worker, until there are measurements
-    ahead_tokens: int | None  # see WaitingQueue
-    share_among_idle: bool  # see WaitingQueue
+    batch_tokens: int  # of one forward pass: what was wished for, or as much as the memory holds
+    tokens_per_second: float  # of one device, in passes of that size
+    concurrent_passes: int  # that one device works on at once
 
 
-# Of what 384 tokens reach on a CPU, 12 tokens reach 55 %, 48: 84 %, 96: 93 %, 192: 97 %. The speed
-# is that of a slow core.
-CPU_PACE = Pace(
-    workers=None,
-    max_batch_tokens=256,
-    light_batch_tokens=96,
-    tokens_per_second=1_000.0,
-    ahead_tokens=None,
-    share_among_idle=True,
-)
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What is wished for when a model's backends are loaded; each heeds what concerns it."""
+
+    wide_threads: int = 1  # cores that a pass alone on the machine may be spread over
+    max_batch_tokens: int | None = None  # that a GPU's memory must hold; None: what suits it
 
 
 class Backend(Protocol):

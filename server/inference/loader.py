@@ -5,22 +5,23 @@ Reads files, checks their bytes, knows nothing of queues, HTTP or keys. Any thre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card
+from server.catalog.card import TOKENIZER_FILE, Card
 from server.catalog.verify import check_files
-from server.errors import ModelLoadError
-from server.inference.backend import CPU_PACE, Backend, Pace
-from server.inference.onnx_backend import OnnxBackend
-from server.inference.placement import CPU
+from server.errors import ModelLoadError, first_line
+from server.inference.backend import Backend, Capacity, LoadOptions
+from server.inference.placement import ON_CPU, Placement
 from server.inference.tokenizer import Tokenizer, use_all_cores
+
+log = logging.getLogger(__name__)
 
 # float32 rounding of a 384 x 384 product stays well below this.
 _ORTHOGONALITY_TOLERANCE = 1e-5
@@ -33,7 +34,7 @@ class Encoder:
     tokenizer: Tokenizer
     backends: tuple[Backend, ...]  # one a device, all computing the same
     embedding_dim: int
-    pace: Pace = CPU_PACE
+    capacity: Capacity | None = None  # of the devices; None: CPU cores, which are not measured
     # Token ids from this one on are the tokenizer's only: the weights hold no vector for them.
     # None: there are no such ids.
     num_embeddings: int | None = None
@@ -41,30 +42,37 @@ class Encoder:
 
 def load_encoder(
     card: Card,
-    devices: Sequence[str] = (CPU,),
+    placement: Placement = ON_CPU,
+    options: LoadOptions | None = None,
     *,
-    wide_threads: int = 1,
-    max_batch_tokens: int | None = None,
     hash_files: bool = True,
 ) -> Encoder:
-    """Tokenizer and forward passes of a card that has no base, in the card's dtype.
+    """Tokenizer and forward passes of a card that has no base.
 
     Args:
-        devices: as torch names them; the CPU alone, or GPUs.
-        wide_threads: see OnnxBackend.
-        max_batch_tokens: token budget of a micro-batch; None: what suits the devices.
+        placement: where it is computed, and in which numbers.
         hash_files: compare every byte with the card.
 
     Raises:
         ModelFileError: a file's sha256 differs from the card.
         ModelLoadError: a file cannot be used, or the graph gives another size than the card.
     """
+    choice = placement.backend_for(card)
+    if placement.on_cpu != choice.on_cpu:
+        log.warning(
+            "model %s is computed on the CPU: its card has no [torch] table (import it again)",
+            card.name,
+        )
     with ThreadPoolExecutor(max_workers=1) as hashing:
         # At the same time, on another core.
         checked = hashing.submit(check_files, card) if hash_files else None
         try:
             tokenizer = Tokenizer(card.path(TOKENIZER_FILE), card.max_input_tokens)
-            backends, pace = _load_backends(card, devices, wide_threads, max_batch_tokens)
+            if not choice.on_cpu:
+                use_all_cores()
+            backends, capacity = choice.kind.load(
+                choice.card, choice.devices, options or LoadOptions()
+            )
             vector = _first_pass(card, backends[0])
         finally:
             if checked:
@@ -77,33 +85,14 @@ def load_encoder(
     vocabulary_size = tokenizer.vocabulary_size
     known = min(backend.count_embeddings(vocabulary_size) for backend in backends)
     num_embeddings = known if known < vocabulary_size else None
-    return Encoder(tokenizer, backends, card.embedding_dim, pace, num_embeddings)
-
-
-def _load_backends(
-    card: Card, devices: Sequence[str], wide_threads: int, max_batch_tokens: int | None
-) -> tuple[tuple[Backend, ...], Pace]:
-    if tuple(devices) == (CPU,):
-        backend = OnnxBackend(
-            card.path(GRAPH_FILE),
-            pooling=card.pooling,
-            normalized=card.normalize,
-            wide_threads=wide_threads,
-        )
-        pace = replace(CPU_PACE, max_batch_tokens=max_batch_tokens or CPU_PACE.max_batch_tokens)
-        return (backend,), pace
-    from server.inference.torch_backend import load_backends
-
-    use_all_cores()
-
-    return load_backends(card, devices, max_batch_tokens)
+    return Encoder(tokenizer, backends, card.embedding_dim, capacity, num_embeddings)
 
 
 def _first_pass(card: Card, backend: Backend) -> NDArray[np.float32]:
     try:
         return backend.forward([np.zeros(1, np.int32)])
     except Exception as error:  # a graph may fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelLoadError(f"model {card.name}: the graph cannot compute: {reason}") from error
 
 

@@ -10,33 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalog.card import Card
-from server.errors import InvalidRequest
 from server.inference.pooling import normalize
 
 
-def check_dimensions(requested: int | None, card: Card) -> int:
-    """The size of the answer's vectors: `requested`, or the model's native size if None.
-
-    Raises:
-        InvalidRequest: the model cannot be cut, or the size is not within 1 to its native size.
-    """
-    if requested is None or requested == card.embedding_dim:  # many clients always name the size
-        return card.embedding_dim
-    if card.matryoshka is None:
-        raise InvalidRequest(
-            "This model does not support specifying dimensions.", param="dimensions"
-        )
-    if not 1 <= requested <= card.embedding_dim:
-        raise InvalidRequest(
-            f"Invalid value for 'dimensions': {requested} is not between 1 and "
-            f"{card.embedding_dim}, the native size of {card.name}.",
-            param="dimensions",
-        )
-    return requested
-
-
-def truncate(
+def shorten(
     vectors: NDArray[np.float32],
     dimensions: int,
     rotation: NDArray[np.float32] | None,

@@ -21,9 +21,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from server.catalog.card import PoolingMode
-from server.errors import ModelLoadError
-from server.inference.backend import OutOfMemory, TokenIds, pad
+from server.catalog.card import GRAPH_FILE, Card, PoolingMode
+from server.errors import ModelLoadError, first_line
+from server.inference.backend import LoadOptions, OutOfMemory, TokenIds, pad
 from server.inference.pooling import normalize, pool
 
 _ERROR_SEVERITY = 3
@@ -41,6 +41,19 @@ OWN_OUTPUT = "embeddings"  # of graphs with all that makes the vector inside
 # What publishers' graphs give, the most finished first: sentence-transformers' and transformers'.
 _OUTPUTS = (OWN_OUTPUT, "sentence_embedding", "token_embeddings", "last_hidden_state")
 _INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+
+
+def load_backends(
+    card: Card, devices: Sequence[str], options: LoadOptions
+) -> tuple[tuple[OnnxBackend, ...], None]:
+    """See `BackendModule.load_backends`."""
+    backend = OnnxBackend(
+        card.path(GRAPH_FILE),
+        pooling=card.pooling,
+        normalized=card.normalize,
+        wide_threads=options.wide_threads,
+    )
+    return (backend,), None
 
 
 class OnnxBackend:
@@ -131,4 +144,4 @@ def _open(graph: Path, *, threads: int) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(graph, sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's classes share no base but Exception
-        raise ModelLoadError(f"graph {graph}: {str(error).splitlines()[0]}") from error
+        raise ModelLoadError(f"graph {graph}: {first_line(error)}") from error

@@ -7,18 +7,23 @@ GPU was asked for.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import logging
 from dataclasses import dataclass
 from typing import Literal
 
 from server.catalog.card import Card, Dtype
 from server.errors import SettingError
+from server.inference.backend_kinds import (
+    CPU,
+    BackendChoice,
+    choose_backend,
+    device_type_of,
+    kinds_on,
+)
 from server.program.command_lines import install_command
 
 log = logging.getLogger(__name__)
 
-CPU = "cpu"
 _DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 
 
@@ -32,24 +37,11 @@ class Placement:
 
     @property
     def on_cpu(self) -> bool:
-        return self.devices == (CPU,)
+        return device_type_of(self.devices) == "cpu"
 
-    def devices_of(self, card: Card) -> tuple[str, ...]:
-        """Where this card's encoder is computed."""
-        if self.on_cpu or card.encoder_card.torch is not None or self.chosen:
-            return self.devices
-        log.warning(
-            "model %s is computed on the CPU: its card has no [torch] table (import it again)",
-            card.name,
-        )
-        return (CPU,)
-
-    def apply(self, card: Card) -> Card:
-        """The card as it is served here: its `dtype`, and with it its fingerprint."""
-        torch_model = card.encoder_card.torch
-        if self.on_cpu or torch_model is None:
-            return card
-        return card.computed_in(self.dtype or torch_model.dtype)
+    def backend_for(self, card: Card) -> BackendChoice:
+        """What computes this card here; says in which numbers, and with them the fingerprint."""
+        return choose_backend(card, self.devices, self.dtype, insist=self.chosen)
 
 
 ON_CPU = Placement()
@@ -62,15 +54,17 @@ def find_placement(device: str, dtype: Dtype | Literal["auto"]) -> Placement:
         SettingError: a GPU is asked for and is not there, or the CPU cannot compute in the dtype.
     """
     devices = _find_devices(device)
-    if devices == (CPU,) and dtype not in ("auto", "float32"):
-        raise SettingError(f"setting dtype: {dtype} needs a GPU; on the CPU it is float32")
+    usable = [one for kind in kinds_on("cpu") if kind.is_installed for one in kind.dtypes]
+    if devices == (CPU,) and dtype not in ("auto", *usable):
+        on_cpu = " or ".join(dict.fromkeys(usable))
+        raise SettingError(f"setting dtype: {dtype} needs a GPU; on the CPU it is {on_cpu}")
     return Placement(devices, None if dtype == "auto" else dtype, chosen=device != "auto")
 
 
 def _find_devices(device: str) -> tuple[str, ...]:
     if device == CPU or (device == "auto" and not _has_driver()):
         return (CPU,)
-    if importlib.util.find_spec("torch") is None:
+    if not kinds_on("gpu")[0].is_installed:
         if device == "auto":
             log.info("there is an NVIDIA driver but no torch: computing on the CPU")
             return (CPU,)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn.attention import varlen
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 # Absent from transformers' registry of masks, so that no mask is made.
 PACKED_ATTENTION = "packed_varlen"
@@ -101,6 +101,23 @@ def reference_varlen_attention(
         ).transpose(0, 1)
     nothing = query.new_empty(0)
     return attended, nothing, nothing.clone()
+
+
+def takes_attention_functions(transformer: PreTrainedModel) -> bool:
+    """Whether its class says that it asks transformers' registry for its attention."""
+    says: bool = transformer._supports_attention_backend  # noqa: SLF001 (no public name for it)
+    return says
+
+
+def set_attention(transformer: PreTrainedModel, name: str) -> None:
+    """Choose the attention of all layers.
+
+    Raises:
+        ValueError: the class does not take it.
+    """
+    transformer.set_attn_implementation(name)
+    if transformer.config._attn_implementation != name:  # noqa: SLF001
+        raise ValueError(f"{type(transformer).__name__} does not take the attention {name}")
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

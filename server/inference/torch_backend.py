@@ -15,25 +15,24 @@ import torch
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
-from server.errors import ModelLoadError
-from server.inference.backend import OutOfMemory, Pace, TokenIds, pad
+from server.errors import ModelLoadError, first_line
+from server.inference import least_cosines
+from server.inference.backend import Capacity, LoadOptions, OutOfMemory, TokenIds, pad
 from server.inference.pooling import cosines
+from server.inference.torch_attention import takes_attention_functions
 from server.inference.torch_compile import compile_layers, release_layers, worth_compiling
 from server.inference.torch_cuda import LANES, LOADING, CudaPipeline, empty_cache
-from server.inference.torch_encoder import (
+from server.inference.torch_modules import (
     PackedModule,
     PaddedModule,
     lay_out,
-    load_head,
+    load_dense_layers,
     load_transformer,
-    takes_attention_functions,
 )
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Packed against padded, smallest cosine: two kernels, each rounding in its own order.
-MIN_COSINE = {"float32": 0.99999, "float16": 0.999, "bfloat16": 0.999}
 PROBE_LENGTHS = (1, 2, 5, 17, 40, 100, 600)  # the last is beyond the usual sliding windows
 # Tokens of a micro-batch on a GPU, unless a setting or the memory says otherwise.
 GPU_BATCH_TOKENS = 16_384
@@ -41,26 +40,22 @@ _TIMED_PASSES = 3
 
 
 def load_backends(
-    card: Card, devices: Sequence[str], max_batch_tokens: int | None
-) -> tuple[tuple[TorchBackend, ...], Pace]:
-    """One backend a device, ready to compute, and how they want their work.
+    card: Card, devices: Sequence[str], options: LoadOptions
+) -> tuple[tuple[TorchBackend, ...], Capacity]:
+    """One backend a device, ready to compute, and what was measured of them.
 
     Raises:
         ModelLoadError: as TorchBackend and `TorchBackend.prepare`.
     """
     with LOADING:
         backends = tuple(TorchBackend(card, device) for device in devices)
-        prepared = [backend.prepare(max_batch_tokens) for backend in backends]
-    budget = min(tokens for tokens, _ in prepared)
-    pace = Pace(
-        workers=LANES,
-        max_batch_tokens=budget,
-        light_batch_tokens=budget,
-        tokens_per_second=min(rate for _, rate in prepared) / LANES,
-        ahead_tokens=budget // 4,
-        share_among_idle=False,
+        prepared = [backend.prepare(options.max_batch_tokens) for backend in backends]
+    capacity = Capacity(
+        batch_tokens=min(tokens for tokens, _ in prepared),
+        tokens_per_second=min(rate for _, rate in prepared),
+        concurrent_passes=LANES,
     )
-    return backends, pace
+    return backends, capacity
 
 
 class TorchBackend:
@@ -79,10 +74,10 @@ class TorchBackend:
         self._device = torch.device(device)
         self._max_input_tokens = card.max_input_tokens
         transformer = load_transformer(card, DTYPES[card.dtype], self._device)
-        head = load_head(card).to(self._device)
+        dense = load_dense_layers(card).to(self._device)
         self._vocabulary_size = int(transformer.get_input_embeddings().weight.shape[0])
-        self._padded = PaddedModule(transformer, head, card.pooling)
-        self._packed = PackedModule(transformer, head, card.pooling)
+        self._padded = PaddedModule(transformer, dense, card.pooling)
+        self._packed = PackedModule(transformer, dense, card.pooling)
         self.packs = self._find_packed_form(card)
         if not self.packs:
             self._padded.attend()
@@ -104,7 +99,7 @@ class TorchBackend:
             with torch.inference_mode():
                 return self._run(sequences, packed=self.packs)
         except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
         # Behind the handler: the failed pass's memory is free only once its traceback is gone.
         empty_cache()
         raise OutOfMemory(reason)
@@ -194,11 +189,11 @@ class TorchBackend:
             self._packed.attend()
             together = self._run(sequences, packed=True)
         except Exception as error:  # each architecture fails in its own way
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             log.warning("model %s: not %s, since that fails: %s", self._name, form, reason)
             return False
         lowest = float(cosines(np.stack(alone), together).min())
-        if not lowest >= MIN_COSINE[self._dtype]:
+        if not lowest >= least_cosines.PACKED[self._dtype]:
             log.warning(
                 "model %s: not %s, since its vectors differ (cosine %.5f)", self._name, form, lowest
             )

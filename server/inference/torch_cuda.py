@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from server.errors import first_line
 from server.inference.backend import TokenIds
 from server.inference.recorded_shapes import RecordedShapes, Shape
-from server.inference.torch_encoder import PackedModule
+from server.inference.torch_modules import PackedModule
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ class CudaPipeline:
         except Exception as error:  # a model may do what a graph cannot hold
             self._recordings.clear()
             self._shapes = None
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             log.warning("passes cannot be recorded as CUDA graphs: %s", reason)
             torch.cuda.empty_cache()  # fails if the recording was not ended
 

@@ -1,174 +1,127 @@
-"""A whole file of texts into a file of vectors, window by window; resumable.
+"""From a file of texts to a file of vectors, as the command `embed` does it.
 
-After each window the output is on disk before the checkpoint says so. A run that goes on cuts off
-what the checkpoint does not know, and gives the bytes that one uninterrupted run gives.
+Finds the model and sees that the output may be made before anything long begins. Draws nothing and
+prints nothing.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from server import __version__
-from server.catalog.card import Card
-from server.errors import OutputFileError, TextFileError
-from server.inference.placement import find_placement
-from server.offline.checkpoint import Checkpoint, Fact, checkpoint_of, read_checkpoint
-from server.offline.embedder import OfflineModel, Progress, embed_windows
-from server.offline.outputs import GrowingFile, format_of, json_lines, partial_of
-from server.offline.texts import START, Mark, TextReader, Window
+from server.catalog.names import Purpose
+from server.errors import SettingError
+from server.inference.vector_form import VectorForm
+from server.offline.checkpoint import Fact
+from server.offline.embed_windows import ShowProgress
+from server.offline.embedder import Embedder, find_card, offline_opener
+from server.offline.file_job import FileJob, Recipe, write_lines
+from server.offline.texts import START, TextReader
 from server.settings import Settings
 
-Show = Callable[[Progress], None]
+# Shows how far it has come while it lasts; is given the input's bytes (None: a pipe) and those that
+# were embedded before.
+ProgressBar = Callable[[int | None, int], AbstractContextManager[ShowProgress]]
 
 
-def facts_of(
-    card: Card, settings: Settings, *, dimensions: int, prompt: str, cut_texts: bool,
-    field: str, skip_blank: bool,
-) -> dict[str, Fact]:  # fmt: skip
-    """All that decides an output's bytes beside the input."""
-    return {
-        "model": card.name,
-        "fingerprint": card.fingerprint,
-        "dimensions": dimensions,
-        "prompt": prompt,
-        "field": field,
-        "truncate": cut_texts,
-        "skip_blank": skip_blank,
-        "max_batch_tokens": settings.max_batch_tokens or "auto",
-        "device": "CPU" if find_placement(settings.device, settings.dtype).on_cpu else "GPU",
-        "version": __version__,
-        "onnxruntime": importlib.metadata.version("onnxruntime"),
-    }
+@dataclass(frozen=True, slots=True)
+class FileWishes:
+    """What the person who embeds a file says."""
+
+    file: Path  # see TextReader
+    output: Path | None = None  # None: lines of JSON for a pipe
+    model: str | None = None  # None: the first one that is served
+    input_type: Purpose | None = None
+    dimensions: int | None = None  # None: the native size
+    truncate: bool = False  # cut over-long texts, do not refuse them
+    skip_blank: bool = False
+    field: str = "text"
+    resume: bool = False
 
 
-class FileJob:
-    """An output that is to be made, or gone on with; nothing is read or written yet.
+class Embedded(NamedTuple):
+    """What has become of a file."""
+
+    texts: int
+    texts_before: int  # of them, by the run that was interrupted
+    seconds: float  # without reading the model
+
+
+class EmbedFile:
+    """A file of texts that is to become a file of vectors; nothing is written yet.
+
+    Whatever can be wrong without reading the model or the texts is told at once.
 
     Raises:
-        OutputFileError: the output is there already, or is not that of an interrupted run that
-            `facts` fit to.
+        SettingError, CardError, ModelFileError: the model cannot be used.
+        InvalidRequest: it has no vectors of this size.
+        OutputFileError: the output is there already, or cannot be gone on with.
         MissingExtra: see `format_of`.
     """
 
-    def __init__(self, output: Path, facts: dict[str, Fact], *, resume: bool) -> None:
-        self._output = output
-        self._kind = format_of(output)
-        self._checkpoint_file = checkpoint_of(output)
-        found = read_checkpoint(self._checkpoint_file)
-        partial = partial_of(output)
-        if found is None or not resume:
-            if output.exists():
-                raise OutputFileError(f"{output} is there already; it is not overwritten")
-            if found is not None:
-                raise OutputFileError(
-                    f"{partial} is from a run that was interrupted; go on with --resume, or delete "
-                    f"it and {self._checkpoint_file}"
-                )
-            if partial.exists():
-                raise OutputFileError(
-                    f"{partial} is there without {self._checkpoint_file}; delete it to begin anew"
-                )
-            found = Checkpoint(facts)
-        found.check_facts(facts)
-        self._checkpoint = replace(found, facts=facts)
+    def __init__(self, settings: Settings, wishes: FileWishes) -> None:
+        if wishes.resume and wishes.output is None:
+            raise SettingError("--resume needs --output: standard output cannot be gone on with")
+        settings.check_data_dir()
+        self._settings = settings
+        self._wishes = wishes
+        self._opener = offline_opener(settings)
+        self.card = find_card(settings, self._opener, wishes.model)
+        self.form = VectorForm.of(self.card, wishes.dimensions)
+        self._recipe = Recipe(self.form, self.card.prompt(wishes.input_type), wishes.truncate)
+        self._job: FileJob | None = None
+        if wishes.output:
+            self._job = FileJob(wishes.output, self._facts(), self._recipe, resume=wishes.resume)
 
     @property
-    def begun_at(self) -> Mark:
-        """How far the input was embedded already."""
-        return self._checkpoint.input
+    def texts_on_disk(self) -> int:
+        """How many texts' vectors a run that is interrupted now has left to go on from."""
+        return self._job.begun_at.texts if self._job else 0
 
-    def run(self, model: OfflineModel, reader: TextReader, show: Show) -> Mark:
-        """Embed what is left; returns the end of the input.
+    def run(self, emit: Callable[[bytes], None], bar: ProgressBar) -> Embedded:
+        """Read the model and embed what is left.
+
+        Args:
+            emit: gets the lines of one window after the other if there is no output file.
 
         Raises:
-            TextFileError: the input is not the one that was begun, or holds what cannot be embedded.
+            ModelFileError, ModelLoadError: the model cannot be used.
+            TextFileError: the input cannot be embedded.
             OutputFileError: the output cannot be written.
+            KeyboardInterrupt, Terminated: see `embed_windows`.
         """
-        reader.skip(self.begun_at)
-        try:
-            if self._output.exists():  # the last run ended between its last two steps
-                if next(reader.windows(), None) is not None:
-                    raise OutputFileError(
-                        f"{self._output} is complete, and {reader.name} has grown since"
-                    )
-                partial_of(self._output).unlink(missing_ok=True)
-            else:
-                self._embed(model, reader, show)
-            self._checkpoint_file.unlink()
-        except OSError as error:
-            raise OutputFileError(f"{self._output}: {error.strerror}") from error
-        return self.begun_at
+        wishes = self._wishes
+        begun_at = self._job.begun_at if self._job else START
+        with (
+            TextReader(wishes.file, field=wishes.field, skip_blank=wishes.skip_blank) as reader,
+            Embedder.load(self.card, self._opener, self._settings) as embedder,
+        ):
+            began_s = time.perf_counter()
+            with bar(reader.size_bytes, begun_at.bytes) as show:
+                if self._job:
+                    end = self._job.run(embedder, reader, show)
+                else:
+                    end = write_lines(embedder, reader, self._recipe, emit, show)
+        return Embedded(end.texts, begun_at.texts, time.perf_counter() - began_s)
 
-    def _embed(self, model: OfflineModel, reader: TextReader, show: Show) -> None:
-        self._checkpoint.save(self._checkpoint_file)
-        dimensions = int(self._checkpoint.facts["dimensions"] or 0)
-        file = self._kind(self._output, dimensions, self._checkpoint.output_bytes)
-
-        def write(window: Window, vectors: NDArray[np.float32]) -> None:
-            cut = model.cut(vectors, dimensions)
-            size = file.append(window.end.texts - len(cut), cut)
-            self._checkpoint = replace(self._checkpoint, input=window.end, output_bytes=size)
-            self._checkpoint.save(self._checkpoint_file)
-
-        try:
-            embed_windows(
-                model,
-                reader.windows(),
-                write,
-                prompt=str(self._checkpoint.facts["prompt"]),
-                truncate=bool(self._checkpoint.facts["truncate"]),
-                start=self.begun_at,
-                show=show,
-            )
-            self._check_any(reader)
-            file.finish(self.begun_at.texts)
-        finally:
-            file.close()
-            if self.begun_at == START:  # nothing was embedded, nothing is to be gone on with
-                self._forget(file)
-
-    def _check_any(self, reader: TextReader) -> None:
-        if not self.begun_at.texts:
-            raise TextFileError(f"{reader.name} holds no text")
-
-    def _forget(self, file: GrowingFile) -> None:
-        file.partial.unlink(missing_ok=True)
-        self._checkpoint_file.unlink(missing_ok=True)
-
-
-def write_lines(
-    model: OfflineModel,
-    reader: TextReader,
-    emit: Callable[[bytes], None],
-    show: Show,
-    *,
-    dimensions: int,
-    prompt: str,
-    cut_texts: bool,
-) -> Mark:
-    """Embed the input as JSON lines for a pipe; returns the end of the input.
-
-    Args:
-        emit: called with the lines of one window after the other.
-
-    Raises:
-        TextFileError: it holds what cannot be embedded, or nothing.
-    """
-    end = START
-
-    def write(window: Window, vectors: NDArray[np.float32]) -> None:
-        nonlocal end
-        cut = model.cut(vectors, dimensions)
-        emit(json_lines(window.end.texts - len(cut), cut))
-        end = window.end
-
-    embed_windows(model, reader.windows(), write, prompt=prompt, truncate=cut_texts, show=show)
-    if not end.texts:
-        raise TextFileError(f"{reader.name} holds no text")
-    return end
+    def _facts(self) -> dict[str, Fact]:
+        """All that decides an output's bytes beside the input."""
+        return {
+            "model": self.card.name,
+            "fingerprint": self.card.fingerprint,
+            "dimensions": self.form.dimensions,
+            "prompt": self._recipe.prompt,
+            "field": self._wishes.field,
+            "truncate": self._recipe.truncate,
+            "skip_blank": self._wishes.skip_blank,
+            "max_batch_tokens": self._settings.max_batch_tokens or "auto",
+            "device": "CPU" if self._opener.placement.on_cpu else "GPU",
+            "version": __version__,
+            "onnxruntime": importlib.metadata.version("onnxruntime"),
+        }

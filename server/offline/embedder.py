@@ -1,316 +1,224 @@
-"""One model's engine without a server: windows of texts in, vectors out, in order.
+"""The Python API: a model in this process, texts in, vectors out, without a server.
 
-The tokenizer, queue and worker threads are those of the server. One window is computed at a time,
-while the next one is read and tokenised and the last one written, and micro-batches depend on the
-window alone: the same texts give the same bits in every run, whatever the number of threads.
-Call from any thread that has no event loop yet. Knows nothing of files.
+    from server.offline.embedder import Embedder
+
+    with Embedder.open("all-MiniLM-L6-v2") as embedder:
+        vectors = embedder.embed(["Hello, world", "Grüß Gott"])
+
+The tokenizer, queue and worker threads are those of the server, kept between calls. Any thread may
+call, and waits. Knows no formats of files.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+import dataclasses
+import sys
+import weakref
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
-from server.catalog.registry import read_registry
-from server.catalog.verify import check_present
-from server.engine.admission import Ticket
-from server.engine.engine import Engine, warm_up
-from server.errors import (
-    ContextLengthExceeded,
-    InferenceFailed,
-    TextFileError,
-    TokenWithoutEmbedding,
-    TooManyTokens,
-)
-from server.inference.backend import TokenIds
-from server.inference.cpu_cores import usable_cores
-from server.inference.loader import Encoder, load_encoder, load_rotation
-from server.inference.matryoshka import truncate
-from server.inference.parity import check_parity
-from server.inference.placement import find_placement
+from server.catalog.names import Purpose
+from server.engine.engine import Engine
+from server.engine.pace import choose_pace
+from server.errors import InferenceFailed, TokenWithoutEmbedding
+from server.inference.loader import Encoder
+from server.inference.opening import Opener, select_cards, worker_threads
+from server.inference.vector_form import VectorForm
 from server.metrics import EngineMetrics, Metrics
-from server.offline.texts import START, WINDOW_TEXTS, Mark, Window
-from server.program.termination import ending_at_once
-from server.settings import Settings
+from server.offline.engine_thread import EngineCall, EngineThread
+from server.offline.text_lists import TextSlice, check_texts, slices_of
+from server.offline.texts import WINDOW_TEXTS
+from server.offline.window_run import WindowRun
+from server.settings import Settings, load_settings
 
-PROGRESS_INTERVAL_S = 0.2
-
-Purpose = Literal["query", "document"]
 T = TypeVar("T")
 
 
-class Progress(NamedTuple):
-    """How far the work has come."""
+class Embedder:
+    """A model that embeds texts; a context manager that ends its threads.
 
-    texts: int
-    tokens: int  # computed in this run
-    read_bytes: int  # of the input
+    Calls from several threads at once share the machine fairly. The same texts in one call give the
+    same bits in every run; other texts that are computed at the same time change a vector by no
+    more than 1e-6.
+
+    Its threads do not follow into a forked process, where every call raises RuntimeError: open an
+    embedder in each worker process.
+
+    Args:
+        card: as its devices compute it.
+        rotation: the card's, (embedding_dim, embedding_dim), float32; None if it has none.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        encoder: Encoder,
+        rotation: NDArray[np.float32] | None,
+        settings: Settings,
+    ) -> None:
+        self.card = card
+        self.rotation = rotation
+        self._embedding_dim = encoder.embedding_dim
+        self._thread = EngineThread(partial(_make_engine, card, encoder, settings))
+        # Also for those who do not close: an engine's thread must not outlive the interpreter.
+        self._finalizer = weakref.finalize(self, self._thread.close)
+
+    @classmethod
+    def open(cls, name: str | None = None, **settings: Any) -> Self:
+        """Read a model from disk, every byte checked, and have it ready.
+
+        Args:
+            name: the card's name, or an alias; None: the first model that the settings serve.
+            settings: as for `embedding-server serve`, which win over the environment's: models_dir,
+                data_dir, threads, device, dtype, max_batch_tokens, min_parity, check_files.
+
+        Raises:
+            SettingError: a setting is wrong, or no model has this name.
+            CardError, ModelFileError, ModelLoadError: the model cannot be used.
+        """
+        given = load_settings(settings)
+        given.check_data_dir()
+        opener = offline_opener(given)
+        return cls.load(find_card(given, opener, name), opener, given)
+
+    @classmethod
+    def load(cls, card: Card, opener: Opener, settings: Settings) -> Self:
+        """The embedder of a card that was found; raises as `open`."""
+        encoder = opener.open_encoder(card.encoder_card)
+        return cls(card, encoder, opener.open_rotation(card), settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all threads; calls under way in others raise RuntimeError. A second time is well."""
+        self._finalizer()
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        dimensions: int | None = None,
+        input_type: Purpose | None = None,
+        truncate: bool = False,
+    ) -> NDArray[np.float32]:
+        """The vectors that the server answers for these texts, in their order.
+
+        >>> with Embedder.open("all-MiniLM-L6-v2-matryoshka") as embedder:
+        ...     vectors = embedder.embed(["Hello, world", "Grüß Gott"], dimensions=64)
+        >>> vectors.shape, vectors.dtype.name
+        ((2, 64), 'float32')
+
+        Args:
+            texts: any number of them; they are computed in windows of bounded size.
+            dimensions: size of the vectors; None: the model's native size.
+            input_type: put the model's prompt for this purpose before each text; None: its default
+                prompt, if it has one.
+            truncate: cut over-long texts, do not refuse them.
+
+        Returns:
+            (texts, dimensions), float32, C-contiguous.
+
+        Raises:
+            InvalidRequest: a text is no string, empty or too long, which the message names as
+                `input[3]`, or the model does not have this size.
+            InferenceFailed: the model failed on a text.
+            RuntimeError: the embedder is closed, or was opened before a fork.
+        """
+        form = VectorForm.of(self.card, dimensions)
+        prompt = self.card.prompt(input_type)
+        checked = check_texts(texts)
+        vectors = np.empty((len(checked), self._embedding_dim), np.float32)
+        windows = slices_of(checked)
+
+        async def fetch() -> TextSlice | None:
+            return next(windows, None)
+
+        async def compute(engine: Engine) -> None:  # must not keep this embedder in memory
+            run = WindowRun(engine, fetch, prompt=prompt, truncate=truncate, naming=_named_by_index)
+            async with contextlib.aclosing(run.vectors()) as computed:
+                async for window, part in computed:
+                    vectors[window.start : window.start + len(part)] = part
+
+        call = self.begin(compute)
+        try:
+            call.result()
+        except BaseException:
+            call.cancel()
+            raise
+        return form.shape(vectors, self.rotation)
+
+    def begin(self, work: Callable[[Engine], Coroutine[Any, Any, T]]) -> EngineCall[T]:
+        """Begin other work in the engine's event loop; see `EngineThread.begin`."""
+        return self._thread.begin(work)
 
 
-@dataclass(frozen=True, slots=True)
-class OfflineModel:
-    """A model that was read from disk, every byte checked; cards with a rotation bring it along."""
+def offline_opener(settings: Settings) -> Opener:
+    """Opens models so that the same windows give the same bits in every run.
 
-    card: Card
-    encoder: Encoder
-    rotation: NDArray[np.float32] | None
-    settings: Settings
-
-    def cut(self, vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
-        """What the server answers for the encoder's vectors at this size; see `truncate`."""
-        layer_norm = self.card.matryoshka is not None and self.card.matryoshka.layer_norm
-        return truncate(vectors, dimensions, self.rotation, layer_norm=layer_norm)
+    Raises:
+        SettingError: a device is asked for that is not there.
+    """
+    return Opener.on_this_machine(settings, spread_alone=False)
 
 
-def find_card(settings: Settings, name: str) -> Card:
-    """The card with this name or alias as this machine computes it, all its files there.
+def find_card(settings: Settings, opener: Opener, name: str | None = None) -> Card:
+    """The card with this name or alias as the opener's devices compute it, all its files there.
+
+    Args:
+        name: None: the first model that the settings serve.
 
     Raises:
         SettingError: there is none.
         CardError, ModelFileError: it cannot be used.
     """
-    there = read_registry(*settings.model_folders())
-    (card,) = there.select([name]).cards
-    there.warn_of_broken()
-    check_present(card)
-    return find_placement(settings.device, settings.dtype).apply(card)
+    names = [name or settings.model[0]]
+    (card,) = select_cards(settings, names, opener.placement, check_files=True).cards
+    return card
 
 
-def load_model(settings: Settings, card: Card) -> OfflineModel:
-    """Read a model from disk.
-
-    Raises:
-        ModelFileError, ModelLoadError: a file is wrong or cannot be used.
-    """
-    hash_files = settings.check_files == "full"
-    placement = find_placement(settings.device, settings.dtype)
-    encoder = load_encoder(
-        card.encoder_card,
-        placement.devices_of(card),
+def _make_engine(card: Card, encoder: Encoder, settings: Settings) -> Engine:
+    name = card.encoder_card.name
+    pace = choose_pace(
+        encoder.capacity,
+        cores=worker_threads(settings),
         max_batch_tokens=settings.max_batch_tokens,
-        hash_files=hash_files,
     )
-    warm_up(encoder)
-    check_parity(encoder, card.encoder_card, settings.min_parity)
-    return OfflineModel(card, encoder, load_rotation(card, hash_files=hash_files), settings)
+    return Engine(
+        encoder,
+        EngineMetrics(Metrics([name], [name]), name),
+        pace=dataclasses.replace(pace, share_among_idle=False),
+        max_request_tokens=WINDOW_TEXTS * encoder.tokenizer.max_input_tokens,
+        # Callers wait for their own work: nobody is to be sent away.
+        max_queue_tokens=sys.maxsize,
+        max_wait_s=float("inf"),
+    )
 
 
-def embed_windows(
-    model: OfflineModel,
-    windows: Iterator[Window],
-    write: Callable[[Window, NDArray[np.float32]], None],
-    *,
-    prompt: str,
-    truncate: bool,
-    start: Mark = START,
-    show: Callable[[Progress], None] = lambda progress: None,
-) -> None:
-    """Embed all windows; blocks until the last one is written.
-
-    Args:
-        windows: read in a thread of its own, one ahead.
-        write: called for one window after the other, in order, in a thread of its own; the vectors
-            are (texts, embedding_dim), float32, as the encoder gives them.
-        prompt: put in front of each text.
-        truncate: cut over-long texts or refuse them.
-        start: where the windows begin.
-        show: called in this thread a few times a second.
-
-    Raises:
-        TextFileError: a text is too long, or holds a token that the weights lack; windows before
-            it are written.
-        EmbeddingServerError: whatever `windows` or `write` raise.
-        KeyboardInterrupt, Terminated: on SIGINT or SIGTERM, once the last computed window is written.
-    """
-    progress = Progress(start.texts, 0, start.bytes)
-    asyncio.run(_Run(model, windows, write, prompt, truncate, show, progress).run())
-
-
-def embed_texts(
-    model: OfflineModel,
-    texts: list[str],
-    *,
-    prompt: str,
-    show: Callable[[Progress], None] = lambda progress: None,
-) -> NDArray[np.float32]:
-    """Vectors of texts in memory, over-long ones cut: (texts, embedding_dim), float32.
-
-    Not rotated. Raises as `embed_windows`.
-    """
-    vectors = np.empty((len(texts), model.encoder.embedding_dim), dtype=np.float32)
-
-    def windows() -> Iterator[Window]:
-        for start in range(0, len(texts), WINDOW_TEXTS):
-            part = texts[start : start + WINDOW_TEXTS]
-            end = START._replace(texts=start + len(part))
-            lines = list(range(start + 1, end.texts + 1))
-            yield Window(is_list=True, texts=part, source="texts", lines=lines, end=end)
-
-    def write(window: Window, part: NDArray[np.float32]) -> None:
-        vectors[window.end.texts - len(part) : window.end.texts] = part
-
-    embed_windows(model, windows(), write, prompt=prompt, truncate=True, show=show)
-    return vectors
-
-
-class _Run:
-    """One call of `embed_windows`."""
-
-    def __init__(
-        self,
-        model: OfflineModel,
-        windows: Iterator[Window],
-        write: Callable[[Window, NDArray[np.float32]], None],
-        prompt: str,
-        truncate: bool,
-        show: Callable[[Progress], None],
-        progress: Progress,
-    ) -> None:
-        self._model = model
-        self._windows = windows
-        self._write = write
-        self._prompt = prompt
-        self._truncate = truncate
-        self._show = show
-        self._done = progress
-
-    async def run(self) -> None:
-        engine = self._start_engine()
-        ahead = asyncio.ensure_future(self._prepare(engine))
-        writing: asyncio.Future[None] | None = None
-        try:
-            while (prepared := await ahead) is not None:
-                window, token_ids = prepared
-                ahead = asyncio.ensure_future(self._prepare(engine))
-                vectors = await self._compute(engine, window, token_ids)
-                if writing is not None:
-                    await writing
-                writing = in_thread(lambda w=window, v=vectors: self._write(w, v))  # type: ignore[misc]
-        except BaseException:
-            with ending_at_once():  # by the second signal, which does not wait for the threads
-                await self._end(engine, ahead, writing)
+@contextlib.contextmanager
+def _named_by_index(window: TextSlice) -> Iterator[None]:
+    """Errors of the engine name the texts as `input[3]`."""
+    try:
+        yield
+    except TokenWithoutEmbedding as error:
+        raise error.at(window.position(error.row)) from None
+    except InferenceFailed as error:
+        if not window.start:  # then the engine's numbers are the caller's
             raise
-        await self._end(engine, ahead, writing)
-
-    async def _end(
-        self,
-        engine: Engine,
-        ahead: asyncio.Future[tuple[Window, list[TokenIds]] | None],
-        writing: asyncio.Future[None] | None,
-    ) -> None:
-        ahead.cancel()
-        engine.close()
-        if writing is not None:  # also when interrupted: what was computed is kept
-            await writing
-        await asyncio.gather(ahead, return_exceptions=True)
-        # Each thread ends after at most one micro-batch.
-        engine.join()
-
-    def _start_engine(self) -> Engine:
-        model, settings = self._model, self._model.settings
-        name = model.card.encoder_card.name
-        tokens = WINDOW_TEXTS * model.encoder.tokenizer.max_input_tokens
-        return Engine(
-            model.encoder,
-            EngineMetrics(Metrics([name], [name]), name),
-            threads=self._model.encoder.pace.workers or settings.threads or usable_cores(),
-            max_batch_tokens=self._model.encoder.pace.max_batch_tokens,
-            max_request_tokens=tokens,
-            max_queue_tokens=tokens,
-            max_wait_s=settings.max_wait_s,
-            share_among_idle=False,
-        )
-
-    async def _prepare(self, engine: Engine) -> tuple[Window, list[TokenIds]] | None:
-        """The next window and its token ids; None at the end."""
-        window = await in_thread(lambda: next(self._windows, None))
-        if window is None:
-            return None
-        try:
-            token_ids = await engine.tokenize(
-                window, prompt=self._prompt, truncate=self._truncate, own_token_ids=False
-            )
-        except ContextLengthExceeded as error:
-            raise self._too_long(f"{error.position}: {error.num_tokens}") from None
-        except TooManyTokens as error:
-            raise self._too_long(f"{error.position}: far too many") from None
-        return window, token_ids
-
-    def _too_long(self, what: str) -> TextFileError:
-        return TextFileError(
-            f"{what} tokens, and {self._model.card.name} reads "
-            f"{self._model.card.max_input_tokens}; shorten the text, or cut such texts with "
-            "--truncate"
-        )
-
-    async def _compute(
-        self, engine: Engine, window: Window, token_ids: list[TokenIds]
-    ) -> NDArray[np.float32]:
-        total = sum(map(len, token_ids))
-        with engine.admit(window, key="") as ticket:
-            watching = asyncio.ensure_future(self._watch(window, total, ticket))
-            try:
-                vectors = (await engine.embed(token_ids, ticket)).vectors
-            except TokenWithoutEmbedding as error:
-                raise TextFileError(f"{window.position(error.row)} {error.what}") from None
-            except InferenceFailed as error:
-                first, last = window.lines[0], window.lines[-1]
-                raise InferenceFailed(
-                    f"{window.source}, between lines {first} and {last}: {error.message}"
-                ) from error
-            finally:
-                watching.cancel()
-        self._done = self._progress(window, total, computed=total)
-        self._show(self._done)
-        return vectors
-
-    async def _watch(self, window: Window, total: int, ticket: Ticket) -> None:
-        """Show how the window's tokens become fewer, until cancelled."""
-        while True:
-            await asyncio.sleep(PROGRESS_INTERVAL_S)
-            self._show(self._progress(window, total, computed=total - min(ticket.tokens, total)))
-
-    def _progress(self, window: Window, total: int, *, computed: int) -> Progress:
-        done, share = self._done, computed / total
-        return Progress(
-            done.texts + int(share * len(window.texts)),
-            done.tokens + computed,
-            done.read_bytes + int(share * (window.end.bytes - done.read_bytes)),
-        )
-
-
-def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """The outcome of blocking work in a thread that nobody waits for when the program ends.
-
-    `asyncio.to_thread` would be waited for, and a pipe may never give its next line.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(outcome: T | None, error: BaseException | None) -> None:
-        if future.done():  # cancelled
-            return
-        if error is None:
-            future.set_result(outcome)  # type: ignore[arg-type]
-        else:
-            future.set_exception(error)
-
-    def run() -> None:
-        outcome, error = None, None
-        try:
-            outcome = work()
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(settle, outcome, error)
-
-    threading.Thread(target=run, name="offline", daemon=True).start()
-    return future
+        first, last = window.position(0), window.position(len(window.texts) - 1)
+        raise InferenceFailed(f"Of {first} to {last}: {error.message}") from error

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from server.delivery.locking import try_lock
 from server.delivery.syncing import sync_folder
 from server.errors import MissingExtra, OutputFileError
+from server.inference.vector_form import json_values, stored
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,8 +32,8 @@ def json_lines(first: int, vectors: NDArray[np.float32]) -> bytes:
     """One object a line, {"index": 0, "embedding": [...]}; `first` is the first vector's index."""
     option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     return b"".join(
-        orjson.dumps({"index": first + row, "embedding": vector}, option=option)
-        for row, vector in enumerate(vectors)
+        orjson.dumps({"index": index, "embedding": value}, option=option)
+        for index, value in enumerate(json_values(vectors), first)
     )
 
 
@@ -119,7 +120,7 @@ class NpyFile(GrowingFile):
         return header.getvalue()
 
     def _encode(self, first: int, vectors: NDArray[np.float32]) -> bytes:
-        return vectors.astype("<f4", copy=False).tobytes()
+        return stored(vectors).tobytes()
 
 
 class ParquetFile(NpyFile):

@@ -47,7 +47,7 @@ START = Mark(0, 0, 0, hashlib.sha256().hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
-class Window(TextInputs):
+class TextWindow(TextInputs):
     """Texts that are embedded together, and where the input stands behind them."""
 
     source: str
@@ -127,7 +127,7 @@ class TextReader:
 
     def windows(
         self, *, most_texts: int = WINDOW_TEXTS, most_chars: int = WINDOW_CHARS
-    ) -> Iterator[Window]:
+    ) -> Iterator[TextWindow]:
         """The texts from here on; every window holds at least one.
 
         Args:
@@ -155,9 +155,9 @@ class TextReader:
         if texts:
             yield self._window(texts, lines)
 
-    def _window(self, texts: list[str], lines: list[int]) -> Window:
+    def _window(self, texts: list[str], lines: list[int]) -> TextWindow:
         end = self._mark._replace(sha256=self._hash.hexdigest())
-        return Window(is_list=True, texts=texts, source=self.name, lines=lines, end=end)
+        return TextWindow(is_list=True, texts=texts, source=self.name, lines=lines, end=end)
 
     def _texts(self) -> Iterator[tuple[int, str]]:
         while raw := self._read(self._file.readline, MAX_LINE_BYTES + 1):

@@ -181,8 +181,16 @@ async def test_a_database_that_cannot_be_opened_is_told_once_and_tried_again(
 
 
 async def test_a_server_may_end_while_the_database_is_opened(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    is_opening = threading.Event()
+
+    class Opening(shared.Shared):
+        def __init__(self, *given: Any) -> None:
+            is_opening.set()
+            super().__init__(*given)
+
+    monkeypatch.setattr(shared, "Shared", Opening)
     settings = Settings(data_dir=tmp_path)
     Database(settings.database()).close()
     file = settings.database_file()
@@ -192,7 +200,7 @@ async def test_a_server_may_end_while_the_database_is_opened(
     lock.execute("BEGIN IMMEDIATE")
     access.start()
     file.with_suffix(".away").rename(file)
-    await until(_is_opening)
+    await until(is_opening.is_set)
     closing = asyncio.create_task(access.close())
     await asyncio.sleep(0)
     lock.execute("ROLLBACK")
@@ -200,7 +208,3 @@ async def test_a_server_may_end_while_the_database_is_opened(
     async with asyncio.timeout(30):
         await closing
     assert not [line for line in caplog.messages if "cannot" in line]
-
-
-def _is_opening() -> bool:
-    return any(thread.name == "database" for thread in threading.enumerate())

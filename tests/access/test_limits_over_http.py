@@ -18,7 +18,7 @@ import httpx2
 import openai
 import pytest
 
-from server.access.counters import StorageCounters
+from server.access.counters import MemoryCounters
 from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import Limits, Scope
@@ -483,7 +483,7 @@ def test_openais_client_raises_its_errors(http: httpx.Client, server: ServerProc
 
 async def test_openais_client_waits_as_told_and_gets_through(app_over: AppOver, site: Site) -> None:
     secret = site.secret("team", requests_per_minute=2)
-    counters = StorageCounters(window_s=1)
+    counters = MemoryCounters(window_s=1)
     app = await app_over(FakeBackend(), counters=counters, database_url=site.url)
     transport = httpx2.ASGITransport(app)
     async with httpx2.AsyncClient(transport=transport) as http:

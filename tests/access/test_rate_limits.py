@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from server.access.counters import MemoryCounters
 from server.access.keys import Key, Limits, new_id
 from server.access.rate_limits import MEMORY, RateLimits, Unit
 from server.errors import (
@@ -166,6 +167,24 @@ async def test_who_waits_as_long_as_told_is_let_in(url: str) -> None:
     await limits.close()
 
 
+async def test_who_is_refused_by_one_limit_is_told_when_the_other_ends_if_that_is_later() -> None:
+    now = 0.0
+    counters = MemoryCounters(now=lambda: now)
+    limits = RateLimits(MEMORY, refuse_when_away=False, here=counters)
+    limited = key(rpm=1, tpm=10)
+    await limits.of(limited).take_request()
+    now = 30
+    await limits.of(limited).take_tokens(10)
+    now = 40
+    with pytest.raises(RateLimitExceeded) as caught:
+        await limits.of(limited).take_request()
+    assert caught.value.retry_after_s == 51  # 50 s and a margin
+    now = 65
+    with pytest.raises(RateLimitExceeded) as caught:
+        await limits.of(limited).take_tokens(1)
+    assert caught.value.retry_after_s == 26
+
+
 async def test_fifty_at_once_get_no_more_than_there_is(limits: RateLimits) -> None:
     limited = key(rpm=20, tpm=1_000)
 
@@ -234,7 +253,11 @@ async def test_a_redis_that_is_away_is_told_and_used_again_when_it_is_back(
 
 
 async def test_a_redis_that_hangs_holds_up_one_request_for_a_moment_only() -> None:
+    connections = 0
+
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
         await reader.read()
         writer.close()
 
@@ -244,6 +267,9 @@ async def test_a_redis_that_hangs_holds_up_one_request_for_a_moment_only() -> No
     limits = RateLimits(url, refuse_when_away=False, patience_s=0.05)
     await asyncio.wait_for(limits.of(key(rpm=1)).take_request(), 5)
     assert limits.away
+    tried = connections
+    await limits.of(key(rpm=1)).take_request()
+    assert connections == tried  # it is not asked again before it was looked for
     await limits.close()
     silent.close()
     await silent.wait_closed()

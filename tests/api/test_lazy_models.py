@@ -21,7 +21,7 @@ from server.catalog.card import CARD_FILE
 from server.engine.on_demand import RETRY_LOAD_S
 from server.http.app import create_app
 from server.settings import Settings
-from tests.api.test_embeddings import refusal
+from tests.api.routes.test_embeddings import refusal
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, client_of
 from tests.engine import let_pass
 from tests.fakes import FakeBackend
@@ -130,11 +130,11 @@ async def test_what_is_wrong_with_a_request_is_told_without_loading_its_model(
         for wrong in ({"input": ""}, {"dimensions": 7}, {"extra": 1}, {"pin": "0" * 16}):
             refusal(await ask(**wrong))
         assert (await client.get("/v1/models")).status_code == 200
-        (state,) = app.state.services.models.states()
-        assert not state.loaded
+        (model,) = app.state.services.models.models
+        assert not model.state.loaded
         assert (await ask()).status_code == 200
-        (state,) = app.state.services.models.states()
-        assert state.loaded
+        (model,) = app.state.services.models.models
+        assert model.state.loaded
 
 
 def test_an_idle_model_gives_its_memory_back_again_and_again() -> None:
@@ -193,7 +193,7 @@ async def test_a_file_that_changed_meanwhile_is_not_served_until_it_is_right_aga
         assert (await ask()).status_code == 200
         let_pass(61, monkeypatch)
         async with asyncio.timeout(20):
-            while models.states()[0].loaded:  # noqa: ASYNC110
+            while models.models[0].state.loaded:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         weights.write_bytes(bad)
         for _ in range(2):

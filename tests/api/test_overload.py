@@ -19,7 +19,7 @@ import openai
 import pytest
 from fastapi import FastAPI
 
-from server.api.deps import LARGEST_BODIES
+from server.api.seats import LARGEST_BODIES
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.engine import wait_until
 from tests.fakes import FakeBackend

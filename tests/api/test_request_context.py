@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from server.access import keyring
 from server.access.keys import digest
-from server.api.request_context import _printable_path
+from server.api.record import printable_path
 from server.http.app import create_app
 from server.logs import ACCESS_LOGGER, JsonFormatter, TextFormatter
 from server.settings import Settings
@@ -157,7 +157,7 @@ def answer(running: ServerProcess, sent: bytes) -> bytes:
 
 @given(st.binary(max_size=300))
 def test_a_path_of_any_bytes_is_logged_on_one_line_and_shortened(raw: bytes) -> None:
-    shown = _printable_path({"raw_path": b"/" + raw, "path": "/"})
+    shown = printable_path({"raw_path": b"/" + raw, "path": "/"})
     assert shown.isascii()
     assert shown.isprintable()
     assert shown.startswith("/")

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
 
-from server.catalog.card import CARD_FILE, TOKENIZER_FILE, Card, read_card
-from server.errors import TextFileError
+from server.catalog.card import CARD_FILE, TOKENIZER_FILE, Card
+from server.catalog.card_file import read_card
+from server.errors import InvalidRequest, TextFileError
 from server.http.app import create_app
 from server.inference.loader import Encoder, load_encoder
-from server.offline.embedder import OfflineModel, embed_texts
+from server.offline.embed_windows import embed_sample
+from server.offline.embedder import Embedder
 from server.settings import Settings
 from tests.conftest import PLAIN, client_of
 from tests.inference.test_loader import copy_of
@@ -85,7 +87,10 @@ async def test_the_input_is_named_and_others_are_answered(card: Card) -> None:
 
 
 def test_the_line_of_a_file_is_named(card: Card, enlarged: Encoder) -> None:
-    model = OfflineModel(card, enlarged, None, Settings())
-    with pytest.raises(TextFileError, match=r"texts line 2 holds '\[NEW\]' \(token id 30522\)"):
-        embed_texts(model, ["fine", f"a {NEW} one", "fine"], prompt="")
-    assert np.isfinite(embed_texts(model, ["fine", "as well"], prompt="")).all()
+    texts = ["fine", f"a {NEW} one", "fine"]
+    with Embedder(card, enlarged, None, Settings()) as embedder:
+        with pytest.raises(TextFileError, match=r"texts line 2 holds '\[NEW\]' \(token id 30522\)"):
+            embed_sample(embedder, texts, prompt="")
+        with pytest.raises(InvalidRequest, match=r"input\[1\] holds '\[NEW\]' \(token id 30522\)"):
+            embedder.embed(texts)
+        assert np.isfinite(embed_sample(embedder, ["fine", "as well"], prompt="")).all()

@@ -12,9 +12,11 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from server.catalog.card import Card, Dtype
-from server.engine import served_models
+from server.engine.offering import Offering
+from server.engine.resident_models import ResidentModels
 from server.errors import ModelLoadError
 from server.http.app import create_app
+from server.inference.opening import Opener
 from server.inference.placement import Placement
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, client_of
@@ -24,15 +26,15 @@ TorchApp = Callable[..., Awaitable[FastAPI]]
 
 
 @pytest.fixture
-async def torch_app(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TorchApp]:
+async def torch_app() -> AsyncIterator[TorchApp]:
     """Makes the application over torch on so many devices, which all are this CPU."""
     made: list[FastAPI] = []
 
     async def make(dtype: Dtype | None = None, devices: int = 1, **settings: object) -> FastAPI:
-        placement = Placement(("cpu:0",) * devices, dtype)
-        monkeypatch.setattr(served_models, "find_placement", lambda *asked: placement)
         models = {"model": [MATRYOSHKA, PLAIN], "max_batch_tokens": 512}
-        app = create_app(Settings(**models | settings))  # type: ignore[arg-type]
+        given = Settings(**models | settings)  # type: ignore[arg-type]
+        opener = Opener(given, Placement(("cpu:0",) * devices, dtype))
+        app = create_app(given, Offering(ResidentModels.find(given, opener=opener)))
         made.append(app)
         await app.state.services.models.load(app.state.services.metrics)
         return app

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.catalog.card import Card, read_card
+from server.catalog.card import Card
+from server.catalog.card_file import read_card
 from server.catalog.verify import check_files, check_present, differences, missing_files
 from server.errors import ModelFileError
 from tests.catalog import FILES, card_table, pins, variant_table, write_model

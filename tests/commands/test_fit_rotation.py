@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from server.catalog.card import Card
 from server.catalog.registry import read_registry
-from server.fitting import measuring
+from server.fitting import fit, sampling
 from server.fitting import rotation as rotations
-from server.fitting.measuring import embed_visibly
 from server.inference.loader import load_rotation
-from server.offline.embedder import OfflineModel
+from server.offline.embed_windows import ShowProgress, embed_sample
+from server.offline.embedder import Embedder
 from tests.command_line import Outcome, assert_mistake, run
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 
@@ -61,16 +61,16 @@ def _little_work() -> Iterator[None]:
     known: dict[str, NDArray[np.float32]] = {}
 
     def embed_once(
-        model: OfflineModel, texts: list[str], title: str, *, prompt: str
+        embedder: Embedder, texts: list[str], *, prompt: str, show: ShowProgress
     ) -> NDArray[np.float32]:
-        key = repr((model.card.encoder_card.name, texts, prompt))
+        key = repr((embedder.card.encoder_card.name, texts, prompt))
         if key not in known:
-            known[key] = embed_visibly(model, texts, title, prompt=prompt)
+            known[key] = embed_sample(embedder, texts, prompt=prompt, show=show)
         return known[key].copy()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rotations, "STEPS", 2)
-        patch.setattr(measuring, "embed_visibly", embed_once)
+        patch.setattr(fit, "STEPS", 2)
+        patch.setattr(sampling, "embed_sample", embed_once)
         yield
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.catalog.card import read_card
+from server.catalog.card_file import read_card
 from server.program.command_lines import own_command
 from tests.command_line import Outcome, assert_mistake, run
 from tests.importing.folders import DIM, make_folder

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 from safetensors.numpy import load_file, save
 
-from server.catalog.card import read_card, write_card
+from server.catalog.card import FilePin
+from server.catalog.card_file import read_card, write_card
 from server.commands import network_namespace
 from server.commands.self_test import available_bytes
 from server.errors import SettingError
@@ -89,11 +90,9 @@ def test_vectors_unlike_the_reference_are_found(models_dir: Path) -> None:
     card = read_card(folder, models_dir)
     turned = load_file(folder / "reference.safetensors")["embeddings"][:, ::-1].copy()
     content = save({"embeddings": turned})
-    table = card.model_dump(exclude={"folder", "base"}, exclude_none=True)
-    pin = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    table["files"]["reference.safetensors"] = pin
+    pin = FilePin(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     (folder / "reference.safetensors").write_bytes(content)
-    write_card(folder, table)
+    write_card(card.changed(files=card.files | {"reference.safetensors": pin}), folder)
     outcome = doctor("--models-dir", models_dir, "--model", PLAIN)
     assert outcome.exit_code == 2
     (bad,) = [line for line in outcome.stdout.splitlines() if line.startswith("BAD")]

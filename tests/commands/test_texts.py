@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from server.catalog.card import Card
-from server.inference.matryoshka import truncate
+from server.inference.matryoshka import shorten
 from server.offline.outputs import format_of
 from server.offline.texts import WINDOW_TEXTS
 from tests.command_line import (
@@ -161,7 +161,7 @@ class TestVectors:
         for size in (384, 32):
             run("embed", tmp_path / "a.txt", "-o", tmp_path / f"{size}.npy",
                     f"--dimensions={size}")  # fmt: skip
-        expected = truncate(np.load(tmp_path / "384.npy"), 32, None)
+        expected = shorten(np.load(tmp_path / "384.npy"), 32, None)
         np.testing.assert_allclose(np.load(tmp_path / "32.npy"), expected, atol=1e-6)
 
     def test_a_model_that_is_centred_before_the_cut_is_cut_as_the_server_does(
@@ -179,7 +179,7 @@ class TestVectors:
         for size in (384, 64):
             outcome = run("embed", *flags, "-o", tmp_path / f"{size}.npy", f"--dimensions={size}")
             assert outcome.exit_code == 0, outcome.stderr
-        expected = truncate(np.load(tmp_path / "384.npy"), 64, None, layer_norm=True)
+        expected = shorten(np.load(tmp_path / "384.npy"), 64, None, layer_norm=True)
         np.testing.assert_allclose(np.load(tmp_path / "64.npy"), expected, atol=1e-6)
 
     def test_the_same_bytes_come_in_every_run_whatever_the_threads(

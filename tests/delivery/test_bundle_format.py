@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server import __version__
-from server.catalog.card import Card, FilePin, read_card
+from server.catalog.card import Card, FilePin
+from server.catalog.card_file import read_card
 from server.delivery import bundle_format
 from server.delivery.bundle_format import MAX_MANIFEST_BYTES, Manifest
 from server.delivery.bundle_reader import BundleReader

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server.catalog.card import Card, read_card
+from server.catalog.card import Card
+from server.catalog.card_file import read_card
 from server.catalog.registry import read_registry
 from server.delivery import placing
 from server.delivery.bundle_reader import BundleReader

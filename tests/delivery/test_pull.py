@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from server.catalog.card import Card, read_card
+from server.catalog.card import Card
+from server.catalog.card_file import read_card
 from server.delivery.locking import scratch_folder
 from server.delivery.pull import pull
 from server.errors import ModelFileError

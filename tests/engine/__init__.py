@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.engine.admission import Admission, Ratio
+from server.engine.admission import Admission
 from server.engine.engine import Embedded, Engine
+from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
+from server.engine.ratio import Ratio
 from server.engine.sequence import SequenceGroup
 from server.inference.backend import TokenIds
 from server.inference.inputs import TokenIdInputs
@@ -77,8 +79,7 @@ def start_engine(
     return Engine(
         encoder,
         metrics or metrics_of_an_engine()[1],
-        threads=threads,
-        max_batch_tokens=max_batch_tokens,
+        pace=Pace(max_batch_tokens, workers=threads),
         max_request_tokens=max_request_tokens,
         max_queue_tokens=max_queue_tokens,
         max_wait_s=max_wait_s,
@@ -89,7 +90,7 @@ def start_engine(
 async def embedded(engine: Engine, sequences: Sequence[TokenIds], key: str = "key") -> Embedded:
     """Admit and embed, as a route does."""
     inputs = TokenIdInputs(is_list=True, token_ids=[one.tolist() for one in sequences])
-    with engine.admit(inputs, key) as ticket:
+    async with engine.admit(inputs, key) as ticket:
         return await engine.embed(sequences, ticket)
 
 

@@ -8,7 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from server.engine.admission import LIGHT_TOKENS, Admission, Ratio, Ticket
+from server.engine.admission import Admission, Ticket
+from server.engine.fair_share import LIGHT_TOKENS
+from server.engine.pace import Pace
+from server.engine.ratio import Ratio
 from server.engine.waiting_queue import WaitingQueue
 from server.errors import Overloaded
 from tests.engine import NO_LIMIT, groups_of, open_admission
@@ -109,7 +112,7 @@ class Books(RuleBasedStateMachine):
         gate = admission()
         for ticket, tokens in self.held.items():
             admitted = self.admitted[ticket]
-            Ticket(gate, ticket.key, admitted).computed(admitted - tokens)
+            gate.admit(ticket.key, admitted).computed(admitted - tokens)
         return gate
 
     def teardown(self) -> None:
@@ -216,19 +219,6 @@ def test_the_measured_speed_decides() -> None:
     assert lets_in(gate, "A", 10_000)
 
 
-@given(st.floats(1, 1e6), st.floats(1, 1e6), st.integers(300, 500))
-def test_a_ratio_follows_what_it_observes(guess: float, truth: float, count: int) -> None:
-    ratio = Ratio(guess, weight=1)
-    assert ratio.value == pytest.approx(guess)
-    values = []
-    for _ in range(count):
-        ratio.observe(truth * 0.1, 0.1)
-        values.append(ratio.value)
-    assert sorted(values, reverse=guess > truth) == pytest.approx(values)
-    assert min(guess, truth) * 0.999 <= values[-1] <= max(guess, truth) * 1.001
-    assert abs(values[-1] - truth) <= 0.01 * abs(guess - truth) + 1e-6 * truth
-
-
 # How long the others are told to stay away.
 
 
@@ -304,8 +294,8 @@ def foreign_work(
 ) -> tuple[float, int]:
     """What is estimated and what is really computed before a request is done."""
     gate = admission()
-    queue = WaitingQueue(BUDGET)
-    queue.join()
+    queue = WaitingQueue(Pace(BUDGET))
+    queue.add_worker()
 
     def take() -> list[tuple[Ticket, int]]:
         batch = queue.take(0)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import pytest
 
-from server.engine.engine import Engine, warm_up
+from server.engine.engine import Engine
 from server.engine.patience import Patience
 from server.errors import (
     Draining,
@@ -264,12 +264,6 @@ async def test_too_many_openai_ids_are_refused_before_they_are_decoded(encoder: 
     engine.close()
 
 
-def test_warming_up_runs_forward_passes(encoder: Encoder) -> None:
-    backend = FakeBackend()
-    warm_up(Encoder(encoder.tokenizer, (backend,), FAKE_DIM))
-    assert backend.shapes
-
-
 def value(metrics: Metrics, name: str) -> float:
     return MetricsPage(metrics.page()).value(name, model="model")
 
@@ -359,7 +353,7 @@ async def test_an_estimate_is_replaced_once_the_tokens_are_counted(
     engine = make_engine(backend, of_engine)
     inputs = TextInputs(is_list=False, texts=["word " * 80])
     backend.gate.clear()
-    with engine.admit(inputs, "key") as ticket:
+    async with engine.admit(inputs, "key") as ticket:
         assert ticket.tokens == value(metrics, "admitted_tokens") == 100  # a quarter of 400
         token_ids = await engine.tokenize(inputs, prompt="", truncate=False, own_token_ids=False)
         request = asyncio.create_task(engine.embed(token_ids, ticket))
@@ -374,14 +368,14 @@ async def test_estimates_follow_the_texts_there_are(encoder: Encoder) -> None:
     engine = start_engine(encoder)
     inputs = TextInputs(is_list=False, texts=["日本語" * 60])
 
-    def estimate() -> int:
-        with engine.admit(inputs, "key") as ticket:
+    async def estimate() -> int:
+        async with engine.admit(inputs, "key") as ticket:
             return ticket.tokens
 
-    assert estimate() == 45
+    assert await estimate() == 45
     for _ in range(60):
         (token_ids,) = await engine.tokenize(inputs, prompt="", truncate=False, own_token_ids=False)
-    assert abs(estimate() - len(token_ids)) <= 0.1 * len(token_ids)
+    assert abs(await estimate() - len(token_ids)) <= 0.1 * len(token_ids)
     engine.close()
 
 
@@ -399,7 +393,7 @@ async def test_an_estimate_is_never_outside_of_what_is_possible(
 ) -> None:
     engine = start_engine(encoder, max_request_tokens=1_000)
     assert encoder.tokenizer.max_input_tokens == 256
-    with engine.admit(inputs, "key") as ticket:
+    async with engine.admit(inputs, "key") as ticket:
         assert ticket.tokens == estimate
     engine.close()
 

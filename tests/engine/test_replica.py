@@ -13,10 +13,12 @@ from typing import Protocol
 import numpy as np
 import pytest
 
+from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
-from server.engine.replica import FAILURES_BEFORE_PROBE, PROBE_TOKENS, NotFinite, Replica, probe
+from server.engine.replica import FAILURES_BEFORE_PROBE, Replica
 from server.engine.sequence import MicroBatch, SequenceGroup
 from server.engine.waiting_queue import WaitingQueue
+from server.inference.probing import PROBE_TOKENS
 from tests.engine import Clock, group_of, ids, wait_until
 from tests.fakes import GIVES_NAN, KILLS_THREAD, LOSES_ROWS, RAISES, FakeBackend
 
@@ -27,7 +29,7 @@ class Harness:
     """One replica, its queue, and what it delivered."""
 
     def __init__(self, backend: FakeBackend, patience: Patience) -> None:
-        self.queue = WaitingQueue(512)
+        self.queue = WaitingQueue(Pace(512))
         self.delivered: queues.Queue[MicroBatch] = queues.Queue()
         self.died: list[Replica] = []
         self.replica = Replica(
@@ -188,7 +190,7 @@ def test_a_thread_that_dies_hands_back_what_it_had_and_says_so(
     harness.replica.join(10)
     assert not harness.replica.sound
     assert harness.died == [harness.replica]
-    harness.queue.join()  # in its place; it does not count as one that may compute
+    harness.queue.add_worker()  # in its place; it does not count as one that may compute
     harness.queue.put(group_of(1))
     micro_batch = harness.queue.take(0)
     assert micro_batch is not None
@@ -259,9 +261,3 @@ def test_times_are_those_of_the_forward_pass(start: Start, monkeypatch: pytest.M
     backend.gate.set()
     micro_batch = harness.delivered.get(timeout=20)
     assert (micro_batch.began_s, micro_batch.ended_s) == (began_s, began_s + 0.25)
-
-
-def test_the_known_input_must_give_finite_numbers() -> None:
-    probe(FakeBackend())
-    with pytest.raises(NotFinite):
-        probe(FakeBackend(numb=True))

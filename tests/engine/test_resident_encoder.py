@@ -15,12 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card, read_card
+from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, Card
+from server.catalog.card_file import read_card
+from server.engine.engine import Engine
 from server.engine.interface import ModelState
+from server.engine.offering import Offering
 from server.engine.on_demand import RETRY_LOAD_S
 from server.engine.patience import PATIENCE, Patience
-from server.engine.resident_encoder import Opener
-from server.engine.served_models import ServedModels
+from server.engine.resident_models import ResidentModels
 from server.errors import (
     Draining,
     InferenceFailed,
@@ -30,6 +32,7 @@ from server.errors import (
     StartupError,
 )
 from server.inference.loader import Encoder
+from server.inference.opening import Opener
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.catalog import card_table, pins, variant_table, write_model
@@ -93,13 +96,15 @@ class Served:
     """Models over the disk, asked as the route asks them."""
 
     def __init__(self, settings: Settings, disk: Disk, patience: Patience) -> None:
-        self.models = ServedModels.find(settings, opener=disk, patience=patience)
+        self.source = ResidentModels.find(settings, opener=disk, patience=patience)
+        self.models = Offering(self.source)
         self.metrics = Metrics([ONE, VARIANT, OTHER], [ONE, OTHER])
 
     async def ask(self, name: str, token_id: int = 7) -> int:
         """The token id itself, as the fake forward pass computes it."""
-        with self.models.work(name) as model:
-            engine, _ = model.loaded or await model.on_demand.get()
+        with self.models.request_for(name) as model:
+            engine = (model.loaded or await model.load()).engine
+            assert isinstance(engine, Engine)
             return int((await embed(engine, [ids(token_id)]))[0, 0])
 
     def asking(self, name: str) -> asyncio.Task[int]:
@@ -115,13 +120,13 @@ class Served:
         return asking
 
     def states(self) -> dict[str, ModelState]:
-        return {state.card.name: state for state in self.models.states()}
+        return {model.card.name: model.state for model in self.models.models}
 
     def value(self, name: str, encoder: str = ONE) -> float:
         return MetricsPage(self.metrics.page()).value(name, model=encoder)
 
     async def until_unloaded(self) -> None:
-        await until(lambda: not any(state.loaded for state in self.models.states()))
+        await until(lambda: not any(model.state.loaded for model in self.models.models))
 
 
 class Serve(Protocol):
@@ -172,22 +177,22 @@ async def serve(disk: Disk, tmp_path: Path) -> AsyncIterator[Serve]:
 async def test_without_lazy_everything_is_read_at_the_start(disk: Disk, serve: Serve) -> None:
     served = await serve(lazy=False)
     assert sorted(disk.loads) == [ONE, OTHER]
-    assert all(state.loaded for state in served.models.states())
+    assert all(model.state.loaded for model in served.models.models)
     assert await served.ask(VARIANT) == 7
     assert sorted(disk.loads) == [ONE, OTHER]
 
 
 async def test_with_lazy_nothing_is_read_before_it_is_asked_for(disk: Disk, serve: Serve) -> None:
     served = await serve()
-    served.models.start_reading()
+    served.source.start_reading()
     served.models.check_ready()
     assert disk.loads == []
-    assert not any(state.loaded for state in served.models.states())
+    assert not any(state.loaded for state in served.states().values())
     assert await served.ask(VARIANT) == 7
     assert disk.loads == [ONE]
     states = served.states()
     assert [states[name].loaded for name in (ONE, VARIANT, OTHER)] == [False, True, False]
-    assert states[VARIANT].encoder_card.name == ONE
+    assert served.models.resolve(VARIANT).encoder_card.name == ONE
     assert await served.ask(ONE) == 7
     assert disk.loads == [ONE]
 
@@ -534,4 +539,4 @@ async def test_what_a_load_adds_is_told_if_it_was_alone(disk: Disk, serve: Serve
     assert 100e6 < added < 160e6
     assert served.value("model_resident_bytes") == added
     at_start = await serve(lazy=False)
-    assert {state.resident_bytes for state in at_start.models.states()} == {None}
+    assert {state.resident_bytes for state in at_start.states().values()} == {None}

@@ -13,9 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from server.engine.admission import MAX_BULK_SHARE, MIN_COST_TOKENS
+from server.engine.batch_budget import RAISE_BUDGET_AFTER
+from server.engine.fair_share import MAX_BULK_SHARE, MIN_COST_TOKENS
+from server.engine.pace import Pace
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
-from server.engine.waiting_queue import FRONT_BUDGETS, RAISE_BUDGET_AFTER, WaitingQueue
+from server.engine.waiting_queue import FRONT_BUDGETS, WaitingQueue
 from server.errors import Draining
 from tests.engine import Requests, group_of, groups_of, wait_until
 
@@ -41,8 +43,8 @@ bulk_lengths = st.lists(st.integers(MIN_COST_TOKENS, 300), min_size=1, max_size=
 
 def empty_queue(budget: int = BUDGET) -> WaitingQueue:
     """A queue whose only worker is the test."""
-    queue = WaitingQueue(budget)
-    queue.join()
+    queue = WaitingQueue(Pace(budget))
+    queue.add_worker()
     return queue
 
 
@@ -193,7 +195,7 @@ TestBooks.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 def test_many_threads_put_take_and_drop_at_once_and_nothing_is_lost() -> None:
-    queue = WaitingQueue(BUDGET)
+    queue = WaitingQueue(Pace(BUDGET))
     workers = [Worker(queue, at_once=True) for _ in range(4)]
     numbers = random.Random(0)
     requests = [
@@ -246,7 +248,7 @@ def test_of_one_request_the_first_that_waits_is_always_next(lengths: list[int]) 
 
 
 def test_an_idle_servers_only_request_is_shared_among_the_workers() -> None:
-    queue = WaitingQueue(BUDGET)
+    queue = WaitingQueue(Pace(BUDGET))
     taken: list[int] = []
     workers = [threading.Thread(target=lambda: taken.append(len(take_later(queue)))) for _ in "ab"]
     for worker in workers:
@@ -395,7 +397,7 @@ def test_query_after_query_waits_for_few_micro_batches_however_many_bulks_its_ke
         query = group_of(12, key="A")
         queue.put(query)
         before = 0
-        while query.unserved:
+        while query.num_waiting:
             before += take(queue).padded_tokens
         assert before <= MAX_BULK_SHARE * MIN_COST_TOKENS + 2 * BUDGET
 
@@ -427,7 +429,7 @@ def tokens_until_done(queue: WaitingQueue, groups: list[SequenceGroup]) -> list[
     served = 0
     while len(done) < len(groups):
         served += sum(sequence.num_tokens for sequence in take(queue).sequences)
-        done |= {g: served for g in groups if not g.unserved and g not in done}
+        done |= {g: served for g in groups if not g.num_waiting and g not in done}
     return [done[group] for group in groups]
 
 
@@ -462,11 +464,11 @@ def test_a_smaller_bulk_overtakes_a_huge_one_of_its_key_but_an_endless_row_of_th
     for seed in itertools.count():  # one comes whenever one is done
         there.append(group_of(*mixed(64, seed), key="A"))
         queue.put(there[-1])
-        while all(group.unserved for group in there):
+        while all(group.num_waiting for group in there):
             served += take(queue).tokens
-        there = [group for group in there if group.unserved]
+        there = [group for group in there if group.num_waiting]
         assert served <= 3 * huge.num_tokens + 2 * FRONT_TOKENS
-        if not huge.unserved:
+        if not huge.num_waiting:
             return
 
 
@@ -533,7 +535,7 @@ def test_dropping_a_part_that_is_left_gives_no_advantage_over_other_keys() -> No
 
 
 def test_take_waits_for_work_and_ends_when_the_queue_is_closed() -> None:
-    queue = WaitingQueue(BUDGET)
+    queue = WaitingQueue(Pace(BUDGET))
     taken: list[MicroBatch | None] = []
     first_taken = threading.Event()
 
@@ -564,7 +566,7 @@ def test_closing_returns_the_groups_that_still_waited() -> None:
 
 
 def test_a_closed_queue_refuses_work_that_nobody_would_do() -> None:
-    queue = WaitingQueue(BUDGET)
+    queue = WaitingQueue(Pace(BUDGET))
     queue.close()
     with pytest.raises(Draining):
         queue.put(group_of(5))
@@ -632,15 +634,6 @@ def test_thousands_of_keys_that_came_once_are_forgotten(at_once: bool) -> None:
     assert sum(ref() is not None for ref in alive) <= 10
 
 
-def test_the_budget_becomes_half_of_what_did_not_fit() -> None:
-    queue = WaitingQueue(256)
-    assert queue.lower_budget(200) == 100
-    assert queue.lower_budget(200) == 100  # another worker's, taken before
-    assert queue.lower_budget(100) == 50
-    assert queue.lower_budget(3) == 16  # memory is too short for anything
-    assert WaitingQueue(4).lower_budget(2) == 1
-
-
 def test_a_lowered_budget_is_doubled_whenever_it_has_been_enough_for_long() -> None:
     queue = empty_queue()
     queue.lower_budget(BUDGET // 2)
@@ -678,15 +671,15 @@ class Worker:
         assert not self._thread.is_alive()
 
     def _work(self) -> None:
-        self._queue.join(self._device)
+        self._queue.add_worker(self._device)
         while (batch := self._queue.take(device=self._device)) is not None:
             self.taken.append(batch)
             assert self._at_once or self._done.acquire(timeout=20)
-        self._queue.leave(self._device)
+        self._queue.remove_worker(self._device)
 
 
 def test_a_micro_batch_is_alone_only_if_nothing_else_waits_or_is_computed() -> None:
-    queue = WaitingQueue(BUDGET)
+    queue = WaitingQueue(Pace(BUDGET))
     workers = [Worker(queue), Worker(queue)]
 
     def taken() -> list[MicroBatch]:
@@ -731,10 +724,10 @@ def test_a_micro_batch_is_alone_only_if_nothing_else_waits_or_is_computed() -> N
 
 def test_a_worker_that_has_left_keeps_nobody_from_having_the_machine() -> None:
     queue = empty_queue()
-    queue.join()
+    queue.add_worker()
     queue.put(group_of(50))
     assert not take(queue).alone  # the other may compute
-    queue.leave()
+    queue.remove_worker()
     queue.put(group_of(50))
     assert take(queue).alone
     queue.put(group_of(50))
@@ -763,16 +756,16 @@ def test_without_sharing_micro_batches_do_not_depend_on_who_is_idle(
         batches = [batch for worker in workers for batch in worker.taken]
         return sorted([s.num_tokens for s in batch.sequences] for batch in batches)
 
-    alone = shapes(WaitingQueue(BUDGET), 1)
-    assert shapes(WaitingQueue(BUDGET, share_among_idle=False), idle_workers) == alone
-    assert (shapes(WaitingQueue(BUDGET), idle_workers) == alone) is (idle_workers == 1)
+    alone = shapes(WaitingQueue(Pace(BUDGET)), 1)
+    assert shapes(WaitingQueue(Pace(BUDGET, share_among_idle=False)), idle_workers) == alone
+    assert (shapes(WaitingQueue(Pace(BUDGET)), idle_workers) == alone) is (idle_workers == 1)
 
 
 class TestWorkersAhead:
     """While as many workers compute as there are devices, others take only what is worth it."""
 
     def queue(self) -> WaitingQueue:
-        return WaitingQueue(BUDGET, light_batch_tokens=BUDGET, packed=True, ahead_tokens=200)
+        return WaitingQueue(Pace(BUDGET, light_batch_tokens=BUDGET, ahead_tokens=200), packed=True)
 
     def test_a_second_worker_leaves_little_for_the_first_one(self) -> None:
         queue = self.queue()
@@ -840,8 +833,8 @@ class TestWorkersAhead:
 
 @given(some_requests, st.integers(1, 700))
 def test_packed_micro_batches_are_filled_by_tokens(requests: Requests, budget: int) -> None:
-    queue = WaitingQueue(budget, packed=True, light_batch_tokens=budget)
-    queue.join()
+    queue = WaitingQueue(Pace(budget, light_batch_tokens=budget), packed=True)
+    queue.add_worker()
     for group in groups_of(requests):
         queue.put(group)
     served = 0
@@ -855,16 +848,16 @@ def test_packed_micro_batches_are_filled_by_tokens(requests: Requests, budget: i
 
 
 def test_packed_a_short_sequence_goes_with_long_ones() -> None:
-    queue = WaitingQueue(BUDGET, packed=True, light_batch_tokens=BUDGET)
-    queue.join()
+    queue = WaitingQueue(Pace(BUDGET, light_batch_tokens=BUDGET), packed=True)
+    queue.add_worker()
     for length in (3, 300, 150):
         queue.put(group_of(length))
     assert sorted(s.num_tokens for s in take(queue).sequences) == [3, 150, 300]
 
 
 def test_packed_a_long_sequence_is_filled_up_with_many_short_ones() -> None:
-    queue = WaitingQueue(4096, packed=True, light_batch_tokens=4096)
-    queue.join()
+    queue = WaitingQueue(Pace(4096, light_batch_tokens=4096), packed=True)
+    queue.add_worker()
     queue.put(group_of(512, *[16] * 1000))
     taken = take(queue)
     assert taken.tokens == 4096

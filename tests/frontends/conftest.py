@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.engine.interface import Phase
+from server.engine.interface import ModelState, Phase
+from server.engine.offering import Offering
 from server.engine.patience import PATIENCE, Patience
-from server.engine.served_models import ServedModels
-from server.frontends.channel import receive_frame
+from server.engine.resident_models import ResidentModels
 from server.frontends.engine_service import EngineService, FrontEndLink
+from server.frontends.framing import receive_frame
 from server.frontends.front_end import FrontEnd
 from server.frontends.messages import Welcome
-from server.frontends.remote_models import RemoteModels
+from server.frontends.wire import read_message
 from server.inference.loader import Encoder
 from server.metrics import Metrics
 from server.settings import Settings
@@ -29,31 +30,67 @@ from tests.fakes import FakeBackend, FakeOpener
 
 @dataclass
 class Split:
-    """Both sides, ready."""
+    """Both sides, ready; the engine's, and one front end or more."""
 
-    app: FastAPI
-    link: FrontEndLink
     service: EngineService
-    models: ServedModels
-    metrics: Metrics  # of the engine's side
+    models: Offering
+    metrics: Metrics
     opener: FakeOpener
+    apps: list[FastAPI] = field(default_factory=list)
+    links: list[FrontEndLink] = field(default_factory=list)
 
     @property
-    def remote(self) -> RemoteModels:
+    def app(self) -> FastAPI:
+        """The first front end's."""
+        return self.apps[0]
+
+    @property
+    def link(self) -> FrontEndLink:
+        """The first front end's."""
+        return self.links[0]
+
+    @property
+    def remote(self) -> Offering:
         """The models as the front end has them."""
         models = self.app.state.services.models
-        assert isinstance(models, RemoteModels)
+        assert isinstance(models, Offering)
         return models
+
+    def told(self) -> ModelState:
+        """What the front end knows of the plain model."""
+        return self.remote.models[0].state
 
     @property
     def client(self) -> httpx.AsyncClient:
         return client_of(self.app)
+
+    async def another_app(self) -> FastAPI:
+        """One more front end, ready; with the first one the engine loads."""
+        ours, theirs = socket.socketpair()
+        self.links.append(await self.service.connect(ours))
+        app = FrontEnd(await welcomed(theirs), theirs).app
+        self.apps.append(app)
+        loading = app.state.services.models.load(app.state.services.metrics)
+        if self.models.phase is Phase.LOADING:
+            await asyncio.gather(loading, self.models.load(self.metrics))
+        else:
+            await loading
+        return app
 
 
 class SplitOver(Protocol):
     async def __call__(
         self, backend: FakeBackend, *, patience: Patience = ..., **settings: Any
     ) -> Split: ...
+
+
+async def welcomed(stream: socket.socket) -> Welcome:
+    """The first message that a front end gets."""
+    first = await asyncio.to_thread(receive_frame, stream)
+    assert first is not None
+    welcome = read_message(first.content)
+    assert isinstance(welcome, Welcome)
+    return welcome
 
 
 @pytest.fixture
@@ -67,20 +104,13 @@ async def split_over(encoder: Encoder) -> AsyncIterator[SplitOver]:
     ) -> Split:
         given = Settings(**{"model": [PLAIN], "threads": 1, "frontends": 2, **settings})
         opener = FakeOpener(given, encoder.tokenizer, backend)
-        models = ServedModels.find(given, opener=opener, patience=patience)
+        models = Offering(ResidentModels.find(given, opener=opener, patience=patience))
         metrics = Metrics([PLAIN], [PLAIN])
         service = EngineService(models, metrics, given)
-        ours, theirs = socket.socketpair()
-        link = await service.connect(ours)
-        tasks.append(asyncio.create_task(service.keep_telling()))
-        welcome = await asyncio.to_thread(receive_frame, theirs)
-        assert welcome is not None
-        app = FrontEnd(Welcome.read(welcome.content), theirs).app
-        split = Split(app, link, service, models, metrics, opener)
+        tasks.append(asyncio.create_task(service.watch_soundness()))
+        split = Split(service, models, metrics, opener)
         made.append((split, backend))
-        loading = asyncio.create_task(split.remote.load(app.state.services.metrics))
-        await models.load(metrics)
-        await loading
+        await split.another_app()
         assert split.remote.phase is Phase.READY
         return split
 
@@ -89,9 +119,10 @@ async def split_over(encoder: Encoder) -> AsyncIterator[SplitOver]:
         task.cancel()
     for split, backend in made:
         backend.gate.set()
-        split.remote.close()
-        split.link.channel.abort()
-        await split.link.lost.wait()
+        for app, link in zip(split.apps, split.links, strict=True):
+            app.state.services.models.close()
+            link.channel.abort()
+            await link.lost.wait()
+            await asyncio.to_thread(app.state.services.models.join)
         split.models.close()
         await asyncio.to_thread(split.models.join)
-        await asyncio.to_thread(split.remote.join)

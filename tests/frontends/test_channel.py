@@ -3,90 +3,35 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from server.access.counters import Taken
 from server.errors import ApiError, Draining, Overloaded
-from server.frontends.channel import (
-    HEAD,
-    MAX_CONTENT_BYTES,
-    BadFrame,
-    Channel,
-    Frame,
-    FrameReader,
-    Kind,
-    Parts,
-    frame,
-    receive_frame,
+from server.frontends.channel import Channel
+from server.frontends.framing import HEAD, BadFrame, Kind, head_of
+from server.frontends.messages import (
+    AskSamples,
+    CannotStart,
+    Message,
+    Question,
+    Ready,
+    TakeIfFits,
 )
-
-FRAMES = st.lists(
-    st.builds(
-        Frame, st.sampled_from(list(Kind)), st.integers(0, 2**32 - 1), st.binary(max_size=300)
-    ),
-    max_size=8,
-)
+from server.frontends.wire import write
 
 
-def written(frames: list[Frame]) -> bytes:
-    return b"".join(
-        part for kind, request, content in frames for part in frame(kind, request, (content,))
-    )
-
-
-class TestFrames:
-    @given(FRAMES, st.data())
-    def test_however_the_stream_is_cut_the_same_frames_come_out(
-        self, frames: list[Frame], data: st.DataObject
-    ) -> None:
-        stream = written(frames)
-        cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=20).map(sorted))
-        reader = FrameReader()
-        found = [
-            one
-            for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)
-            for one in reader.feed(stream[start:end])
-        ]
-        assert found == frames
-
-    def test_a_frame_comes_out_as_soon_as_it_is_whole(self) -> None:
-        stream = written([Frame(Kind.DONE, 1, b"abc")])
-        reader = FrameReader()
-        for number in range(len(stream) - 1):
-            assert list(reader.feed(stream[number : number + 1])) == []
-        assert list(reader.feed(stream[-1:])) == [Frame(Kind.DONE, 1, b"abc")]
-
-    @pytest.mark.parametrize(
-        "head", [HEAD.pack(MAX_CONTENT_BYTES + 1, Kind.DONE, 0), HEAD.pack(0, 255, 0)]
-    )
-    @pytest.mark.parametrize("cut", [0, 1, HEAD.size - 1])
-    def test_what_is_too_long_or_of_no_kind_is_refused_by_its_head(
-        self, head: bytes, cut: int
-    ) -> None:
-        reader = FrameReader()
-        assert list(reader.feed(head[:cut])) == []
-        with pytest.raises(BadFrame):
-            list(reader.feed(head[cut:]))
-
-    def test_one_frame_is_received_without_a_loop_and_what_follows_is_left(self) -> None:
-        here, there = socket.socketpair()
-        with here, there:
-            there.sendall(written([Frame(Kind.WELCOME, 0, b"x" * 5000), Frame(Kind.STATE, 0, b"")]))
-            assert receive_frame(here) == Frame(Kind.WELCOME, 0, b"x" * 5000)
-            assert receive_frame(here) == Frame(Kind.STATE, 0, b"")
-            there.sendall(written([Frame(Kind.WELCOME, 0, b"xyz")])[:-1])
-            there.shutdown(socket.SHUT_WR)
-            assert receive_frame(here) is None
+def framed(kind: Kind, request: int, content: bytes = b"") -> bytes:
+    return head_of(kind, request, content) + content
 
 
 class End:
-    """One end of a channel; answers with what it is asked, unless told to do something else."""
+    """One end of a channel; counts twice what it is asked, unless told to do something else."""
 
     def __init__(self, stream: socket.socket) -> None:
         self.channel = Channel(stream, self.answer, self.hear, self.lose)
-        self.heard: list[tuple[Kind, bytes]] = []
+        self.heard: list[Message] = []
         self.lost = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.asked = asyncio.Event()
@@ -94,7 +39,7 @@ class End:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def answer(self, kind: Kind, content: bytes) -> Parts:
+    async def answer(self, question: Question[Any]) -> object:
         self.asked.set()
         try:
             await self.gate.wait()
@@ -102,10 +47,12 @@ class End:
             self.cancelled.set()
             raise
         self.does()
-        return (content, memoryview(content))
+        if isinstance(question, TakeIfFits):
+            return Taken(True, 2 * question.amount, float(len(question.name)))
+        return "no counter"
 
-    def hear(self, kind: Kind, content: bytes) -> None:
-        self.heard.append((kind, content))
+    def hear(self, message: Message) -> None:
+        self.heard.append(message)
 
     def lose(self) -> None:
         self.lost.set()
@@ -132,42 +79,44 @@ Ends = tuple[End, End]
 class TestChannel:
     async def test_many_questions_of_both_ends_are_answered_at_once(self, ends: Ends) -> None:
         here, there = ends
-        contents = [bytes([n]) * (n * 5_000) for n in range(1, 100)]
         for asking in (here, there):
-            answers = asyncio.gather(*(asking.channel.ask(Kind.EMBED, one) for one in contents))
-            assert await answers == [one + one for one in contents]
+            questions = [TakeIfFits("x" * (n * 5_000), n, 0) for n in range(1, 100)]
+            answers = asyncio.gather(*map(asking.channel.ask, questions))
+            assert await answers == [(True, 2 * n, n * 5_000) for n in range(1, 100)]
+        await asyncio.sleep(0)
+        assert here.channel.open_questions == there.channel.open_questions == 0
 
     async def test_a_question_asked_before_the_channel_is_open_is_answered(self) -> None:
         here, there = (End(stream) for stream in socket.socketpair())
-        answer = asyncio.create_task(here.channel.ask(Kind.LOOK, b"x"))
+        answer = asyncio.create_task(here.channel.ask(TakeIfFits("", 1, 0)))
         await asyncio.sleep(0)
         await here.channel.open()
         await there.channel.open()
-        assert await answer == b"xx"
+        assert (await answer).held == 2
         there.channel.abort()
         await soon(here.lost)
 
     async def test_answers_may_come_in_another_order(self, ends: Ends) -> None:
         here, there = ends
         there.gate.clear()
-        slow = asyncio.create_task(here.channel.ask(Kind.EMBED, b"slow"))
+        slow = asyncio.create_task(here.channel.ask(TakeIfFits("", 7, 0)))
         await soon(there.asked)
         first_gate, there.gate = there.gate, asyncio.Event()
         there.gate.set()
-        assert await here.channel.ask(Kind.EMBED, b"fast") == b"fastfast"
+        assert (await here.channel.ask(TakeIfFits("", 5, 0))).held == 10
         assert not slow.done()
         first_gate.set()
-        assert await slow == b"slowslow"
+        assert (await slow).held == 14
 
     async def test_who_is_cancelled_takes_the_question_back(self, ends: Ends) -> None:
         here, there = ends
         there.gate.clear()
-        asking = asyncio.create_task(here.channel.ask(Kind.EMBED, b"x"))
+        asking = asyncio.create_task(here.channel.ask(TakeIfFits("", 1, 0)))
         await soon(there.asked)
         asking.cancel()
         await soon(there.cancelled)
         there.gate.set()
-        assert await here.channel.ask(Kind.EMBED, b"y") == b"yy"
+        assert (await here.channel.ask(TakeIfFits("", 2, 0))).held == 4
 
     async def test_an_error_of_ours_crosses_as_it_is(self, ends: Ends) -> None:
         here, there = ends
@@ -177,7 +126,7 @@ class TestChannel:
 
         there.does = overloaded
         with pytest.raises(Overloaded) as caught:
-            await here.channel.ask(Kind.EMBED)
+            await here.channel.ask(TakeIfFits("", 1, 0))
         assert caught.value.headers == {"Retry-After": "17"}
 
     async def test_any_other_error_is_a_500_that_tells_nothing(
@@ -186,23 +135,24 @@ class TestChannel:
         here, there = ends
         there.does = lambda: 1 / 0  # type: ignore[assignment]
         with pytest.raises(ApiError) as caught:
-            await here.channel.ask(Kind.EMBED)
+            await here.channel.ask(TakeIfFits("", 1, 0))
         assert (type(caught.value), "division" in caught.value.message) == (ApiError, False)
         assert "ZeroDivisionError" in caplog.text
         there.does = lambda: None
-        assert await here.channel.ask(Kind.EMBED, b"x") == b"xx"
+        assert (await here.channel.ask(TakeIfFits("", 1, 0))).held == 2
 
     async def test_what_is_told_is_heard_in_order(self, ends: Ends) -> None:
         here, there = ends
-        for content in (b"1", b"2", b"3"):
-            here.channel.tell(Kind.STATE, content)
-        await here.channel.ask(Kind.LOOK)
-        assert there.heard == [(Kind.STATE, b"1"), (Kind.STATE, b"2"), (Kind.STATE, b"3")]
+        told = [CannotStart("1"), Ready(), CannotStart("3")]
+        for message in told:
+            here.channel.tell(message)
+        await here.channel.ask(TakeIfFits("", 1, 0))
+        assert there.heard == told
 
     async def test_the_end_of_the_channel_ends_all_questions(self, ends: Ends) -> None:
         here, there = ends
         there.gate.clear()
-        asking = asyncio.create_task(here.channel.ask(Kind.EMBED))
+        asking = asyncio.create_task(here.channel.ask(TakeIfFits("", 1, 0)))
         await soon(there.asked)
         here.channel.abort()
         with pytest.raises(Draining):
@@ -210,7 +160,7 @@ class TestChannel:
         await soon(there.cancelled)
         await soon(there.lost)
         with pytest.raises(Draining):
-            await here.channel.ask(Kind.EMBED)
+            await here.channel.ask(TakeIfFits("", 1, 0))
 
     async def test_a_bad_frame_ends_the_channel_and_nothing_else(
         self, caplog: pytest.LogCaptureFixture
@@ -219,7 +169,8 @@ class TestChannel:
         end = End(stream)
         await end.channel.open()
         end.gate.clear()
-        far.sendall(written([Frame(Kind.EMBED, 7, b"x")]) + HEAD.pack(2**32 - 1, Kind.DONE, 1))
+        question = framed(Kind.ASK, 7, write(TakeIfFits("", 1, 0)))
+        far.sendall(question + HEAD.pack(2**32 - 1, Kind.ANSWER, 1))
         await soon(end.lost)
         await soon(end.cancelled)
         assert "the other process sent a frame of 4294967295 bytes" in caplog.text
@@ -235,18 +186,62 @@ class TestChannel:
 
         there.does = bad
         with pytest.raises(Draining):
-            await here.channel.ask(Kind.EMBED)
+            await here.channel.ask(TakeIfFits("", 1, 0))
         await soon(there.lost)
 
     async def test_an_answer_nobody_waits_for_does_no_harm(self) -> None:
         stream, far = socket.socketpair()
         end = End(stream)
         await end.channel.open()
-        answers = [Frame(Kind.DONE, 9, b""), Frame(Kind.FAILED, 9, b""), Frame(Kind.CANCEL, 9, b"")]
-        far.sendall(written([*answers, Frame(Kind.EMBED, 1, b"x")]))
+        for kind in (Kind.ANSWER, Kind.FAILURE, Kind.CANCEL):
+            far.sendall(framed(kind, 9))
+        far.sendall(framed(Kind.ASK, 1, write(TakeIfFits("", 1, 0))))
         far.setblocking(False)
-        expected = written([Frame(Kind.DONE, 1, b"xx")])
+        expected = framed(Kind.ANSWER, 1, write(Taken(True, 2, 0.0)))
         loop = asyncio.get_running_loop()
         assert await asyncio.wait_for(loop.sock_recv(far, 1000), 10) == expected
+        far.close()
+        await soon(end.lost)
+
+    async def test_an_answer_of_another_type_ends_the_channel_and_the_question(
+        self, ends: Ends, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        here, _ = ends
+        with pytest.raises(Draining):
+            await here.channel.ask(AskSamples())
+        await soon(here.lost)
+        assert "a message that cannot be read" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("kind", "content"),
+        [
+            (Kind.TELL, b""),
+            (Kind.TELL, write(TakeIfFits("", 1, 0))[:-1]),
+            (Kind.ASK, b"nonsense"),
+            (Kind.ASK, write(Ready())),  # which is no question
+        ],
+    )
+    async def test_what_is_no_message_ends_the_channel(self, kind: Kind, content: bytes) -> None:
+        stream, far = socket.socketpair()
+        end = End(stream)
+        await end.channel.open()
+        far.sendall(framed(kind, 1, content) + framed(Kind.TELL, 0, write(Ready())))
+        await soon(end.lost)
+        assert end.heard == []
+        far.close()
+
+    async def test_a_question_taken_back_before_it_began_leaves_nothing(self) -> None:
+        stream, far = socket.socketpair()
+        end = End(stream)
+        await end.channel.open()
+        question = framed(Kind.ASK, 7, write(TakeIfFits("", 1, 0)))
+        far.sendall(question + framed(Kind.CANCEL, 7) + framed(Kind.TELL, 0, write(Ready())))
+        async with asyncio.timeout(10):
+            while not end.heard:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not end.asked.is_set()
+        assert len(asyncio.all_tasks()) == 1
+        assert end.channel.open_questions == 0
         far.close()
         await soon(end.lost)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from server.access import access
@@ -16,18 +17,34 @@ from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import Limits
 from server.catalog.card import Card
-from server.engine.interface import Phase
+from server.engine.interface import ModelState, Phase
 from server.engine.patience import Patience
-from server.errors import CardError, ModelLoadError
-from server.frontends.channel import Channel, Kind, Parts, receive_frame
+from server.engine.replica import FAILURES_BEFORE_PROBE
+from server.engine.request_tokenizer import RequestTokenizer
+from server.errors import CardError, Draining, ModelLoadError
+from server.frontends import engine_service
+from server.frontends.channel import Channel
 from server.frontends.engine_service import FrontEndLink
 from server.frontends.front_end import registry_of
-from server.frontends.messages import Welcome
+from server.frontends.messages import (
+    Admit,
+    AskSamples,
+    Drain,
+    Embed,
+    EngineState,
+    Load,
+    Message,
+    Question,
+    Ready,
+    TakeIfFits,
+    Welcome,
+)
 from server.frontends.remote_counters import RemoteCounters
+from server.inference.inputs import Inputs
 from server.settings import Settings
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.fakes import GIVES_NAN, RAISES, FakeBackend
-from tests.frontends.conftest import Split, SplitOver
+from tests.frontends.conftest import Split, SplitOver, welcomed
 
 OWN_IDS: dict[str, Any] = {"model_token_ids": [PLAIN]}
 
@@ -113,15 +130,148 @@ async def test_each_key_has_a_share_of_its_own(split_over: SplitOver) -> None:
         answers = []
         for key, length in [*[("sk-one", 100)] * 4, ("sk-other", 150)]:
             before = admitted(split)
-            body = {"model": PLAIN, "input": [[1] * length] * 4}
+            body = {"model": PLAIN, "input": [[1] * length] * 3}
             answers.append(asyncio.create_task(post(client, body, key)))
-            await until(lambda: admitted(split) == before + 4 * length)  # noqa: B023
+            await until(lambda: admitted(split) == before + 3 * length)  # noqa: B023
         await until(lambda: len(backend.shapes) == 2)  # one was made at the start
         backend.gate.set()
         assert [(await answer).status_code for answer in answers] == [200] * 5
-    # The other key's turn comes next, though what came before it fills seven micro-batches more.
+    # The other key's turn comes next, though what came before it fills five micro-batches more.
     assert [tokens for _, tokens in backend.shapes[1:4]].count(150) >= 1
     assert admitted(split) == 0
+
+
+def large() -> dict[str, Any]:
+    """A request that takes long to be tokenised."""
+    return {"model": PLAIN, "input": ["word " * 200] * 25}
+
+
+class Tokenizing:
+    """Counts what front ends tokenise; `gate` holds it up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.requests = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        tokenize = RequestTokenizer.tokenize
+
+        async def counted(tokenizer: RequestTokenizer, inputs: Inputs, **how: Any) -> Any:
+            self.requests += 1
+            await self.gate.wait()
+            return await tokenize(tokenizer, inputs, **how)
+
+        monkeypatch.setattr(RequestTokenizer, "tokenize", counted)
+
+
+async def test_a_flood_of_large_requests_to_two_front_ends_is_refused_untokenised(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizing = Tokenizing(monkeypatch)
+    backend = FakeBackend()
+    split = await split_over(backend, max_queue_tokens=6_000, max_request_tokens=6_000)
+    other = await split.another_app()
+    backend.gate.clear()
+    async with split.client as client, client_of(other) as other_client:
+        first = asyncio.create_task(post(client, large()))
+        await until(lambda: tokenizing.requests == 1)
+        await until(lambda: admitted(split) > 0)
+        flood = await asyncio.gather(*(post(one, large()) for one in [client, other_client] * 20))
+        assert {answer.status_code for answer in flood} == {503}
+        assert {answer.json()["error"]["code"] for answer in flood} == {"server_overloaded"}
+        assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in flood)
+        assert tokenizing.requests == 1
+        backend.gate.set()
+        assert (await first).status_code == 200
+        for one in (client, other_client):
+            assert (await post(one, large())).status_code == 200
+    await until(lambda: nothing_is_held(split))
+
+
+async def test_the_large_requests_of_all_front_ends_are_let_in_by_one_sum(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizing = Tokenizing(monkeypatch)
+    tokenizing.gate.clear()
+    split = await split_over(FakeBackend(), max_queue_tokens=12_000, max_request_tokens=6_000)
+    other = await split.another_app()
+    async with split.client as client, client_of(other) as other_client:
+        asking = [asyncio.create_task(post(one, large())) for one in [client, other_client] * 5]
+        await until(lambda: len([one for one in asking if one.done()]) == 8)
+        assert tokenizing.requests == 2
+        tokenizing.gate.set()
+        answers = await asyncio.gather(*asking)
+        assert sorted(answer.status_code for answer in answers) == [200] * 2 + [503] * 8
+    await until(lambda: nothing_is_held(split))
+
+
+def nothing_is_held(split: Split) -> bool:
+    """No front end's request has a ticket, keeps a model in memory or counts as queued."""
+    held = [ticket for link in split.links for ticket in link.tickets]
+    return not held and admitted(split) == 0 and split.models.in_flight == 0
+
+
+@pytest.mark.parametrize("after", ["asking", "being let in"])
+async def test_a_large_request_that_is_cancelled_gives_its_ticket_back(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    tokenizing = Tokenizing(monkeypatch)
+    tokenizing.gate.clear()
+    split = await split_over(FakeBackend())
+    async with split.client as client:
+        for turns in range(40):
+            leaving = asyncio.create_task(post(client, large()))
+            if after == "asking":  # at any point on the way there and back
+                await until(lambda: split.remote.in_flight > 0)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            else:
+                await until(lambda: admitted(split) > 0)
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            await until(lambda: nothing_is_held(split))
+        tokenizing.gate.set()
+        assert (await post(client, large())).status_code == 200
+
+
+async def test_a_large_request_that_is_wrong_gives_its_ticket_back(split_over: SplitOver) -> None:
+    split = await split_over(FakeBackend())
+    async with split.client as client:
+        wrong = await post(client, {"model": PLAIN, "input": "word " * 5_000})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "input")
+    await until(lambda: nothing_is_held(split))
+
+
+async def test_a_lost_front_end_gives_its_tickets_back(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizing = Tokenizing(monkeypatch)
+    tokenizing.gate.clear()
+    split = await split_over(FakeBackend())
+    async with split.client as client:
+        answers = [asyncio.create_task(post(client, large())) for _ in range(5)]
+        await until(lambda: tokenizing.requests == 5)
+        assert len(split.link.tickets) == 5
+        split.link.channel.abort()
+        await until(lambda: nothing_is_held(split))
+        tokenizing.gate.set()
+        codes = [(await answer).json()["error"]["code"] for answer in answers]
+        assert codes == ["server_draining"] * 5
+
+
+async def test_a_ticket_keeps_its_model_in_memory(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizing = Tokenizing(monkeypatch)
+    tokenizing.gate.clear()
+    split = await split_over(FakeBackend(), lazy=True, unload_after_s=0.05)
+    async with split.client as client:
+        answer = asyncio.create_task(post(client, large()))
+        await until(lambda: tokenizing.requests == 1)
+        await asyncio.sleep(0.2)
+        assert split.told().loaded
+        tokenizing.gate.set()
+        assert (await answer).status_code == 200
+        await until(lambda: not split.told().loaded)
 
 
 async def test_who_leaves_takes_the_waiting_work_along(split_over: SplitOver) -> None:
@@ -165,28 +315,65 @@ async def test_a_model_that_fails_turns_the_front_end_unready_until_it_works_aga
         backend.broken.set()
         for _ in range(3):
             await post(client, asked(1))
-        await until(lambda: not split.remote.states()[0].sound)
+        await until(lambda: not split.told().sound)
         for refused in (await client.get("/readyz"), await post(client, asked(1))):
             assert refused.json()["error"]["code"] == "model_failing"
         assert (await client.get("/health")).json()["status"] == "failing"
         backend.broken.clear()
-        await until(lambda: split.remote.states()[0].sound)
+        await until(lambda: split.told().sound)
         assert (await post(client, asked(1))).status_code == 200
 
 
-async def test_a_model_is_loaded_when_asked_for_and_told_when_unloaded(
+async def test_a_model_that_fails_is_told_with_the_failure_that_shows_it(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_service, "SOUNDNESS_INTERVAL_S", 3600)
+    backend = FakeBackend()
+    split = await split_over(backend, **OWN_IDS)
+    backend.broken.set()
+    async with split.client as client:
+        for _ in range(FAILURES_BEFORE_PROBE):
+            assert split.told().sound
+            assert (await post(client, asked(1))).status_code == 500
+        assert not split.told().sound
+        assert (await post(client, asked(1))).json()["error"]["code"] == "model_failing"
+
+
+async def test_a_front_end_knows_every_fact_that_the_engine_process_does(
     split_over: SplitOver,
 ) -> None:
+    split = await split_over(FakeBackend(), **OWN_IDS, lazy=True)
+    known = [split.models.models[0].state]
+    assert known == [ModelState()] == [split.told()]
+    async with split.client as client:
+        assert (await post(client, asked(1))).status_code == 200
+    known = [split.models.models[0].state]
+    assert known != [ModelState()]
+    assert known == [split.told()]
+
+
+async def test_a_state_of_other_models_ends_the_front_end(split_over: SplitOver) -> None:
+    split = await split_over(FakeBackend())
+    split.link.channel.tell(EngineState(is_ready=True))
+    async with asyncio.timeout(10):
+        await split.link.lost.wait()
+    await until(lambda: split.remote.phase is Phase.DRAINING)
+
+
+async def test_a_model_is_loaded_when_asked_for_and_told_when_unloaded(
+    split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_service, "SOUNDNESS_INTERVAL_S", 3600)  # the news come without it
     split = await split_over(FakeBackend(), **OWN_IDS, lazy=True, unload_after_s=0.2)
     async with split.client as client:
         for _ in range(2):
-            assert not split.remote.states()[0].loaded
+            assert not split.told().loaded
             assert (await post(client, asked(1, 2))).status_code == 200
-            assert split.remote.states()[0].loaded
-            with split.remote.work(PLAIN) as model:
+            assert split.told().loaded
+            with split.remote.request_for(PLAIN) as model:
                 assert model.loaded is not None
-            await until(lambda: not split.remote.states()[0].loaded)
-            with split.remote.work(PLAIN) as model:
+            await until(lambda: not split.told().loaded)
+            with split.remote.request_for(PLAIN) as model:
                 assert model.loaded is None
     assert "load" in split.app.state.services.metrics.page().decode()
 
@@ -211,7 +398,7 @@ async def test_the_end_of_a_drain_answers_what_is_in_flight(split_over: SplitOve
     async with split.client as client:
         answer = asyncio.create_task(post(client, asked(1)))
         await until(lambda: admitted(split) == 1)
-        split.link.channel.tell(Kind.DRAIN)
+        split.link.channel.tell(Drain())
         await until(lambda: split.remote.phase is Phase.DRAINING)
         assert (await post(client, asked(1))).json()["error"]["code"] == "server_draining"
         assert not answer.done()
@@ -225,36 +412,67 @@ async def another_front_end(split: Split) -> tuple[FrontEndLink, Channel]:
     """The engine process's side of one more, and the bare channel at the other end."""
     ours, theirs = socket.socketpair()
     link = await split.service.connect(ours)
-    await asyncio.to_thread(receive_frame, theirs)  # the welcome
+    await welcomed(theirs)
 
-    async def answer(kind: Kind, content: bytes) -> Parts:
+    async def answer(question: Question[Any]) -> object:
         raise AssertionError
 
-    channel = Channel(theirs, answer, told=lambda kind, content: None, lost=lambda: None)
+    channel = Channel(theirs, answer, told=lambda message: None, lost=lambda: None)
     await channel.open()
     return link, channel
 
 
+async def test_a_ticket_number_in_use_ends_the_channel(split_over: SplitOver) -> None:
+    split = await split_over(FakeBackend())
+    link, channel = await another_front_end(split)
+    await channel.ask(Admit(0, "key", 7, 3))
+    assert admitted(split) == 7
+    with pytest.raises(Draining):
+        await channel.ask(Admit(0, "key", 1, 3))
+    await link.lost.wait()
+    assert nothing_is_held(split)
+
+
+ONE_TOKEN = Embed.of(0, "key", None, [np.array([1], np.int32)])
+
+
 @pytest.mark.parametrize(
-    ("kind", "content"),
+    "question",
     [
-        (Kind.EMBED, b""),
-        (Kind.EMBED, b"\7\0\0\0\1\0\0\0\1\0\0\0\1\0\0\0"),  # no such model
-        (Kind.LOAD, b"\7\0"),
-        (Kind.COUNT, b"x"),
-        (Kind.SAMPLES, b""),  # a question of the other side
+        Embed(0, "key", None, memoryview(b""), memoryview(b"")),
+        Embed(7, "key", None, ONE_TOKEN.lengths, ONE_TOKEN.token_ids),  # no such model
+        Embed(-1, "key", None, ONE_TOKEN.lengths, ONE_TOKEN.token_ids),
+        Embed(0, "key", 3, ONE_TOKEN.lengths, ONE_TOKEN.token_ids),  # no such ticket
+        Load(7),
+        Admit(7, "key", 1, 0),
+        AskSamples(),  # a question of the other side
     ],
+    ids=lambda question: type(question).__name__,
 )
 async def test_a_question_that_makes_no_sense_ends_the_channel_but_not_the_engine(
-    split_over: SplitOver, kind: Kind, content: bytes
+    split_over: SplitOver, question: Question[Any]
 ) -> None:
     split = await split_over(FakeBackend(), **OWN_IDS)
     link, channel = await another_front_end(split)
-    channel.tell(kind, content)
+    with pytest.raises(Draining):
+        await channel.ask(question)
     async with asyncio.timeout(10):
         await link.lost.wait()
-    with split.models.work(PLAIN) as model:
-        assert model.encoder.sound
+    assert split.models.resolve(PLAIN).state.sound
+    assert split.models.in_flight == 0
+
+
+@pytest.mark.parametrize("told", [Ready(), Drain(), ONE_TOKEN], ids=lambda one: type(one).__name__)
+async def test_what_is_told_at_the_wrong_time_ends_the_channel(
+    split_over: SplitOver, told: Message
+) -> None:
+    split = await split_over(FakeBackend())
+    link, channel = await another_front_end(split)
+    channel.tell(Ready())
+    await until(link.ready.done)
+    channel.tell(told)
+    async with asyncio.timeout(10):
+        await link.lost.wait()
 
 
 async def test_limits_a_minute_are_counted_by_the_engine_process(
@@ -262,13 +480,13 @@ async def test_limits_a_minute_are_counted_by_the_engine_process(
 ) -> None:
     split = await split_over(FakeBackend())
     link, channel = await another_front_end(split)
-    await asyncio.gather(*(channel.ask(Kind.COUNT, b'["a",1]') for _ in range(20)))
+    await asyncio.gather(*(channel.ask(TakeIfFits("a", 1, 100)) for _ in range(20)))
     counters = RemoteCounters(channel)
-    counted, ends_in_s = await counters.count("a", 3)
-    assert counted == 23
+    fits, held, ends_in_s = await counters.take_if_fits("a", 3, 100)
+    assert (fits, held) == (True, 23)
     assert 0 < ends_in_s <= 60
-    assert (await counters.look("a"))[0] == 23
-    assert (await counters.look("b"))[0] == 0
+    assert (await counters.take_if_fits("a", 78, 100))[:2] == (False, 23)
+    assert await counters.take_if_fits("b", 0, 100) == (True, 0, 0.0)
     channel.abort()
     await link.lost.wait()
 
@@ -328,7 +546,8 @@ async def test_a_front_end_asks_for_keys_once_a_database_appears(
         assert answer.headers["x-ratelimit-remaining-requests"] == "1"
         link, channel = await another_front_end(split)
         everybodys = RemoteCounters(channel)
-        assert (await everybodys.look(f"embedding-server/{key.id}/requests"))[0] == 1
+        name = f"embedding-server/{key.id}/requests"
+        assert (await everybodys.take_if_fits(name, 0, 0)).held == 1
         channel.abort()
         await link.lost.wait()
     await keys.close()

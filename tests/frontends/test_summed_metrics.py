@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.frontends.messages import AskSamples
 from server.frontends.summed_metrics import Counted, Samples, samples_of, summed_page
+from server.frontends.wire import read_answer, write
 from server.metrics import Metrics
 from tests.metrics_page import MetricsPage
 
 
 def crossed(samples: Samples) -> Samples:
-    """As it comes out of JSON."""
-    arrived: Samples = orjson.loads(orjson.dumps(samples))
-    return arrived
+    """As another process gets it."""
+    return read_answer(AskSamples(), write(samples))
 
 
 def process(requests: int, *, status: str = "200", seconds: float = 0.003) -> Metrics:

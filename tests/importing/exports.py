@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from server.importing import torch_export
 from server.importing.folder import CONFIG_FILE, ModelFolder
+from server.importing.onnx_graph import StoredShare
 from tests.importing.folders import export_published
 
 
@@ -26,7 +27,7 @@ class Exports:
         self.folder = folder
         folder.mkdir(exist_ok=True)
 
-    def export_graph(self, folder: ModelFolder) -> tuple[bytes, torch_export.Placement]:
+    def export_graph(self, folder: ModelFolder) -> tuple[bytes, StoredShare]:
         """As `torch_export.export_graph`."""
         dense = [layer.weights for layer in folder.head.dense]
         files = [folder.path / name for name in (CONFIG_FILE, *folder.weights, *dense)]
@@ -35,9 +36,7 @@ class Exports:
         def make(place: Path) -> None:
             place.write_bytes(pickle.dumps(_REAL_EXPORT(folder)))
 
-        made: tuple[bytes, torch_export.Placement] = pickle.loads(
-            self._once(key, make).read_bytes()
-        )
+        made: tuple[bytes, StoredShare] = pickle.loads(self._once(key, make).read_bytes())
         return made
 
     def published(self, folder: Path) -> Path:

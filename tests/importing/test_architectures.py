@@ -13,9 +13,12 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from server.catalog.card import Card, read_card
+from server.catalog.card import Card
+from server.catalog.card_file import read_card
 from server.catalog.verify import check_files
-from server.importing.importer import PARITY_TEXTS, Wishes, import_model
+from server.importing.importer import import_model
+from server.importing.plan import Wishes
+from server.importing.proof_texts import PARITY_TEXTS
 from tests.importing.exports import Exports
 from tests.importing.folders import DIM, MAX_TOKENS, make_folder
 from tests.server_process import ServerProcess

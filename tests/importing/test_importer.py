@@ -17,13 +17,16 @@ import onnx
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
 
-from server.catalog.card import TOKENIZER_FILE, Card, read_card, write_card
+from server.catalog.card import TOKENIZER_FILE, Card
+from server.catalog.card_file import read_card
 from server.catalog.registry import read_registry
 from server.errors import ImportRefused, StartupError
-from server.importing import importer
+from server.importing import packages
 from server.importing.folder import read_folder
-from server.importing.importer import Wishes, import_model
+from server.importing.importer import import_model
+from server.importing.plan import Wishes
 from server.inference.loader import load_encoder
+from tests.catalog import write_card as write_by_hand
 from tests.conftest import PLAIN, REPOSITORY
 from tests.importing.exports import Exports
 from tests.importing.folders import DIM, MAX_TOKENS, change_json, make_folder
@@ -59,14 +62,14 @@ def test_a_publishers_graph_is_used_without_torch(tmp_path: Path, exports: Expor
     exports.published(folder)
     script = f"""
         import builtins, sys
-        from server.importing import importer
+        from server.importing import packages
         real = builtins.__import__
         def without_torch(name, *rest, **named):
             if name.partition(".")[0] in ("torch", "transformers", "sentence_transformers", "onnx"):
                 raise ModuleNotFoundError(name)
             return real(name, *rest, **named)
         builtins.__import__ = without_torch
-        importer.is_installed = lambda package: False
+        packages.is_installed = lambda package: False
         sys.argv = ["x", "models", "import", {str(folder)!r}, "--data-dir", {str(tmp_path / "data")!r}]
         from server.commands.cli import main
         main()
@@ -361,8 +364,7 @@ def test_a_shipped_model_is_not_displaced(tmp_path: Path) -> None:
 def test_the_base_of_a_variant_is_not_replaced(tmp_path: Path) -> None:
     folder, models = make_folder(tmp_path / "bert"), tmp_path / "models"
     import_model(folder, models, Wishes(), ignore)
-    (models / "variant").mkdir()
-    write_card(models / "variant", {"name": "variant", "base": "bert", "files": {}})
+    write_by_hand(models, {"name": "variant", "base": "bert", "files": {}})
     with pytest.raises(ImportRefused, match="variant is made of the bert that is there"):
         import_model(folder, models, Wishes(replace=True), ignore)
 
@@ -475,7 +477,7 @@ def test_tokens_that_the_weights_lack_are_named_and_the_import_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nothing is compared: that is not what this is about, and takes most of the time.
-    monkeypatch.setattr(importer, "is_installed", lambda package: package == "torch")
+    monkeypatch.setattr(packages, "is_installed", lambda package: package == "torch")
     folder = make_folder(tmp_path / "bert")
     tokenizer = RustTokenizer.from_file(str(folder / TOKENIZER_FILE))
     first = tokenizer.get_vocab_size()

@@ -63,8 +63,8 @@ def test_the_nearest_dtype_or_the_one_it_was_trained_in_is_chosen(
         trained_in=trained_in,
         report=lines.append,
     )
-    assert found["dtype"] == chosen
-    assert not found["packed"]
-    told = {one["dtype"] for one in found["precision"]}
+    assert found.dtype == chosen
+    assert not found.packed
+    told = {one.dtype for one in found.precision}
     assert told == {name for name, cosine in cosines.items() if np.isfinite(cosine)}
     assert len(lines) == 3

@@ -12,6 +12,8 @@ from server.catalog.card import Card, FilePin
 from server.catalog.verify import check_files
 from server.errors import ModelFileError, ModelLoadError
 from server.inference.loader import Encoder, load_encoder, load_rotation
+from server.inference.onnx_backend import OnnxBackend
+from server.inference.placement import Placement
 
 
 def copy_of(card: Card, folder: Path) -> Card:
@@ -118,6 +120,16 @@ def test_a_graph_that_is_none_is_named(plain_card: Card, tmp_path: Path) -> None
 def test_a_card_with_another_size_than_the_graph_is_refused(plain_card: Card) -> None:
     with pytest.raises(ModelLoadError, match="384 dimensions, the card says 512"):
         load_encoder(plain_card.model_copy(update={"embedding_dim": 512}))
+
+
+def test_a_card_that_cannot_be_computed_on_a_gpu_is_computed_on_the_cpu_and_the_log_says_so(
+    plain_card: Card, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = {name: getattr(plain_card, name) for name in Card.model_fields}
+    card = Card.model_construct(**facts | {"torch": None})
+    encoder = load_encoder(card, Placement(("cuda:0",)), hash_files=False)
+    assert isinstance(encoder.backends[0], OnnxBackend)
+    assert "no [torch] table" in caplog.text
 
 
 def test_the_rotation_is_orthogonal(matryoshka_card: Card) -> None:

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
-from server.errors import InvalidRequest
 from server.inference.loader import load_rotation
-from server.inference.matryoshka import check_dimensions, truncate
+from server.inference.matryoshka import shorten
 
 DIM = 384
 
@@ -33,7 +32,7 @@ def test_cut_vectors_have_length_one_and_the_asked_size(
     vectors: NDArray[np.float32], rotation: NDArray[np.float32], dimensions: int
 ) -> None:
     for matrix in (None, rotation):
-        cut = truncate(vectors, dimensions, matrix)
+        cut = shorten(vectors, dimensions, matrix)
         assert cut.shape == (50, dimensions)
         assert cut.dtype == np.float32
         assert cut.flags.c_contiguous
@@ -43,17 +42,17 @@ def test_cut_vectors_have_length_one_and_the_asked_size(
 def test_without_rotation_the_cut_is_the_normalised_prefix(vectors: NDArray[np.float32]) -> None:
     prefix = vectors[:, :64]
     expected = prefix / np.linalg.norm(prefix, axis=1, keepdims=True)
-    np.testing.assert_allclose(truncate(vectors, 64, None), expected, atol=1e-7)
+    np.testing.assert_allclose(shorten(vectors, 64, None), expected, atol=1e-7)
 
 
 def test_native_size_without_rotation_is_left_alone(vectors: NDArray[np.float32]) -> None:
-    assert truncate(vectors, DIM, None) is vectors
+    assert shorten(vectors, DIM, None) is vectors
 
 
 def test_the_rotation_keeps_all_cosines_at_full_size(
     vectors: NDArray[np.float32], rotation: NDArray[np.float32]
 ) -> None:
-    turned = truncate(vectors, DIM, rotation)
+    turned = shorten(vectors, DIM, rotation)
     np.testing.assert_allclose(turned @ turned.T, vectors @ vectors.T, atol=2e-6)
     assert np.abs(turned - vectors).max() > 0.01
 
@@ -61,7 +60,7 @@ def test_the_rotation_keeps_all_cosines_at_full_size(
 def test_a_shorter_cut_is_the_prefix_of_a_longer_one(
     vectors: NDArray[np.float32], rotation: NDArray[np.float32]
 ) -> None:
-    longer, shorter = truncate(vectors, 256, rotation), truncate(vectors, 32, rotation)
+    longer, shorter = shorten(vectors, 256, rotation), shorten(vectors, 32, rotation)
     again = longer[:, :32] / np.linalg.norm(longer[:, :32], axis=1, keepdims=True)
     np.testing.assert_allclose(again, shorter, atol=1e-6)
 
@@ -69,21 +68,4 @@ def test_a_shorter_cut_is_the_prefix_of_a_longer_one(
 def test_a_prefix_of_zeros_stays_finite() -> None:
     vectors = np.zeros((1, 4), np.float32)
     vectors[0, 3] = 1
-    assert truncate(vectors, 2, None).tolist() == [[0, 0]]
-
-
-def test_only_matryoshka_models_take_other_dimensions_than_their_own(
-    plain_card: Card, matryoshka_card: Card
-) -> None:
-    assert check_dimensions(None, plain_card) == check_dimensions(DIM, plain_card) == DIM
-    with pytest.raises(InvalidRequest) as caught:
-        check_dimensions(DIM - 1, plain_card)
-    assert caught.value.message == "This model does not support specifying dimensions."
-    assert caught.value.param == "dimensions"
-    assert [check_dimensions(n, matryoshka_card) for n in (1, 100, DIM)] == [1, 100, DIM]
-
-
-@pytest.mark.parametrize("requested", [0, -1, DIM + 1])
-def test_sizes_outside_the_models_are_refused(matryoshka_card: Card, requested: int) -> None:
-    with pytest.raises(InvalidRequest, match=rf"{requested} is not between 1 and {DIM}"):
-        check_dimensions(requested, matryoshka_card)
+    assert shorten(vectors, 2, None).tolist() == [[0, 0]]

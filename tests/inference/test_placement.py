@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import re
 import sys
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from server.catalog.card import Card
 from server.errors import SettingError
 from server.inference import placement
 from server.inference.placement import Placement, find_placement
@@ -35,11 +33,6 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(monkeypatch)
-
-
-def card_without_torch(card: Card) -> Card:
-    facts = {name: getattr(card, name) for name in Card.model_fields}
-    return Card.model_construct(**facts | {"torch": None})
 
 
 @pytest.mark.parametrize(
@@ -103,38 +96,3 @@ def test_the_cpu_computes_in_float32_only(machine: Machine) -> None:
     for device in ("cpu", "auto"):
         with pytest.raises(SettingError, match="setting dtype: float16 needs a GPU"):
             find_placement(device, "float16")
-
-
-class TestCards:
-    def test_on_a_gpu_the_card_says_in_which_numbers_and_the_fingerprint_tells(
-        self, plain_card: Card, matryoshka_card: Card
-    ) -> None:
-        gpu = Placement(("cuda:0",))
-        for card in (plain_card, matryoshka_card):
-            served = gpu.apply(card)
-            assert served.dtype == served.encoder_card.dtype == "float16"
-            assert served.fingerprint != card.fingerprint
-            assert served.model_dump(exclude={"dtype", "base"}) == card.model_dump(
-                exclude={"dtype", "base"}
-            )
-
-    def test_float32_has_the_same_fingerprint_everywhere(self, matryoshka_card: Card) -> None:
-        served = Placement(("cuda:0",), "float32").apply(matryoshka_card)
-        assert served.fingerprint == matryoshka_card.fingerprint
-        assert Placement().apply(matryoshka_card) is matryoshka_card
-
-    def test_a_setting_is_above_the_card(self, plain_card: Card) -> None:
-        assert Placement(("cuda:0",), "bfloat16").apply(plain_card).dtype == "bfloat16"
-
-    def test_a_card_that_knows_nothing_of_torch_is_computed_on_the_cpu_and_the_log_says_so(
-        self, plain_card: Card, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        card = card_without_torch(plain_card)
-        with caplog.at_level(logging.WARNING):
-            assert Placement(("cuda:0",)).devices_of(card) == ("cpu",)
-        assert "no [torch] table" in caplog.text
-        assert Placement(("cuda:0",)).apply(card).dtype == "float32"
-
-    def test_unless_a_gpu_was_asked_for(self, plain_card: Card) -> None:
-        card = card_without_torch(plain_card)
-        assert Placement(("cuda:0",), chosen=True).devices_of(card) == ("cuda:0",)

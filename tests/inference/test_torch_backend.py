@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from server.catalog.card import TOKENIZER_FILE, Card, TorchModel
 from server.errors import ModelLoadError
 from server.importing.folder import read_folder
-from server.importing.importer import HALF_PRECISION_TEXTS, Wishes, import_model
+from server.importing.importer import import_model
+from server.importing.plan import Wishes
+from server.importing.proof_texts import HALF_PRECISION_TEXTS
 from server.importing.torch_reference import TorchReference
 from server.inference import torch_backend
-from server.inference.backend import OutOfMemory, TokenIds
+from server.inference.backend import LoadOptions, OutOfMemory, TokenIds
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
 from server.inference.pooling import cosines
@@ -199,7 +201,7 @@ class TestEveryArchitecture:
         right = TorchBackend(card, CPU).forward(within_vocabulary(5, 30))
         # The trap of RoBERTa's positions, which begin behind the padding's id.
         monkeypatch.setattr(
-            "server.inference.torch_encoder._padding_that_counts", lambda model: None
+            "server.inference.torch_modules._padding_that_counts", lambda model: None
         )
         backend = TorchBackend(card, CPU)
         assert not backend.packs
@@ -229,7 +231,7 @@ class TestEveryArchitecture:
         def refuse(*_: object) -> None:
             raise RuntimeError("no kernel for this")
 
-        monkeypatch.setattr("server.inference.torch_encoder.lay_out", refuse)
+        monkeypatch.setattr("server.inference.torch_modules.lay_out", refuse)
         monkeypatch.setattr(torch_backend, "lay_out", refuse)
         assert not TorchBackend(tiny("bert"), CPU).packs
         assert "not packed, since that fails: no kernel for this" in caplog.text
@@ -290,10 +292,10 @@ class TestPreparing:
     ) -> None:
         found = iter([(4096, 2e6), (2048, 1e6)])
         monkeypatch.setattr(TorchBackend, "prepare", lambda self, wished: next(found))
-        backends, pace = load_backends(plain_card, [CPU, CPU], None)
+        backends, capacity = load_backends(plain_card, [CPU, CPU], LoadOptions())
         assert len(backends) == 2
-        assert pace.max_batch_tokens == 2048
-        assert pace.tokens_per_second * pace.workers == 1e6  # type: ignore[operator]
+        assert capacity.batch_tokens == 2048
+        assert capacity.tokens_per_second == 1e6
 
 
 class TestMemory:

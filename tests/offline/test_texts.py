@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import TextFileError
-from server.offline.texts import MAX_LINE_BYTES, START, Mark, TextReader, Window, sample_texts
+from server.offline.texts import MAX_LINE_BYTES, START, Mark, TextReader, TextWindow, sample_texts
 
 
 def read(path: Path, content: bytes | str, **options: object) -> list[str]:
@@ -19,7 +19,7 @@ def read(path: Path, content: bytes | str, **options: object) -> list[str]:
         return [text for window in reader.windows() for text in window.texts]
 
 
-def windows_of(path: Path, *, behind: Mark = START, **most: int) -> list[Window]:
+def windows_of(path: Path, *, behind: Mark = START, **most: int) -> list[TextWindow]:
     with TextReader(path) as reader:
         reader.skip(behind)
         return list(reader.windows(**most))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,11 +16,11 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from scripts.benchmark import machine, report
+from scripts.benchmark import report
 from scripts.benchmark.client import (
     Address,
     BadAnswer,
-    ResponseReader,
+    Connection,
     Sample,
     closed_loop,
     embeddings_request,
@@ -25,18 +28,16 @@ from scripts.benchmark.client import (
     poisson_arrivals,
 )
 from scripts.benchmark.endurance import is_right_refusal, recovery_s
-from scripts.benchmark.measuring import OURS
-from scripts.benchmark.results import Record, Results, latency_figures, model_flops, percentile
-from scripts.benchmark.texts import EXACT_TOKENS, MAKERS, WORDS, make_requests, num_tokens
+from scripts.benchmark.results import Record, Results, model_flops, percentiles_ms
+from scripts.benchmark.scenario import OURS, TABLE, Scenario
+from scripts.benchmark.targets import BenchError, Peer, PeerOptions
+from scripts.benchmark.texts import EXACT_TOKENS, KINDS, WORDS, make_requests, num_tokens
 from tests.conftest import PLAIN, REPOSITORY
 
 REQUEST = embeddings_request(["a short query"])
+OPTIONS = PeerOptions("cpu", (), Path("unused"), None)
 BODY = b"x" * 3000
 PLAIN_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\nRetry-After: 7\r\n\r\n" + BODY
-CHUNKED_ANSWER = (
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nRetry-After: 7\r\n\r\n"
-    b"bb6\r\n" + BODY[:2998] + b"\r\n2;extension\r\n" + BODY[2998:] + b"\r\n0\r\n\r\n"
-)
 
 
 # --- texts -----------------------------------------------------------------------
@@ -51,7 +52,7 @@ def tokenizer() -> Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_token_counts_are_the_tokenizers_and_no_text_must_be_cut(
     kind: str, tokenizer: Tokenizer
 ) -> None:
@@ -92,8 +93,8 @@ def test_model_flops_counts_every_matrix_product() -> None:
     ("values", "percent", "expected"),
     [([5.0], 99, 5), ([2, 1], 50, 1), (range(100, 0, -1), 95, 95), (range(1, 11), 99, 10)],
 )
-def test_percentile(values: list[float], percent: float, expected: float) -> None:
-    assert percentile(list(values), percent) == expected
+def test_percentile(values: list[float], percent: int, expected: float) -> None:
+    assert percentiles_ms(list(values), [percent]) == {f"p{percent}_ms": expected}
 
 
 def test_ratios_pair_the_rounds() -> None:
@@ -106,11 +107,61 @@ def test_ratios_pair_the_rounds() -> None:
     )
     assert results.ratios("indexing", "tokens_per_s", OURS, "infinity") == [2, 4]
     assert results.ratios("indexing", "tokens_per_s", OURS, "absent") == []
-    (goal,) = report.goal_figures(results)
+    (goal,) = report.judged(results)
     assert (goal["median"], goal["least"], goal["most"], goal["met"]) == (3, 2, 4, True)
-    tables = list(report.tables(results))
-    assert tables[0].rows[-1] == ["tokens/s: ours through this", "", "3 (2 to 4)"]
-    assert "| tokens/s: ours through this |  | 3 (2 to 4) |" in report.markdown(tables[0])
+    assert "| tokens/s: ours through this |  | 3 (2 to 4) |" in next(report.tables(results))
+
+
+def test_goals_are_ratios_differences_and_losses() -> None:
+    both, alone = "indexing with queries", "indexing alone"
+    figures = [
+        ("query", "", OURS, {"p50_ms": 6.0}),
+        ("query", "", "forward pass", {"p50_ms": 5.0}),
+        ("query", "", "infinity", {"p50_ms": 30.0}),
+        ("query-under-indexing", alone, OURS, {"tokens_per_s": 100.0}),
+        ("query-under-indexing", both, OURS, {"tokens_per_s": 80.0}),
+        ("soak", "", OURS, {"memory_growth_percent": 5.0}),
+    ]
+    results = Results(
+        [Record(scenario, case, target, 0, told) for scenario, case, target, told in figures]
+    )
+    judged = {goal["figure"]: (goal["median"], goal["met"]) for goal in report.judged(results)}
+    assert judged == {
+        "p50: shorter than Infinity's": (5, False),
+        "p50 beyond the forward pass": (1, True),
+        "indexing lost by the queries": (pytest.approx(20), False),
+        "memory: the end's beyond a tenth's": (5, True),
+    }
+
+
+# --- the table and its targets --------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.name}-{row.device}")
+def test_a_row_names_a_function_and_gives_it_what_it_takes(row: Scenario) -> None:
+    for size in (*row.full, *row.quick):
+        work = {**row.work, **size}
+        work.pop("case", "")
+        inspect.signature(row.function).bind(None, **work)
+
+
+def test_a_peer_tells_what_went_wrong_and_goes_on() -> None:
+    with contextlib.closing(Peer("peer", "peers:LoadPeer", OPTIONS)) as peer:
+        with pytest.raises(BenchError, match=r"^peer: 'nonsense'"):
+            peer.ask("make", kind="nonsense", seed="", requests=1, texts=1)
+        assert peer.ask("make", kind="query", seed="", requests=1, texts=1) is None
+        assert peer.usage().cpu_s > 0
+        os.kill(peer.pid, signal.SIGKILL)
+        with pytest.raises(BenchError, match=r"^peer: ended"):
+            peer.ask("make", kind="query", seed="", requests=1, texts=1)
+
+
+def test_a_peer_that_cannot_be_made_says_so_when_it_is_asked() -> None:
+    with (
+        contextlib.closing(Peer("peer", "peers:Nobody", OPTIONS)) as peer,
+        pytest.raises(BenchError, match="Nobody"),
+    ):
+        peer.ask("rate")
 
 
 def test_arrivals_are_the_same_every_time_and_come_at_the_rate() -> None:
@@ -142,32 +193,17 @@ def test_recovery_is_when_most_probes_of_a_second_are_normal() -> None:
 
 
 def test_no_path_of_this_machine_is_told() -> None:
-    shown = machine.command_shown(["--cache", "/home/me/.bench", "--serve-args", "--config /x/a.b"])
+    shown = report.command_shown(["--cache", "/home/me/.bench", "--serve-args", "--config /x/a.b"])
     assert shown == "python scripts/bench.py --cache .bench --serve-args '--config a.b'"
 
 
 # --- the HTTP client ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [PLAIN_ANSWER, CHUNKED_ANSWER], ids=["length", "chunked"])
-def test_an_answer_is_read_however_it_is_cut(answer: bytes) -> None:
-    for cut in (*range(1, 120), len(answer) - 3, len(answer) - 1):
-        reader = ResponseReader()
-        assert reader.feed(answer[:cut]) is None
-        response = reader.feed(answer[cut:])
-        assert response is not None
-        assert (response.status, response.body) == (200, BODY)
-        assert response.header("retry-after") == "7"
-        assert not response.closes
-
-
-def test_an_answer_that_does_not_tell_its_length_is_refused() -> None:
-    with pytest.raises(BadAnswer, match="without length"):
-        ResponseReader().feed(b"HTTP/1.1 200 OK\r\n\r\n")
-
-
 @contextlib.asynccontextmanager
-async def serving(answer: bytes, delay_s: float = 0) -> AsyncIterator[tuple[Address, list[int]]]:
+async def serving(
+    *pieces: bytes, delay_s: float = 0, hangs_up: bool = False
+) -> AsyncIterator[tuple[Address, list[int]]]:
     """A server with this answer to everything, one request at a time; counts them."""
     served: list[int] = []
     connections: set[asyncio.Task[None]] = set()
@@ -182,7 +218,13 @@ async def serving(answer: bytes, delay_s: float = 0) -> AsyncIterator[tuple[Addr
                 async with turn:
                     await asyncio.sleep(delay_s)
                 served.append(1)
-                writer.write(answer)
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.001 if len(pieces) > 1 else 0)
+                if hangs_up:
+                    break
+            writer.close()
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             writer.close()
 
@@ -195,6 +237,38 @@ async def serving(answer: bytes, delay_s: float = 0) -> AsyncIterator[tuple[Addr
             connection.cancel()
         await asyncio.gather(*connections)
         await asyncio.sleep(0)  # lets the transports close
+
+
+async def test_an_answer_is_read_however_it_is_cut() -> None:
+    for cut in (1, 16, 17, 40, len(PLAIN_ANSWER) - len(BODY), len(PLAIN_ANSWER) - 1):
+        async with serving(PLAIN_ANSWER[:cut], PLAIN_ANSWER[cut:]) as (address, _):
+            with contextlib.closing(await Connection.open(address)) as connection:
+                response = await connection.send(REQUEST.payload)
+                assert (response.status, response.body) == (200, BODY)
+                assert response.header("retry-after") == "7"
+                assert connection.is_open
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", "without length"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf", "hung up"),
+    ],
+)
+async def test_half_an_answer_is_refused(answer: bytes, problem: str) -> None:
+    async with serving(answer, hangs_up=True) as (address, _):
+        connection = await Connection.open(address)
+        with contextlib.closing(connection), pytest.raises(BadAnswer, match=problem):
+            await connection.send(REQUEST.payload)
+
+
+async def test_a_connection_that_the_server_closes_is_not_used_again() -> None:
+    closing = PLAIN_ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+    async with serving(closing) as (address, _):
+        with contextlib.closing(await Connection.open(address)) as connection:
+            await connection.send(REQUEST.payload)
+            assert not connection.is_open
 
 
 async def test_a_closed_loop_sends_everything_once() -> None:
@@ -221,7 +295,7 @@ async def test_a_closed_loop_ends_at_a_wrong_answer(answer: bytes, problem: str)
 async def test_an_open_loop_counts_the_waiting() -> None:
     async with serving(PLAIN_ANSWER, delay_s=0.05) as (address, _):
         samples = await open_loop(address, [REQUEST] * 4, [0.0] * 4)
-    assert latency_figures(samples)["p99_ms"] >= 4 * 50
+    assert percentiles_ms([sample.ms for sample in samples])["p99_ms"] >= 4 * 50
 
 
 async def test_clients_of_an_open_loop_give_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -10,19 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmark import cli, gpu, report
-from scripts.benchmark.load import (
-    Answered,
-    gpu_figures,
-    shares_of,
-    tree_usage,
-    window_figures,
-)
-from scripts.benchmark.results import Record, Results
+from scripts.benchmark import cli, report
+from scripts.benchmark.client import Request, Sample
+from scripts.benchmark.measuring import gpu_figures, shares_of, window_figures
+from scripts.benchmark.peer_torch import TorchPeer
+from scripts.benchmark.results import Record, Results, read_json, write_json
+from scripts.benchmark.scenario import TABLE
+from scripts.benchmark.scenarios import stage_figures
+from scripts.benchmark.starting import needed_targets
+from scripts.benchmark.targets import Target
 from server.metrics import EngineMetrics, Metrics
 from tests.conftest import PLAIN, REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "bench.py"
+SCENARIOS = [row.name for row in TABLE if row.device == "gpu" and not row.always]
 
 
 @pytest.mark.torch
@@ -37,14 +39,14 @@ def test_every_scenario_runs(official_folder: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    facts, results = report.read_json(tmp_path / cli.RESULTS)
-    assert {record.scenario for record in results.records} == set(gpu.SCENARIOS)
+    facts, results = read_json(tmp_path / cli.RESULTS)
+    assert {record.scenario for record in results.records} == set(SCENARIOS)
     for record in results.records:
         rates = [v for name, v in record.figures.items() if name.endswith("_per_s")]
         assert all(rate > 0 for rate in rates), record
     assert facts["dtype"] == "float32"
     assert str(official_folder) not in done.stdout
-    for name in gpu.SCENARIOS:
+    for name in SCENARIOS:
         assert f"### {name}\n" in done.stdout
     assert report.origin(facts) in done.stdout
 
@@ -59,9 +61,9 @@ def test_a_file_gives_the_tables_again(tmp_path: Path) -> None:
         "machine": {"cores_used": 16, "processor": "Xeon", "python": "3.12.3"},
         "packages": {"torch": "2.11.0"},
     }
-    report.write_json(tmp_path / "results.json", facts, results)
-    read_facts, read_results = report.read_json(tmp_path / "results.json")
-    assert (read_facts, read_results) == ({**facts, "goals": []}, results)
+    write_json(tmp_path / "results.json", facts, results)
+    read_facts, read_results = read_json(tmp_path / "results.json")
+    assert (read_facts, read_results) == (facts, results)
     assert report.origin(read_facts) == (
         "`python scripts/bench.py --device cuda`: 2026-11-26, NVIDIA H100 80GB HBM3, 16 cores of "
         "Xeon, Python 3.12.3, torch 2.11.0, commit abc.\n"
@@ -87,8 +89,50 @@ def test_a_mistake_is_told(
 
 def test_scenarios_run_in_their_order() -> None:
     asked = cli.read_arguments(["--device", "cuda:1", "--only", "http", "--only", "rate"])
-    assert asked.only == ["rate", "http"]
-    assert cli.read_arguments(["--device", "cuda"]).only == list(gpu.SCENARIOS)
+    asked_for = [row.name for row in cli.chosen_rows(asked) if not row.always]
+    assert asked_for == ["rate", "http"]
+    every = cli.chosen_rows(cli.read_arguments(["--device", "cuda"]))
+    assert [row.name for row in every if not row.always] == SCENARIOS
+
+
+def test_what_takes_long_is_run_if_it_is_asked_for() -> None:
+    usual = {row.name for row in cli.chosen_rows(cli.read_arguments([]))}
+    assert "indexing" in usual
+    assert not {"flood", "soak"} & usual
+    asked = cli.chosen_rows(cli.read_arguments(["--only", "soak"]))
+    assert [row.name for row in asked if not row.always] == ["soak"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "started"),
+    [
+        (["--device", "cuda", "--only", "rate"], {"torch"}),
+        (
+            ["--device", "cuda", "--only", "indexing"],
+            {"torch", "engine", "sentence-transformers", "onnxruntime"},
+        ),
+        (
+            ["--device", "cuda", "--only", "http", "--against", ""],
+            {"torch", "load", "onnxruntime", "ours", "against"},
+        ),
+        (["--only", "indexing"], {"matrix product", "ours"}),
+        (
+            ["--only", "query", "--peer", "engine", "--guarded"],
+            {"ours", "ours, with keys", "engine"},
+        ),
+    ],
+)
+def test_what_a_run_needs_is_started(flags: list[str], started: set[str]) -> None:
+    asked = cli.read_arguments(flags)
+    assert needed_targets(asked, cli.chosen_rows(asked)) == started
+
+
+@pytest.mark.parametrize("name", ["rate", "forward", "decoder"])
+def test_torch_is_asked_what_it_takes(name: str) -> None:
+    (row,) = (row for row in TABLE if row.name == name)
+    for size in (*row.full, *row.quick):
+        work = {key: value for key, value in {**row.work, **size}.items() if key != "case"}
+        inspect.signature(getattr(TorchPeer, name)).bind(None, **work)
 
 
 @pytest.mark.parametrize(
@@ -99,17 +143,25 @@ def test_connections_are_shared(connections: int, processes: int, shares: list[i
     assert shares_of(connections, processes) == shares
 
 
+def answered(ended: float, ms: float, tokens: int) -> Sample:
+    sent = ended - ms / 1e3
+    return Sample(Request(b"", (tokens,)), sent, sent, ended, 200)
+
+
 def test_answers_count_by_what_of_them_lies_inside() -> None:
-    answered = [
-        Answered(ended=9, ms=1000, texts=1, tokens=100),  # over before
-        Answered(ended=10.5, ms=1000, texts=1, tokens=10),  # half inside
-        Answered(ended=12, ms=500, texts=1, tokens=10),
-        Answered(ended=14.5, ms=1500, texts=1, tokens=30),  # a third is inside
+    samples = [
+        answered(9, 1000, 100),  # over before
+        answered(10.5, 1000, 10),  # half inside
+        answered(12, 500, 10),
+        answered(14.5, 1500, 30),  # a third is inside
     ]
-    figures = window_figures(answered, 10, 13.5)
+    figures = window_figures(samples, 10, 13.5)
     assert figures["tokens_per_s"] == pytest.approx((5 + 10 + 10) / 3.5)
-    assert (figures["requests"], figures["p50_ms"]) == (2, 500)
-    assert "p50_ms" not in window_figures(answered[:1], 10, 13.5)
+    assert figures["requests_per_s"] == pytest.approx((0.5 + 1 + 1 / 3) / 3.5)
+    assert figures["texts_per_s"] == figures["requests_per_s"]
+    assert figures["requests"] == 2
+    assert figures["p50_ms"] == pytest.approx(500)
+    assert "p50_ms" not in window_figures(samples[:1], 10, 13.5)
 
 
 def test_what_nvidia_smi_says_is_read() -> None:
@@ -133,10 +185,12 @@ def test_children_count_as_well(tmp_path: Path) -> None:
             assert process.stdout is not None
             process.stdout.readline()
             deadline = time.monotonic() + 30
-            while (usage := tree_usage(process.pid)).cpu_s < 0.55 and time.monotonic() < deadline:
+            target = Target("parent", process.pid)
+            while (usage := target.usage()).cpu_s < 0.55 and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert usage.cpu_s >= 0.55  # the ended one's and the living one's
             assert usage.resident_bytes > 1e6
+            assert usage.processes == 2
         finally:
             process.kill()
 
@@ -145,9 +199,9 @@ def test_stages_are_means_of_what_was_between() -> None:
     metrics = Metrics([PLAIN], [PLAIN])
     engine = EngineMetrics(metrics, PLAIN)
     metrics.stage_seconds.labels("wait", PLAIN).observe(100)
-    before = gpu.read_totals(metrics.page().decode())
+    before = metrics.page().decode()
     for seconds in (0.001, 0.003):
         metrics.stage_seconds.labels("wait", PLAIN).observe(seconds)
     engine.batch_tokens.observe(4096)
-    figures = gpu.stage_figures(before, gpu.read_totals(metrics.page().decode()))
+    figures = stage_figures(before, metrics.page().decode())
     assert figures == {"wait_ms": pytest.approx(2), "micro_batch_tokens": 4096}

@@ -1,0 +1,42 @@
+"""A request may pin the fingerprint of its vectors: another model's or version's are no use to it."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.datastructures import Headers
+
+from server.catalog.card import Card
+from server.errors import FingerprintMismatch, InvalidRequest
+
+FINGERPRINT = "x-embedding-fingerprint"
+EXPECT_FINGERPRINT = "x-expect-embedding-fingerprint"
+PARAMETER = {
+    "name": EXPECT_FINGERPRINT,
+    "in": "header",
+    "description": "Refuse the request if the model's fingerprint is another one.",
+    "schema": {"type": "string", "pattern": "^[0-9a-fA-F]{16}$"},
+}  # as OpenAPI describes it
+
+
+def check_fingerprint(headers: Headers, card: Card) -> None:
+    """Refuse a request that pins a fingerprint, unless it is this model's.
+
+    Raises:
+        FingerprintMismatch: the model has another one.
+        InvalidRequest: what is pinned is no fingerprint.
+    """
+    pinned = headers.getlist(EXPECT_FINGERPRINT)
+    if not pinned:
+        return
+    expected = ", ".join(pinned).strip().lower()
+    if not re.fullmatch("[0-9a-f]{16}", expected):
+        raise InvalidRequest(
+            f"{EXPECT_FINGERPRINT} must be 16 hex digits, not {expected[:40]!r}; the model "
+            f"'{card.name}' has the embedding fingerprint {card.fingerprint} on this server.",
+            param=EXPECT_FINGERPRINT,
+        )
+    if expected != card.fingerprint:
+        raise FingerprintMismatch(
+            EXPECT_FINGERPRINT, model=card.name, fingerprint=card.fingerprint, expected=expected
+        )

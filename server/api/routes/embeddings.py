@@ -1,0 +1,43 @@
+"""POST /v1/embeddings: texts or token ids become vectors."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from server.access.keys import Scope
+from server.api.pipeline import Pipeline
+from server.api.plain_route import PlainRoute, described
+from server.api.schemas import EmbeddingRequest, embeddings_json
+from server.inference.vector_form import VectorForm
+
+# Rotating, cutting and writing this many vectors takes longer than the way to a thread and back.
+THREAD_FROM_VECTORS = 64
+
+router = APIRouter(route_class=PlainRoute)
+
+
+@router.post("/v1/embeddings", openapi_extra=described(EmbeddingRequest))
+async def create_embeddings(request: Request) -> Response:
+    """Turn texts (or token ids) into vectors."""
+    async with Pipeline.enter(request, Scope.EMBEDDINGS) as pipeline:
+        asked = await pipeline.read(EmbeddingRequest)
+        async with pipeline.use_model(asked.model) as model:
+            form = VectorForm.of(model.card, asked.dimensions)
+            reading = pipeline.plan_reading(
+                model, asked.input, input_type=asked.input_type, truncate=asked.truncate
+            )
+            async with pipeline.admit(model, reading) as work:
+                token_ids = await work.tokenize()
+                user = asked.safety_identifier or asked.user
+                vectors = await work.embed(token_ids, user=user)
+
+            def write() -> bytes:
+                return embeddings_json(
+                    form.shape(vectors, work.rotation),
+                    model=model.card.name,
+                    num_tokens=work.record.num_tokens,
+                    encoding_format=asked.encoding_format or "float",
+                )
+
+            is_large = len(vectors) >= THREAD_FROM_VECTORS
+            return await pipeline.answer(write, model.card, in_thread=is_large)

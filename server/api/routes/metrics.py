@@ -1,0 +1,37 @@
+"""GET /metrics: Prometheus' page."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from server.access.keys import Scope
+from server.api.record import RequestRecord
+from server.api.services import Services, services_of
+from server.errors import Unavailable
+from server.metrics import CONTENT_TYPE
+from server.settings import is_loopback
+
+router = APIRouter()
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """The metrics; needs a key with the scope `admin` unless it is asked for on this machine or made public."""
+    services = services_of(request)
+    if not (services.settings.public_metrics or _is_local(request)):
+        RequestRecord.of(request.scope).require_key(Scope.ADMIN)
+    services.metrics.ready.set(_ready(services))
+    page = await services.metrics_page(services.metrics)
+    return Response(page, media_type=CONTENT_TYPE)
+
+
+def _is_local(request: Request) -> bool:
+    return request.client is not None and is_loopback(request.client.host)
+
+
+def _ready(services: Services) -> bool:
+    try:
+        services.models.check_ready()
+    except Unavailable:
+        return False
+    return True

@@ -1,0 +1,33 @@
+"""GET /v1/models and GET /v1/models/{id}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from server.access.keys import Scope
+from server.api.record import RequestRecord
+from server.api.schemas import model_object
+from server.api.services import services_of
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+@router.get("/v1/models/", include_in_schema=False)
+async def list_models(request: Request) -> dict[str, Any]:
+    """Every served model that the key may use."""
+    key = RequestRecord.of(request.scope).require_key(Scope.MODELS)
+    cards = services_of(request).models.registry.cards
+    allowed = [card for card in cards if key.may_use(card.name, card.aliases)]
+    return {"object": "list", "data": [model_object(card) for card in allowed]}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def retrieve_model(model_id: str, request: Request) -> dict[str, Any]:
+    """One model by its name or an alias; names may contain slashes."""
+    key = RequestRecord.of(request.scope).require_key(Scope.MODELS)
+    card = services_of(request).models.registry.resolve(model_id)
+    key.check_model(card.name, card.aliases)
+    return model_object(card)

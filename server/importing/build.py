@@ -1,0 +1,148 @@
+"""The files of an imported model: its graph, its weights and its tokenizer, made or copied.
+
+Torch is needed only where a graph has to be made. Not for two imports into one folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as NormalizerSequence
+
+from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, FilePin
+from server.catalog.verify import sha256_of
+from server.errors import ImportRefused
+from server.importing import packages
+from server.importing.folder import CONFIG_FILE, ModelFolder
+from server.importing.plan import Wishes
+from server.importing.refusing import refusing
+from server.inference.loader import Encoder
+from server.inference.onnx_backend import OnnxBackend
+from server.inference.tokenizer import Tokenizer
+from server.program.command_lines import install_command
+
+# The weights of a publisher's graph that are too large for its own file.
+GRAPH_DATA = "model.onnx[_.]data*"
+# Longest text that is computed in an import: attention takes memory by the square of it (at 32,768
+# tokens, the limit of Qwen3-Embedding, 69 GB in float32 with 16 heads).
+MAX_COMPARED_TOKENS = 2048
+SPARE_BYTES = 64 * 1024 * 1024  # of disk that an import leaves free
+
+
+def build_files(
+    folder: ModelFolder, made: Path, wishes: Wishes, report: Callable[[str], None]
+) -> Encoder:
+    """Write what computes the model into the empty folder `made`, and open it.
+
+    Returns:
+        An encoder for texts of up to MAX_COMPARED_TOKENS tokens.
+
+    Raises:
+        ImportRefused: the files cannot be made, or the graph cannot compute.
+        ModelLoadError: tokenizer or graph are not what can be served.
+    """
+    _write_graph(folder, made, wishes, report)
+    _write_tokenizer(folder, made)
+    if makes_own_graph(folder, wishes):  # then the weights are there as well
+        shutil.copyfile(folder.path / CONFIG_FILE, made / CONFIG_FILE)
+    tokenizer = Tokenizer(made / TOKENIZER_FILE, min(folder.max_input_tokens, MAX_COMPARED_TOKENS))
+    head = folder.head
+    backend = OnnxBackend(made / GRAPH_FILE, pooling=head.pooling, normalized=head.normalize)
+    with refusing(f"{folder.path}: the graph cannot compute"):
+        embedding_dim = backend.forward([np.zeros(1, np.int32)]).shape[1]
+    return Encoder(tokenizer, (backend,), embedding_dim)
+
+
+def pin_files(made: Path) -> dict[str, FilePin]:
+    """Size and sha256 of every file below the folder."""
+    files = sorted(path for path in made.rglob("*") if path.is_file())
+    return {
+        path.relative_to(made).as_posix(): FilePin(
+            bytes=path.stat().st_size, sha256=sha256_of(path)
+        )
+        for path in files
+    }
+
+
+def makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
+    """Whether a graph is made; else the publisher's is used.
+
+    Raises:
+        ImportRefused: the one that is wished for cannot be had.
+    """
+    torch_is_there = packages.is_installed("torch")
+    if wishes.graph == "published" and folder.graph is None:
+        raise ImportRefused(f"{folder.path}: has no onnx/model.onnx")
+    can_make = torch_is_there and folder.weights
+    if wishes.graph == "published" or (wishes.graph is None and folder.graph and not can_make):
+        return False
+    if not folder.weights:
+        raise ImportRefused(f"{folder.path}: has no safetensors file to make a graph from")
+    if not torch_is_there:
+        raise ImportRefused(
+            f"{folder.path}: has no onnx/model.onnx, and making a graph needs torch: "
+            f"{install_command('torch')}"
+        )
+    return True
+
+
+def _write_graph(
+    folder: ModelFolder, made: Path, wishes: Wishes, report: Callable[[str], None]
+) -> None:
+    if makes_own_graph(folder, wishes):
+        _copy(folder.path, made, folder.weights)
+        report(f"making the graph ({folder.architecture}); this takes from seconds to minutes")
+        from server.importing.torch_export import export_graph
+
+        graph, share = export_graph(folder)
+        (made / GRAPH_FILE).write_bytes(graph)
+        report(
+            f"graph: {len(graph):,} bytes; weights: {share.outside} tensors, "
+            f"{share.outside_bytes:,} bytes, stay in {', '.join(folder.weights)}"
+        )
+        return
+    assert folder.graph is not None
+    if folder.head.dense:
+        raise ImportRefused(
+            f"{folder.path}: the publisher's graph lacks the dense layers, and making another one "
+            f"needs torch: {install_command('torch')}"
+        )
+    report(f"using the publisher's {folder.graph.relative_to(folder.path)}")
+    beside = [path.name for path in sorted(folder.graph.parent.glob(GRAPH_DATA))]
+    _copy(folder.graph.parent, made, (folder.graph.name, *beside))
+    (made / folder.graph.name).rename(made / GRAPH_FILE)
+
+
+def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy files, links resolved.
+
+    Raises:
+        ImportRefused: the disk has no room for them.
+    """
+    names = tuple(names)
+    needed = sum((source / name).stat().st_size for name in names) + SPARE_BYTES
+    free = shutil.disk_usage(target).free
+    if needed > free:
+        raise ImportRefused(f"{target.parent}: {needed:,} bytes are needed and {free:,} are free")
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def _write_tokenizer(folder: ModelFolder, made: Path) -> None:
+    source = folder.path / TOKENIZER_FILE
+    if not folder.lower_case:
+        shutil.copyfile(source, made / TOKENIZER_FILE)
+        return
+    try:
+        tokenizer = RustTokenizer.from_file(str(source))
+    except Exception as error:  # the library raises bare Exception
+        raise ImportRefused(f"{source}: {error}") from error
+    own = tokenizer.normalizer
+    tokenizer.normalizer = NormalizerSequence([Lowercase(), *([own] if own else [])])
+    tokenizer.save(str(made / TOKENIZER_FILE))

@@ -1,0 +1,123 @@
+"""What turns a model's token vectors into one vector a text, as sentence-transformers' files say it.
+
+A list of modules in `modules.json`, each with a configuration in a folder of its own. What cannot be
+served as sentence-transformers would compute it is refused, with the reason. Pure functions of
+files; any thread may call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from server.catalog.card import Activation, PoolingMode
+from server.catalog.names import stays_below
+from server.errors import ImportRefused
+from server.importing.json_files import is_there, read_any_json, read_json
+
+WEIGHTS_FILE = "model.safetensors"
+POOLING_MODES: dict[str, PoolingMode] = {"mean": "mean", "cls": "cls", "lasttoken": "last_token"}
+POOLING_SWITCHES = {  # the older spelling of 1_Pooling/config.json: one boolean a mode
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
+ACTIVATIONS = get_args(Activation)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLayer:
+    """A linear layer after the pooling, in a folder of its own."""
+
+    folder: str
+    activation: Activation
+    out_features: int
+
+    @property
+    def weights(self) -> str:
+        """Its file, from the model's folder."""
+        return f"{self.folder}/{WEIGHTS_FILE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What turns token vectors into one vector a text."""
+
+    pooling: PoolingMode
+    dense: tuple[DenseLayer, ...]
+    normalize: bool
+
+
+def read_head(path: Path) -> Head | None:
+    """Pooling, dense layers and normalisation of a folder; None without modules.json.
+
+    Raises:
+        ImportRefused: they are not those that can be served.
+    """
+    file = path / "modules.json"
+    if not is_there(file):
+        return None
+    modules = read_any_json(file)
+    try:
+        steps = [(str(module["type"]), str(module["path"])) for module in modules]
+    except (TypeError, KeyError):
+        raise ImportRefused(f"{file}: not a list of modules with type and path") from None
+    for kind, _ in steps:
+        if not kind.startswith("sentence_transformers."):
+            raise ImportRefused(f"{file}: {kind} is code of the model's own, which is never run")
+    for _, folder in steps:
+        if not stays_below(folder):
+            raise ImportRefused(f"{file}: {folder} lies outside the model's folder")
+    kinds = [kind.rsplit(".", 1)[-1] for kind, _ in steps]
+    layers = kinds.count("Dense")
+    normalize = kinds[-1:] == ["Normalize"]
+    if kinds != ["Transformer", "Pooling", *["Dense"] * layers, *["Normalize"] * normalize]:
+        raise ImportRefused(
+            f"{file}: {', '.join(kinds)}: only Transformer, Pooling, then any number of Dense and, "
+            "optionally, Normalize can be served"
+        )
+    if steps[0][1] not in ("", "."):
+        raise ImportRefused(f"{file}: the transformer lies in {steps[0][1]}; it must be at the top")
+    pooling = _read_pooling(path / steps[1][1] / "config.json")
+    dense = tuple(_read_dense(path, folder) for _, folder in steps[2 : 2 + layers])
+    return Head(pooling, dense, normalize)
+
+
+def _read_pooling(path: Path) -> PoolingMode:
+    """The one mode of a sentence-transformers pooling config, in either of its two spellings."""
+    config = read_json(path)
+    if config.get("include_prompt") is False:
+        raise ImportRefused(f"{path}: include_prompt = false is not supported")
+    found = config.get("pooling_mode")
+    if found is None:
+        found = [mode for switch, mode in POOLING_SWITCHES.items() if config.get(switch)]
+    modes = found if isinstance(found, list) else [found]
+    if len(modes) != 1 or not isinstance(modes[0], str) or modes[0] not in POOLING_MODES:
+        raise ImportRefused(
+            f"{path}: pooling is {' and '.join(map(str, modes)) or 'not set'}, "
+            f"but must be one of {', '.join(POOLING_MODES)}"
+        )
+    return POOLING_MODES[modes[0]]
+
+
+def _read_dense(path: Path, folder: str) -> DenseLayer:
+    file = path / folder / "config.json"
+    config = read_json(file)
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    module, _, name = activation.rpartition(".")
+    known: Activation | None = next((one for one in ACTIVATIONS if one == name), None)
+    if not module.startswith("torch.nn.modules") or known is None:
+        raise ImportRefused(f"{file}: activation {activation} is none of {', '.join(ACTIVATIONS)}")
+    if config.get("use_residual"):
+        raise ImportRefused(f"{file}: use_residual is not supported")
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise ImportRefused(f"{file}: {key} {config[key]!r} is not supported")
+    out_features = config.get("out_features")
+    if not isinstance(out_features, int) or out_features < 1:
+        raise ImportRefused(f"{file}: out_features must be a number")
+    return DenseLayer(folder, known, out_features)

@@ -1,0 +1,26 @@
+"""The texts by which an imported model is compared; pure data."""
+
+from __future__ import annotations
+
+REFERENCE_TEXTS = ("The quick brown fox jumps over the lazy dog.", "¿Dónde está la biblioteca? 42")
+# Lengths, scripts and oddities; the last one is longer than any model reads in one go.
+PARITY_TEXTS = (
+    *REFERENCE_TEXTS,
+    "a",
+    "Hello, world",
+    "HELLO, WORLD!",
+    "  blanks in front, behind and   between  ",
+    "line one\nline two\r\n\tindented",
+    "naïve façade, Zürich, smørrebrød, Łódź",
+    "敏捷的棕色狐狸跳过了懒狗。",
+    "Быстрая бурая лиса перепрыгивает через ленивую собаку.",
+    "الثعلب البني السريع يقفز فوق الكلب الكسول",
+    "def add(a: int, b: int) -> int:\n    return a + b  # 1 + 1 == 2",
+    "👩‍💻 emoji 🎉 and symbols: ± ≤ € ½ ™ http://example.com/a?b=c&d=%20e",
+    "An embedding maps a text to a vector so that texts of like meaning lie close to each other.",
+    " ".join(f"Sentence {number} of a long document about cats, dogs and taxes." for number in range(60)),
+    " ".join(f"word{number}" for number in range(20_000)),
+)  # fmt: skip
+LONGEST_TEXT = PARITY_TEXTS[-1]
+# Without the two long ones: half precision takes its time on a CPU.
+HALF_PRECISION_TEXTS = PARITY_TEXTS[:-2]

@@ -1,0 +1,101 @@
+"""Where each tensor lies in safetensors files, found by its content.
+
+A graph that is made here holds no weights: it points at the bytes of the official files. Reads with
+numpy alone. Layout: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header,
+tensors). Pure functions of files; any thread may call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.errors import ImportRefused
+
+# Fused projections are stored as one matrix of three parts (query, key, value) or two.
+PARTS = (3, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies in a safetensors file, in bytes from the start of the file."""
+
+    file: str
+    offset: int
+    length: int
+    dtype: str  # as safetensors calls it
+
+
+def digest(dtype: str, shape: Sequence[int], content: bytes | memoryview) -> str:
+    """A key that two tensors share only when type, shape and every byte agree."""
+    return f"{dtype} {list(shape)} {hashlib.sha256(content).hexdigest()}"
+
+
+def read_stored_tensors(folder: Path, files: Iterable[str]) -> dict[str, StoredTensor]:
+    """Where each tensor of these safetensors files lies, by its `digest`.
+
+    Those in half precision are found by what they are in float32, fused ones also by their parts.
+
+    Raises:
+        ImportRefused: a file cannot be read or is none of safetensors.
+    """
+    stored: dict[str, StoredTensor] = {}
+    for file in files:
+        try:
+            content = memoryview((folder / file).read_bytes())
+            for tensor, shape in _tensors(file, content):
+                part = content[tensor.offset : tensor.offset + tensor.length]
+                for key, place in _keys(tensor, shape, part):
+                    stored.setdefault(key, place)
+        except OSError as error:
+            raise ImportRefused(f"{folder / file}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ImportRefused(f"{folder / file}: not a safetensors file: {error}") from None
+    return stored
+
+
+def _tensors(file: str, content: memoryview) -> Iterator[tuple[StoredTensor, list[int]]]:
+    """What the file's header says: each tensor and its shape."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:start]))
+    header.pop("__metadata__", None)
+    for entry in header.values():
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        if end > len(content):
+            raise ValueError("it is cut off")
+        yield StoredTensor(file, begin, end - begin, entry["dtype"]), entry["shape"]
+
+
+def _keys(
+    tensor: StoredTensor, shape: Sequence[int], content: memoryview
+) -> Iterator[tuple[str, StoredTensor]]:
+    """The digests of a tensor and of its parts."""
+    for parts in (1, *(n for n in PARTS if shape and len(shape) <= 2 and shape[0] % n == 0)):
+        length = tensor.length // parts
+        part_shape = [shape[0] // parts, *shape[1:]] if parts > 1 else shape
+        for number in range(parts):
+            begin = number * length
+            part = content[begin : begin + length]
+            place = StoredTensor(tensor.file, tensor.offset + begin, length, tensor.dtype)
+            wide = _widened(tensor.dtype, part)
+            if wide is None:
+                yield digest(tensor.dtype, part_shape, part), place
+            else:
+                yield digest("F32", part_shape, wide.data.cast("B")), place
+
+
+def _widened(dtype: str, content: memoryview) -> NDArray[np.float32] | None:
+    """Numbers in half precision as float32, exactly; None if they are others, or none."""
+    if not content:
+        return None
+    if dtype == "F16":
+        return np.frombuffer(content, np.float16).astype(np.float32)
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return None

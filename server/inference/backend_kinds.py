@@ -1,0 +1,161 @@
+"""What may compute a model, as a table, and the choice of one row for a card.
+
+A further backend is one file with a `load_backends` (see BackendModule) and one row of `KINDS`.
+Its library is imported when the row is chosen, not before. Knows no machine: which devices there
+are is said by `placement`. Pure; any thread may call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from server.catalog.card import GRAPH_FILE, Card, Dtype
+from server.inference.backend import Backend, Capacity, LoadOptions
+
+DeviceType = Literal["cpu", "gpu"]
+
+CPU = "cpu"  # the device of rows for the CPU; all other names are a GPU's, as torch has them
+
+
+class BackendModule(Protocol):
+    """What the module of a kind offers."""
+
+    def load_backends(
+        self, card: Card, devices: Sequence[str], options: LoadOptions
+    ) -> tuple[tuple[Backend, ...], Capacity | None]:
+        """One backend a device, ready to compute, and what was measured of them.
+
+        Args:
+            card: has no base; its `dtype` is the one to compute in.
+
+        Returns:
+            None in place of a capacity stands for the cores of a CPU, which are not measured.
+
+        Raises:
+            ModelLoadError: a file cannot be used.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackendKind:
+    """One row: a library that computes cards on one type of device.
+
+    Its functions are asked about cards without a base.
+    """
+
+    module: str  # where its backends are
+    # The extra of this software that brings its library, named like it; None: always installed.
+    extra: str | None
+    device_type: DeviceType
+    dtypes: tuple[Dtype, ...]
+    files: Callable[[Card], tuple[str, ...]]  # that it computes from; empty: it cannot
+    default_dtype: Callable[[Card], Dtype]
+    # Smallest cosine to the card's vectors in float32, by dtype, as far as it was measured.
+    min_cosines: Callable[[Card], Mapping[Dtype, float]]
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its library is there; it is not imported."""
+        return self.extra is None or importlib.util.find_spec(self.extra) is not None
+
+    def load(
+        self, card: Card, devices: Sequence[str], options: LoadOptions
+    ) -> tuple[tuple[Backend, ...], Capacity | None]:
+        """See BackendModule; imports the library."""
+        module: BackendModule = importlib.import_module(self.module)
+        return module.load_backends(card, devices, options)
+
+
+def _graph(card: Card) -> tuple[str, ...]:
+    return (GRAPH_FILE,) if GRAPH_FILE in card.files else ()
+
+
+def _torch_files(card: Card) -> tuple[str, ...]:
+    return card.torch.files if card.torch else ()
+
+
+def _torch_dtype(card: Card) -> Dtype:
+    return card.torch.dtype if card.torch else card.dtype
+
+
+def _torch_cosines(card: Card) -> Mapping[Dtype, float]:
+    return {one.dtype: one.min_cosine for one in card.torch.precision} if card.torch else {}
+
+
+# Of those that can compute a card on a device in a dtype, the first one does.
+KINDS = (
+    BackendKind(
+        "server.inference.onnx_backend",
+        extra=None,
+        device_type="cpu",
+        dtypes=("float32",),
+        files=_graph,
+        default_dtype=lambda card: "float32",
+        min_cosines=lambda card: {"float32": 1.0},  # these are the card's vectors
+    ),
+    BackendKind(
+        "server.inference.torch_backend",
+        extra="torch",
+        device_type="gpu",
+        dtypes=("float32", "float16", "bfloat16"),
+        files=_torch_files,
+        default_dtype=_torch_dtype,
+        min_cosines=_torch_cosines,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """What computes a card."""
+
+    kind: BackendKind
+    devices: tuple[str, ...]
+    card: Card  # as it is computed: its `dtype`, and with it its fingerprint
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether its device is the CPU."""
+        return self.kind.device_type == "cpu"
+
+    @property
+    def min_cosine(self) -> float | None:
+        """Smallest cosine to the card's vectors in float32; None if it was not measured."""
+        return self.kind.min_cosines(self.card.encoder_card).get(self.card.dtype)
+
+
+def device_type_of(devices: Sequence[str]) -> DeviceType:
+    """What these devices are."""
+    return "cpu" if tuple(devices) == (CPU,) else "gpu"
+
+
+def kinds_on(device_type: DeviceType) -> tuple[BackendKind, ...]:
+    """The rows for a type of device, never empty."""
+    return tuple(kind for kind in KINDS if kind.device_type == device_type)
+
+
+def choose_backend(
+    card: Card, devices: Sequence[str], dtype: Dtype | None = None, *, insist: bool = False
+) -> BackendChoice:
+    """What computes this card on these devices, the one place of that decision.
+
+    Args:
+        devices: the CPU alone, or GPUs.
+        dtype: None: the one that the card prefers there.
+        insist: a card that cannot be computed on these GPUs is not computed on the CPU instead;
+            the first row is chosen, and loading it says what the card lacks.
+    """
+    encoder_card = card.encoder_card
+    device_type = device_type_of(devices)
+    for kind in kinds_on(device_type):
+        if kind.files(encoder_card) and (dtype is None or dtype in kind.dtypes):
+            computed = card.computed_in(dtype or kind.default_dtype(encoder_card))
+            return BackendChoice(kind, tuple(devices), computed)
+    if device_type == "gpu" and not insist:
+        return choose_backend(card, (CPU,))
+    return BackendChoice(kinds_on(device_type)[0], tuple(devices), card)

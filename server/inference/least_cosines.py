@@ -1,0 +1,21 @@
+"""How near two vectors of one text must be, wherever this software compares them.
+
+Least cosines. The one that a server asks for when it starts is the setting `min_parity`; what an
+import lets pass is nearer than that, so that a server does not refuse what was imported.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# An import with sentence-transformers, both in float32: rounding alone stays above 0.999999, and a
+# wrong pooling, prompt or tokenizer falls far below.
+IMPORT: Final = 0.9999
+# A dtype with float32, to be a card's default on GPUs: nearest neighbours stay the same.
+DEFAULT_DTYPE: Final = 0.9999
+# bfloat16 with float32 where the model was trained in it: a model may need its range on texts that
+# nobody tried, and that is worth more than digits. What `min_parity` asks for by default.
+TRAINED_DTYPE: Final = 0.999
+# Sequences packed without padding with each alone, by dtype: two kernels, each rounding in its own
+# order.
+PACKED: Final = {"float32": 0.99999, "float16": 0.999, "bfloat16": 0.999}

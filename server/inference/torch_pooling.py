@@ -1,0 +1,54 @@
+"""Token vectors to one vector a text, in torch: for the graphs that are exported and for GPUs.
+
+The formulas of sentence-transformers' Pooling module; `pooling` has them in numpy, for graphs that
+others made. What is pooled comes out in float32: sums of half-precision numbers would lose the last
+digits. Pure functions that wait for no result of the device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from server.catalog.card import PoolingMode
+
+
+def pool_padded(hidden: torch.Tensor, mask: torch.Tensor, mode: PoolingMode) -> torch.Tensor:
+    """Of texts that are padded to the longest, on either side.
+
+    Args:
+        hidden: (texts, tokens, hidden_dim), floating.
+        mask: (texts, tokens), integers: 1 for a token, 0 for padding.
+
+    Returns:
+        (texts, hidden_dim), float32.
+    """
+    if mode == "cls":
+        return hidden[:, 0].float()
+    if mode == "last_token":
+        # The last position that is no padding.
+        last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)  # (texts,)
+        chosen = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))
+        return chosen.squeeze(1).float()
+    weights = mask.unsqueeze(-1).float()  # (texts, tokens, 1)
+    return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
+
+
+def pool_packed(hidden: torch.Tensor, bounds: torch.Tensor, mode: PoolingMode) -> torch.Tensor:
+    """Of sequences that lie one behind the other, without padding.
+
+    Args:
+        hidden: (tokens, hidden_dim), floating.
+        bounds: (slots + 1,), integers: sequence i is `hidden[bounds[i]:bounds[i + 1]]`. The rows of
+            slots that are empty mean nothing.
+
+    Returns:
+        (slots, hidden_dim), float32.
+    """
+    begins, ends = bounds[:-1], bounds[1:]
+    if mode == "cls":
+        return hidden[begins.clamp(max=hidden.shape[0] - 1)].float()
+    if mode == "last_token":
+        return hidden[(ends - 1).clamp(min=0)].float()
+    lengths = (ends - begins).long()
+    sums = torch.segment_reduce(hidden.float(), "sum", lengths=lengths, axis=0, unsafe=True)
+    return sums / lengths.clamp(min=1)[:, None]

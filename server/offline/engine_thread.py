@@ -1,0 +1,151 @@
+"""An engine in an event loop of its own thread, for callers in any other thread.
+
+Callers hand in coroutines and wait for their outcomes. Threads do not follow into a forked process:
+there every call raises instead of waiting for ever. Knows nothing of texts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, wait
+from typing import Any, Generic, TypeVar
+
+from server.engine.engine import Engine
+from server.errors import Draining
+
+T = TypeVar("T")
+
+
+class EngineCall(Generic[T]):
+    """Work in the engine's thread that another thread waits for."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._task: asyncio.Task[T] | None = None
+        self._outcome: Future[T] = Future()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> None:
+        """Begin, in the engine's thread."""
+        self._task = self._loop.create_task(work)
+        self._task.add_done_callback(self._settle)
+
+    def result(self, timeout_s: float | None = None) -> T:
+        """What the work returns or raises; blocks.
+
+        Raises:
+            TimeoutError: it is not `done` after so long.
+            RuntimeError: it was cancelled, or the engine closed.
+        """
+        return self._outcome.result(timeout_s)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._outcome.done()
+
+    def cancel(self, *, and_wait: bool = False) -> None:
+        """Have it end; what it clears away it clears away in the engine's thread.
+
+        Args:
+            and_wait: until it has ended.
+        """
+        if not self.done:
+            self._loop.call_soon_threadsafe(self._cancel_task)
+        if and_wait:
+            wait([self._outcome])
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _settle(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled() or isinstance(task.exception(), Draining):
+            self._outcome.set_exception(RuntimeError("it was closed before this was done"))
+        elif (error := task.exception()) is not None:
+            self._outcome.set_exception(error)
+        else:
+            self._outcome.set_result(task.result())
+
+
+class EngineThread:
+    """A daemon thread with an event loop, and an engine in it until `close`.
+
+    Args:
+        make_engine: called in that thread, inside the loop.
+
+    Raises:
+        Exception: whatever `make_engine` raises.
+    """
+
+    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+        self._process_id = os.getpid()
+        self._closing = threading.Lock()
+        self._closed = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run_loop, name="engine", daemon=True)
+        self._thread.start()
+
+        async def make() -> Engine:
+            return make_engine()
+
+        try:
+            self._engine = self._begin(make()).result()
+        except BaseException:
+            self._stop_loop()
+            raise
+
+    def begin(self, work: Callable[[Engine], Coroutine[Any, Any, T]]) -> EngineCall[T]:
+        """Begin work in the engine's thread; any thread but that one may call.
+
+        Raises:
+            RuntimeError: it is closed, or was made before this process was forked off.
+        """
+        self._check_process()
+        with self._closing:
+            if self._closed:
+                raise RuntimeError("it is closed")
+            return self._begin(work(self._engine))
+
+    def close(self) -> None:
+        """Have what is under way raise RuntimeError, and wait for all threads.
+
+        Each ends after at most one micro-batch. Does nothing the second time, or after a fork.
+        """
+        if os.getpid() != self._process_id:
+            return
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        self._begin(self._end_all()).result()
+        self._stop_loop()
+        self._engine.join()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process_id:
+            raise RuntimeError("it was opened before this process was forked off; open one here")
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> EngineCall[T]:
+        call: EngineCall[T] = EngineCall(self._loop)
+        self._loop.call_soon_threadsafe(call.start, work)
+        return call
+
+    async def _end_all(self) -> None:
+        self._engine.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    def _run_loop(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.catalog.card import Card, Dtype
+from server.catalog.card_file import read_card
+from tests.catalog import FILES, card_table, pins, variant_table
+from tests.catalog import write_card as write_by_hand
+
+DIGEST = hashlib.sha256(b"other bytes").hexdigest()
+ROTATION = pins({"rotation.safetensors": b"a rotation"})
+
+
+def read(models_dir: Path, table: dict[str, Any]) -> Card:
+    return read_card(write_by_hand(models_dir, table), models_dir)
+
+
+def repinned(name: str) -> dict[str, Any]:
+    """The files of the tiny model, one of them with other bytes."""
+    files = pins(FILES)
+    return files | {name: files[name] | {"sha256": DIGEST}}
+
+
+# What decides a vector: another value, another fingerprint.
+DECIDING: dict[str, list[dict[str, Any]]] = {
+    "files": [{"files": repinned(name)} for name in FILES],
+    "pooling": [{"pooling": "cls"}, {"pooling": "last_token"}],
+    "normalize": [{"normalize": False}],
+    "prompts": [{"prompts": {"query": "q: "}}, {"prompts": {"query": "q:"}}],
+    "default_prompt": [{"prompts": {"query": "q: "}, "default_prompt": "query"}],
+    "max_input_tokens": [{"max_input_tokens": 17}],
+    "matryoshka": [
+        {
+            "matryoshka": {"dimensions": [8], "rotation": "graph.onnx"},
+        },
+        {
+            "matryoshka": {"dimensions": [8], "rotation": "tokenizer.json"},
+        },
+        {"matryoshka": {"dimensions": [8], "layer_norm": True}},
+    ],
+}
+# What only tells about it: the fingerprint stays.
+TELLING: dict[str, dict[str, Any]] = {
+    "name": {"name": "renamed"},
+    "description": {"description": "Another text."},
+    "license": {"license": "MIT"},
+    "owned_by": {"owned_by": "somebody"},
+    "created": {"created": datetime.date(2025, 1, 1)},
+    "architecture": {"architecture": "xlm-roberta"},
+    "aliases": {"aliases": ["text-embedding-3-small"]},
+    "quality": {
+        "quality": [{"dimensions": 8, "stsb_dev_spearman": 80.0, "stsb_dev_spearman_plain": 80.0}]
+    },
+    "neighbours": {
+        "neighbours": [{"dimensions": 8, "overlap": 0.9, "overlap_plain": 0.7, "texts": 100}]
+    },
+    "sources": {
+        "sources": [{"kind": "hub", "repository": "a/b", "revision": "c", "files": ["graph.onnx"]}]
+    },
+    "matryoshka": {"matryoshka": {"dimensions": [8, 4]}},
+    "parity": {
+        "parity": {"against": "another", "texts": 2, "min_cosine": 1.0, "max_difference": 0.0}
+    },
+    "reference": {
+        "reference": {"texts": ["a"], "file": "reference.safetensors"},
+        "files": {**pins(FILES), **pins({"reference.safetensors": b"vectors"})},
+    },
+    "embedding_dim": {"embedding_dim": 7},  # the graph decides it
+    "torch": {
+        "torch": {
+            "config": "config.json",
+            "weights": ["model.safetensors"],
+            "packed": True,
+            "dtype": "float16",
+        },
+        "files": {**pins(FILES), **pins({"config.json": b"{}"})},
+    },
+}
+# One value alone, or seen through the others: `folder` is where, `base` whose files.
+NEITHER = {"dtype", "folder", "base"}
+
+
+class TestFingerprint:
+    def test_every_field_of_a_card_is_known_to_these_tests(self) -> None:
+        assert set(DECIDING) | set(TELLING) | NEITHER == set(Card.model_fields)
+
+    @pytest.mark.parametrize(
+        "change", [change for changes in DECIDING.values() for change in changes], ids=str
+    )
+    def test_it_changes_with_what_decides_a_vector(
+        self, tmp_path: Path, change: dict[str, Any]
+    ) -> None:
+        plain = read(tmp_path, card_table())
+        assert read(tmp_path, card_table(**change)).fingerprint != plain.fingerprint
+
+    def test_no_two_of_these_changes_give_the_same(self, tmp_path: Path) -> None:
+        changes = [change for changes in DECIDING.values() for change in changes]
+        prints = {read(tmp_path, card_table(**change)).fingerprint for change in changes}
+        assert len(prints) == len(changes)
+
+    @pytest.mark.parametrize("change", TELLING.values(), ids=str)
+    def test_it_stays_with_what_only_tells_about_the_model(
+        self, tmp_path: Path, change: dict[str, Any]
+    ) -> None:
+        plain = read(tmp_path / "a", card_table())
+        assert read(tmp_path / "b", card_table(**change)).fingerprint == plain.fingerprint
+
+    def test_the_order_of_the_card_does_not_matter(self, tmp_path: Path) -> None:
+        table = card_table(prompts={"query": "q: ", "document": "d: "})
+        turned = dict(reversed(table.items())) | {
+            "files": dict(reversed(table["files"].items())),
+            "prompts": dict(reversed(table["prompts"].items())),
+        }
+        plain = read(tmp_path / "a", table)
+        assert read(tmp_path / "b", turned).fingerprint == plain.fingerprint
+
+    def test_a_variant_that_changes_nothing_has_its_bases(self, tmp_path: Path) -> None:
+        base = read(tmp_path, card_table())
+        assert read(tmp_path, variant_table(aliases=["v"])).fingerprint == base.fingerprint
+
+    def test_a_variant_has_another_when_its_bases_weights_change(self, tmp_path: Path) -> None:
+        write_by_hand(tmp_path, card_table())
+        before = read(tmp_path, variant_table())
+        write_by_hand(tmp_path, card_table(files=repinned("model.safetensors")))
+        assert read(tmp_path, variant_table()).fingerprint != before.fingerprint
+
+    def test_a_variant_has_another_with_every_rotation(self, tmp_path: Path) -> None:
+        base = read(tmp_path, card_table())
+        rotated: dict[str, Any] = {
+            "files": ROTATION,
+            "matryoshka": {"dimensions": [8], "rotation": "rotation.safetensors"},
+        }
+        first = read(tmp_path, variant_table(**rotated))
+        rotated["files"] = pins({"rotation.safetensors": b"another rotation"})
+        second = read(tmp_path, variant_table(**rotated))
+        assert len({base.fingerprint, first.fingerprint, second.fingerprint}) == 3
+
+    def test_each_dtype_that_is_computed_in_has_one_of_its_own(self, tmp_path: Path) -> None:
+        write_by_hand(tmp_path, card_table())
+        variant = read(tmp_path, variant_table())
+        for card in (variant, variant.encoder_card):
+            dtypes: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+            served = [card.computed_in(dtype) for dtype in dtypes]
+            assert len({one.fingerprint for one in served}) == 3
+            assert len({one.encoder_key for one in served}) == 3
+            assert served[0] is card
+            assert served[1].computed_in("float32").fingerprint == card.fingerprint
+
+    def test_that_of_a_model_stays_what_clients_have_stored(self, tmp_path: Path) -> None:
+        facts: dict[str, Any] = {"prompts": {"query": "q: "}, "default_prompt": "query"}
+        assert read(tmp_path / "a", card_table()).fingerprint == "6ebcf8bef865409b"
+        assert read(tmp_path / "b", card_table(**facts)).fingerprint == "c7adb9f86e2e66bb"
+        layer_norm = {"dimensions": [8], "layer_norm": True}
+        assert (
+            read(tmp_path / "c", card_table(matryoshka=layer_norm)).fingerprint
+            == "beaac2ecd79811e9"
+        )
+
+    def test_it_is_sixteen_hexadecimal_digits(self, tmp_path: Path) -> None:
+        assert re.fullmatch(r"[0-9a-f]{16}", read(tmp_path, card_table()).fingerprint)

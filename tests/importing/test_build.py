@@ -1,0 +1,94 @@
+"""Which graph an import takes, and how its files come into the new folder."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from server.errors import ImportRefused
+from server.importing import build, packages
+from server.importing.build import makes_own_graph, pin_files
+from server.importing.plan import Wishes
+
+PUBLISHED = Path("onnx/model.onnx")
+
+
+def folder(*, weights: bool, graph: bool) -> Any:
+    return SimpleNamespace(
+        path=Path("folder"),
+        weights=("model.safetensors",) if weights else (),
+        graph=PUBLISHED if graph else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("wished", "torch", "weights", "graph", "own"),
+    [
+        (None, True, True, True, True),
+        (None, True, True, False, True),
+        (None, False, True, True, False),
+        (None, True, False, True, False),
+        ("own", True, True, True, True),
+        ("published", True, True, True, False),
+        ("published", False, False, True, False),
+    ],
+)
+def test_a_graph_is_made_where_it_can_be_unless_the_publishers_is_wished_for(
+    monkeypatch: pytest.MonkeyPatch, wished: Any, torch: bool, weights: bool, graph: bool, own: bool
+) -> None:
+    monkeypatch.setattr(packages, "is_installed", lambda package: torch)
+    there = folder(weights=weights, graph=graph)
+    assert makes_own_graph(there, Wishes(graph=wished)) is own
+
+
+@pytest.mark.parametrize(
+    ("wished", "torch", "weights", "graph", "said"),
+    [
+        ("published", True, True, False, "folder: has no onnx/model.onnx$"),
+        ("own", True, False, True, "has no safetensors file to make a graph from"),
+        (None, True, False, False, "has no safetensors file to make a graph from"),
+        (None, False, True, False, "has no onnx/model.onnx, and making a graph needs torch: "),
+        ("own", False, True, True, "making a graph needs torch: "),
+    ],
+)
+def test_a_graph_that_cannot_be_had_is_refused_with_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, wished: Any, torch: bool, weights: bool, graph: bool, said: str
+) -> None:
+    monkeypatch.setattr(packages, "is_installed", lambda package: torch)
+    with pytest.raises(ImportRefused, match=said):
+        makes_own_graph(folder(weights=weights, graph=graph), Wishes(graph=wished))
+
+
+def test_every_file_is_pinned_by_its_path_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "2_Dense").mkdir()
+    files = {"graph.onnx": b"graph", "2_Dense/model.safetensors": b"layer", "a": b""}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    pins = pin_files(tmp_path)
+    assert list(pins) == ["2_Dense/model.safetensors", "a", "graph.onnx"]
+    for name, content in files.items():
+        assert pins[name].bytes == len(content)
+        assert pins[name].sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_weights_for_which_the_disk_has_no_room_are_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, made = tmp_path / "source", tmp_path / "made"
+    source.mkdir()
+    made.mkdir()
+    (source / "model.safetensors").write_bytes(b"12345")
+    free = SimpleNamespace(free=build.SPARE_BYTES + 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    there: Any = SimpleNamespace(
+        path=source, weights=("model.safetensors",), graph=None, architecture="bert"
+    )
+    monkeypatch.setattr(packages, "is_installed", lambda package: True)
+    with pytest.raises(ImportRefused, match=r"67,108,869 bytes are needed and 67,108,868 are free"):
+        build.build_files(there, made, Wishes(), lambda line: None)
+    assert not list(made.iterdir())

@@ -1,0 +1,78 @@
+"""What a path, a README and a revision tell of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from server.importing import origin
+from server.importing.plan import Wishes
+
+FROM_HUB = Wishes(origin=("org/model", "c" * 40))
+
+
+def lying_at(path: Path, **config: str) -> Any:
+    path.mkdir(parents=True)
+    return SimpleNamespace(
+        path=path,
+        config=config,
+        weights=("model.safetensors", "gone.safetensors"),
+        lower_case=False,
+    )
+
+
+def test_a_plain_folder_gives_its_name_and_no_publisher(tmp_path: Path) -> None:
+    folder = lying_at(tmp_path / "bert", _name_or_path="org/original")
+    assert origin.given_name(folder) == "bert"
+    assert origin.publisher(folder, Wishes()) == "imported"
+    assert origin.known_names(folder, "mine", Wishes()) == ("mine", "", "org/original", "bert")
+    assert origin.description(folder, Wishes()) == "Imported from bert."
+
+
+def test_the_hub_clients_cache_gives_both(tmp_path: Path) -> None:
+    folder = lying_at(tmp_path / "models--intfloat--e5-small-v2" / "snapshots" / "0123abc")
+    assert origin.given_name(folder) == "e5-small-v2"
+    assert origin.publisher(folder, Wishes()) == "intfloat"
+    assert "e5-small-v2" in origin.known_names(folder, "mine", Wishes())
+
+
+def test_what_was_pulled_is_its_repositorys(tmp_path: Path) -> None:
+    folder = lying_at(tmp_path / "download")
+    assert origin.publisher(folder, FROM_HUB) == "org"
+    assert "org/model" in origin.known_names(folder, "mine", FROM_HUB)
+    assert origin.description(folder, FROM_HUB) == f"Imported from org/model@{'c' * 40}."
+
+
+@pytest.mark.parametrize(
+    ("readme", "found"),
+    [
+        ("---\nlicense: mit\n---\nA model.", "mit"),
+        ("---\nlicense: [mit, other]\n---\n", "unknown"),
+        ("---\nlicense: {\n---\n", "unknown"),
+        ("no metadata", "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_the_license_is_the_readmes_if_it_says_one(
+    tmp_path: Path, readme: str | None, found: str
+) -> None:
+    folder = lying_at(tmp_path / "bert")
+    if readme is not None:
+        (folder.path / "README.md").write_text(readme)
+    assert origin.license_name(folder) == found
+
+
+@pytest.mark.parametrize("lower_case", [False, True])
+def test_only_files_that_stay_as_published_can_be_had_from_the_hub(
+    tmp_path: Path, lower_case: bool
+) -> None:
+    """A tokenizer that was changed here is not there, nor is what the model does not use."""
+    folder = lying_at(tmp_path / "bert")
+    folder.lower_case = lower_case
+    card: Any = SimpleNamespace(files=["graph.onnx", "model.safetensors", "tokenizer.json"])
+    source = origin.hub_source(folder, card, ("org/model", "abc"))
+    kept = ("model.safetensors",) if lower_case else ("model.safetensors", "tokenizer.json")
+    assert (source.repository, source.revision, source.files) == ("org/model", "abc", kept)
