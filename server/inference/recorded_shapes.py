@@ -15,8 +15,8 @@ from typing import NamedTuple
 LONGEST = (128, 256, 512)  # sequences of more tokens are not recorded
 TOKENS_A_SLOT = 4  # of shapes for short sequences
 TOKENS_A_WIDE_SLOT = 32  # of shapes for longer ones
-# Below so many tokens the empty blocks cost too little for shapes of their own, which take memory.
-WIDE_FROM_TOKENS = 4_096
+# Below so many tokens the empty blocks cost less than the time to record shapes of their own.
+WIDE_FROM_TOKENS = 1_024
 MIN_SLOTS = 8
 
 
