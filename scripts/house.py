@@ -95,7 +95,11 @@ class Source:
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and node.name == name:
                 return True
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == name and node.keywords:
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == name
+                and node.keywords
+            ):
                 return True
         return False
 

@@ -158,10 +158,10 @@ def dimensions(
 ) -> None:
     """Tell how much each size of a model's vectors keeps on your texts."""
     from server.commands.progress import FittingBars
+    from server.commands.size_tables import dimensions_json, dimensions_panels, print_dimensions
     from server.fitting.plots import check_plot, draw
     from server.fitting.sampling import SampleWishes
     from server.fitting.survey import survey_sizes
-    from server.fitting.tables import dimensions_json, dimensions_panels, print_dimensions
 
     if plot:
         check_plot(plot)
