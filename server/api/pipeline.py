@@ -39,8 +39,8 @@ Body = TypeVar("Body", bound=RequestBody)
 
 
 @dataclass(slots=True)
-class Work:
-    """What was let in: one request's inputs and what computes them; made by `Pipeline.admit`."""
+class AdmittedRequest:
+    """A request that was let in: its inputs and what computes them; made by `Pipeline.admit`."""
 
     access: Access
     record: RequestRecord
@@ -189,7 +189,7 @@ class Pipeline:
         )
 
     @contextlib.asynccontextmanager
-    async def admit(self, model: OfferedModel, reading: Reading) -> AsyncIterator[Work]:
+    async def admit(self, model: OfferedModel, reading: Reading) -> AsyncIterator[AdmittedRequest]:
         """Let the request's work in, once its model is in memory; it ends if the client leaves.
 
         Raises:
@@ -204,15 +204,15 @@ class Pipeline:
                     loaded = await model.load()
             engine = loaded.engine
             async with engine.admit(reading.inputs, self._key.id) as ticket:
-                yield Work(
-                    self._services.access,
-                    record,
-                    self._key,
-                    model.card,
-                    reading,
-                    engine,
-                    loaded.rotation,
-                    ticket,
+                yield AdmittedRequest(
+                    access=self._services.access,
+                    record=record,
+                    key=self._key,
+                    card=model.card,
+                    reading=reading,
+                    engine=engine,
+                    rotation=loaded.rotation,
+                    ticket=ticket,
                 )
 
     async def answer(
