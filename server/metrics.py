@@ -50,7 +50,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series be
 M = TypeVar("M", bound=Counter | Gauge | Histogram)
 
 
-class Family(Generic[M]):
+class Declared(Generic[M]):
     """A metric as it is declared in a class; its instances have the metric itself by that name.
 
     Args:
@@ -78,90 +78,71 @@ class Family(Generic[M]):
         self._labels = labels
         self._more = {"buckets": buckets} if buckets else {}
 
-    def make(self, registry: CollectorRegistry) -> M:
+    def make(self, registry: CollectorRegistry, *more_labels: str) -> M:
         """The metric, on the page of this registry."""
-        return self._kind(self.name, self._help, self._labels, registry=registry, **self._more)
+        labels = (*self._labels, *more_labels)
+        return self._kind(self.name, self._help, labels, registry=registry, **self._more)
 
     @overload
-    def __get__(self, instance: None, owner: type) -> Family[M]: ...
+    def __get__(self, instance: None, owner: type) -> Declared[M]: ...
     @overload
     def __get__(self, instance: object, owner: type) -> M: ...
-    def __get__(self, instance: object, owner: type) -> Family[M] | M:
+    def __get__(self, instance: object, owner: type) -> Declared[M] | M:
         if instance is not None:  # an instance has its metric as an attribute of its own
             raise AttributeError(f"{owner.__name__} did not make {self.name}")
         return self
 
 
-def declared(kind: type) -> dict[str, Family[Any]]:
+def declared(kind: type) -> dict[str, Declared[Any]]:
     """The families that a class declares, by attribute."""
-    return {name: found for name, found in vars(kind).items() if isinstance(found, Family)}
+    return {name: found for name, found in vars(kind).items() if isinstance(found, Declared)}
 
 
 class EngineMetrics:
-    """The series of one encoder."""
+    """The series of one encoder, each with its name as the label `model`."""
 
-    queue_tokens = Family(
-        Gauge, "queue_tokens", "Tokens that wait for a worker.", "model", watched=True
+    queue_tokens = Declared(Gauge, "queue_tokens", "Tokens that wait for a worker.", watched=True)
+    queue_sequences = Declared(Gauge, "queue_sequences", "Sequences that wait.", watched=True)
+    admitted_tokens = Declared(
+        Gauge, "admitted_tokens", "Tokens of admitted requests, not computed yet.", watched=True
     )
-    queue_sequences = Family(
-        Gauge, "queue_sequences", "Sequences that wait.", "model", watched=True
+    tokens_per_second = Declared(
+        Gauge, "tokens_per_second", "Measured speed of all workers together.", watched=True
     )
-    admitted_tokens = Family(
-        Gauge,
-        "admitted_tokens",
-        "Tokens of admitted requests, not computed yet.",
-        "model",
-        watched=True,
+    replicas_alive = Declared(Gauge, "replicas_alive", "Worker threads that work.", watched=True)
+    replica_restarts = Declared(Counter, "replica_restarts_total", "Threads replaced.")
+    batch_sequences = Declared(
+        Histogram, "micro_batch_sequences", "Sequences of a micro-batch.", buckets=_SEQUENCES
     )
-    tokens_per_second = Family(
-        Gauge, "tokens_per_second", "Measured speed of all workers together.", "model", watched=True
-    )
-    replicas_alive = Family(
-        Gauge, "replicas_alive", "Worker threads that work.", "model", watched=True
-    )
-    replica_restarts = Family(Counter, "replica_restarts_total", "Threads replaced.", "model")
-    batch_sequences = Family(
-        Histogram,
-        "micro_batch_sequences",
-        "Sequences of a micro-batch.",
-        "model",
-        buckets=_SEQUENCES,
-    )
-    batch_tokens = Family(
+    batch_tokens = Declared(
         Histogram,
         "micro_batch_tokens",
         "Tokens of a micro-batch, padding counted.",
-        "model",
         buckets=_TOKENS,
     )
-    batch_seconds = Family(
-        Histogram,
-        "micro_batch_seconds",
-        "Time to compute a micro-batch.",
-        "model",
-        buckets=_SECONDS,
+    batch_seconds = Declared(
+        Histogram, "micro_batch_seconds", "Time to compute a micro-batch.", buckets=_SECONDS
     )
-    computed_tokens = Family(
-        Counter, "computed_tokens_total", "Tokens computed, without padding.", "model"
+    computed_tokens = Declared(
+        Counter, "computed_tokens_total", "Tokens computed, without padding."
     )
-    padding_tokens = Family(
-        Counter, "padding_tokens_total", "Tokens of padding computed beside them.", "model"
+    padding_tokens = Declared(
+        Counter, "padding_tokens_total", "Tokens of padding computed beside them."
     )
-    sequence_failures = Family(
-        Counter, "sequence_failures_total", "Sequences on which the model failed.", "model"
+    sequence_failures = Declared(
+        Counter, "sequence_failures_total", "Sequences on which the model failed."
     )
-    loaded = Family(Gauge, "model_loaded", "1 while the model is in memory.", "model")
-    loads = Family(Counter, "model_loads_total", "Times it was loaded.", "model")
-    file_bytes = Family(
-        Gauge, "model_file_bytes", "Size of its files while it is in memory, 0 otherwise.", "model"
+    loaded = Declared(Gauge, "model_loaded", "1 while the model is in memory.")
+    loads = Declared(Counter, "model_loads_total", "Times it was loaded.")
+    file_bytes = Declared(
+        Gauge, "model_file_bytes", "Size of its files while it is in memory, 0 otherwise."
     )
-    resident_bytes = Family(
+    resident_bytes = Declared(
         Gauge,
         "model_resident_bytes",
         "By how much the process's resident memory, mapped files included, grew while the "
         "model was loaded, with what requests took meanwhile; 0 if other models were loaded or "
         "unloaded in the same time, or if it was loaded at the start.",
-        "model",
     )
 
     def __init__(self, metrics: Metrics, encoder: str) -> None:
@@ -204,41 +185,45 @@ class Metrics:
         encoders: names of the cards whose weights compute; cards with equal weights share one.
     """
 
-    build_info = Family(Gauge, "build_info", "1, with the version as label.", "version", alike=True)
-    ready = Family(Gauge, "ready", "1 if the server takes work, as /readyz says.", alike=True)
-    requests = Family(
+    build_info = Declared(
+        Gauge, "build_info", "1, with the version as label.", "version", alike=True
+    )
+    ready = Declared(Gauge, "ready", "1 if the server takes work, as /readyz says.", alike=True)
+    requests = Declared(
         Counter,
         "requests_total",
         "Requests answered, by route, status (499: the client left) and model.",
         "route", "status", "model",
     )  # fmt: skip
-    request_seconds = Family(
+    request_seconds = Declared(
         Histogram,
         "request_seconds",
         "Time from a request's head to its answer.",
         "route",
         buckets=_SECONDS,
     )
-    refusals = Family(Counter, "refusals_total", "Requests answered by an error.", "reason")
-    inputs = Family(Counter, "inputs_total", "Inputs turned into vectors.", "model")
-    input_tokens = Family(
+    refusals = Declared(Counter, "refusals_total", "Requests answered by an error.", "reason")
+    inputs = Declared(Counter, "inputs_total", "Inputs turned into vectors.", "model")
+    input_tokens = Declared(
         Counter, "input_tokens_total", "Tokens of those inputs, as in `usage`.", "model"
     )
-    stage_seconds = Family(
+    stage_seconds = Declared(
         Histogram,
         "stage_seconds",
         "Time of a request that was answered, by stage.",
         "stage", "model",
         buckets=_SECONDS,
     )  # fmt: skip
-    database_up = Family(Gauge, "database_up", "1 unless the database of keys is away.", alike=True)
-    rate_limit_storage_up = Family(
+    database_up = Declared(
+        Gauge, "database_up", "1 unless the database of keys is away.", alike=True
+    )
+    rate_limit_storage_up = Declared(
         Gauge,
         "rate_limit_storage_up",
         "1 unless the storage that counts rate limits is away.",
         alike=True,
     )
-    unwritten_usage_tokens = Family(
+    unwritten_usage_tokens = Declared(
         Gauge, "unwritten_usage_tokens", "Tokens counted, not in the database yet."
     )
 
@@ -250,7 +235,7 @@ class Metrics:
         for name, family in declared(Metrics).items():
             setattr(self, name, family.make(registry))
         self.engine_families = {
-            name: family.make(registry) for name, family in declared(EngineMetrics).items()
+            name: family.make(registry, "model") for name, family in declared(EngineMetrics).items()
         }
         self.build_info.labels(__version__).set(1)
         self._start_at_zero(tuple(models), tuple(encoders))

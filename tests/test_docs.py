@@ -22,6 +22,7 @@ from tests.pages import PAGES, README, REPOSITORY, blocks_of
 from tests.server_process import ServerProcess
 
 QUICKSTART = "docs/quickstart.md"
+PYTHON = "docs/how-to/python.md"
 ACCESS = PAGES["docs/how-to/keys-and-limits.md"]
 COMMANDS = {
     "sh": ["bash", "-c"],
@@ -38,7 +39,11 @@ def examples_of(page: str, section: str) -> list[tuple[str, str, str]]:
     return [(language, code, output) for (language, code), output in found if language]
 
 
-EXAMPLES = {README: examples_of(README, "Use it"), QUICKSTART: examples_of(QUICKSTART, "Ask it")}
+EXAMPLES = {
+    README: examples_of(README, "Use it"),
+    QUICKSTART: examples_of(QUICKSTART, "Ask it"),
+    PYTHON: [*examples_of(PYTHON, "Open a model"), *examples_of(PYTHON, "Errors")],
+}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,11 @@ def test_an_example_runs_and_prints_what_the_page_shows(
 
 def test_there_is_an_example_for_each_kind_of_client_and_its_output_is_shown() -> None:
     languages = {page: [language for language, _, _ in found] for page, found in EXAMPLES.items()}
-    assert languages == {README: ["sh", "python"], QUICKSTART: ["sh", "python", "python", "js"]}
+    assert languages == {
+        README: ["sh", "python"],
+        QUICKSTART: ["sh", "python", "python", "js"],
+        PYTHON: ["python", "python"],
+    }
     assert all(output for found in EXAMPLES.values() for _, _, output in found)
 
 

@@ -48,7 +48,7 @@ class Access:
         self._keyring = Keyring(self._secrets)
         self._shared: Shared | None = None
         if settings.has_database():
-            self._use(self._open())
+            self._adopt(self._open())
         self._trouble = ""  # why a database that has appeared cannot be used
         self._metrics: Metrics | None = None
         self._ending = asyncio.Event()
@@ -104,11 +104,11 @@ class Access:
             else {}
         )
 
-    def show_in(self, metrics: Metrics) -> None:
+    def report_to(self, metrics: Metrics) -> None:
         """Let the metrics show what is away and what is not written yet."""
         self._metrics = metrics
         if self._shared is not None:
-            self._shared.show_in(metrics)
+            self._shared.report_to(metrics)
 
     def start(self) -> None:
         """Keep keys, ledger and budgets in step with the database from now on, or look for one."""
@@ -130,7 +130,7 @@ class Access:
 
         return Shared(self._settings, Keyring(self._secrets), self._counters)
 
-    def _use(self, shared: Shared) -> None:
+    def _adopt(self, shared: Shared) -> None:
         self._shared, self._keyring = shared, shared.keyring
 
     async def _run(self) -> None:
@@ -152,7 +152,7 @@ class Access:
                 await asyncio.to_thread(importlib.import_module, "server.access.shared")
                 from server.access.database import in_thread
 
-                await in_thread(self._open, then=self._take_over)
+                await in_thread(self._open, then=self._adopt_first)
         except StartupError as error:
             trouble = error.message
         except Exception as error:  # whatever it is, the next time must come
@@ -161,12 +161,12 @@ class Access:
             log.error("a database has appeared and cannot be used yet: %s", trouble)
         self._trouble = trouble
 
-    def _take_over(self, shared: Shared) -> None:
+    def _adopt_first(self, shared: Shared) -> None:
         if self._shared is not None:  # another attempt, which was taken for hanging, was in time
             return
-        self._use(shared)
+        self._adopt(shared)
         if self._metrics is not None:
-            shared.show_in(self._metrics)
+            shared.report_to(self._metrics)
         log.warning(
             "the database %s has appeared: %s",
             self._settings.database_file(),

@@ -34,6 +34,8 @@ PATIENCE_S = 0.5
 # A client that comes back as told must not come too early, whatever its clock and its way take.
 MARGIN_S = 0.5
 _SCHEMES = ("redis://", "rediss://")
+# As earlier versions call them in Redis, so that servers of both count together.
+_COUNTERS = "LIMITS:embedding-server"
 
 
 class Unit(enum.StrEnum):
@@ -203,7 +205,7 @@ class KeyLimits:
     async def _ask(self, unit: Unit, amount: int) -> bool:
         """Take an amount if it fits, and note the window as it is then."""
         most = self._most[unit]
-        name = f"embedding-server/{self._key.id}/{unit}"
+        name = f"{_COUNTERS}/{self._key.id}/{unit}"
         fits, held, ends_in_s = await self._limits.take_if_fits(name, amount, most)
         reset_s = min(ends_in_s + MARGIN_S, MINUTE_S)
         self._windows[unit] = RateWindow(unit, most, max(most - held, 0), reset_s)

@@ -58,7 +58,7 @@ class Shared:
         )
         self._exchanging = False
         self._ending = asyncio.Event()
-        self._take_over(self._store.snapshot())
+        self._replace_keys(self._store.snapshot())
 
     async def run(self) -> None:
         """Keep keys, ledger and budgets in step with the database, until told to end."""
@@ -120,7 +120,7 @@ class Shared:
     def _read_changes(self) -> None:
         if self._store.version() != self._keys_version:
             asked = self.keyring.asks
-            self._take_over(self._store.snapshot())
+            self._replace_keys(self._store.snapshot())
             if self.keyring.asks and not asked:
                 log.warning("the database holds a key: from now on one is asked for")
 
@@ -139,12 +139,12 @@ class Shared:
             found["rate_limit_storage"] = "away; " + self.rate_limits.instead
         return found
 
-    def show_in(self, metrics: Metrics) -> None:
+    def report_to(self, metrics: Metrics) -> None:
         """Let the metrics show what is away and what is not written yet."""
         metrics.database_up.set_function(lambda: not self._trouble)
         metrics.rate_limit_storage_up.set_function(lambda: not self.rate_limits.away)
         metrics.unwritten_usage_tokens.set_function(lambda: self.ledger.unwritten_tokens)
 
-    def _take_over(self, snapshot: Snapshot) -> None:
+    def _replace_keys(self, snapshot: Snapshot) -> None:
         self.keyring.replace(snapshot)
         self._keys_version = snapshot.version

@@ -22,12 +22,13 @@ from server.access.keys import Key, Scope
 from server.api.body import read_body
 from server.api.client_watch import ClientWatch
 from server.api.fingerprint_pin import FINGERPRINT, check_fingerprint
-from server.api.reading import InputType, Reading
+from server.api.reading import Reading
 from server.api.record import RequestRecord
 from server.api.schemas import RequestBody
 from server.api.seats import Seat
 from server.api.services import Services, services_of
 from server.catalog.card import Card
+from server.catalog.names import Purpose
 from server.engine.interface import TextEngine
 from server.engine.offering import OfferedModel
 from server.errors import RequestTimedOut, TokenWithoutEmbedding
@@ -38,8 +39,8 @@ Body = TypeVar("Body", bound=RequestBody)
 
 
 @dataclass(slots=True)
-class Work:
-    """What was let in: one request's inputs and what computes them; made by `Pipeline.admit`."""
+class AdmittedRequest:
+    """A request that was let in: its inputs and what computes them; made by `Pipeline.admit`."""
 
     access: Access
     record: RequestRecord
@@ -166,7 +167,7 @@ class Pipeline:
         model: OfferedModel,
         inputs: Inputs,
         *,
-        input_type: InputType | None = None,
+        input_type: Purpose | None = None,
         truncate: bool | None = None,
     ) -> Reading:
         """How the inputs become tokens, by what the request says and the settings.
@@ -188,7 +189,7 @@ class Pipeline:
         )
 
     @contextlib.asynccontextmanager
-    async def admit(self, model: OfferedModel, reading: Reading) -> AsyncIterator[Work]:
+    async def admit(self, model: OfferedModel, reading: Reading) -> AsyncIterator[AdmittedRequest]:
         """Let the request's work in, once its model is in memory; it ends if the client leaves.
 
         Raises:
@@ -203,15 +204,15 @@ class Pipeline:
                     loaded = await model.load()
             engine = loaded.engine
             async with engine.admit(reading.inputs, self._key.id) as ticket:
-                yield Work(
-                    self._services.access,
-                    record,
-                    self._key,
-                    model.card,
-                    reading,
-                    engine,
-                    loaded.rotation,
-                    ticket,
+                yield AdmittedRequest(
+                    access=self._services.access,
+                    record=record,
+                    key=self._key,
+                    card=model.card,
+                    reading=reading,
+                    engine=engine,
+                    rotation=loaded.rotation,
+                    ticket=ticket,
                 )
 
     async def answer(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from server.catalog.card import Card
+from server.catalog.names import Purpose
 from server.errors import InvalidRequest
 from server.inference.inputs import Inputs, TokenIdInputs
-
-InputType = Literal["query", "document"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,7 @@ class Reading:
         card: Card,
         inputs: Inputs,
         *,
-        input_type: InputType | None,
+        input_type: Purpose | None,
         truncate: bool,
         own_token_ids: bool,
     ) -> Reading:

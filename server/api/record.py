@@ -18,7 +18,7 @@ from server import logs
 from server.access import keys
 from server.access.keys import Key
 from server.errors import ApiError, MissingApiKey
-from server.metrics import EMBEDDINGS_ROUTE, OTHER_ROUTE, ROUTES, STAGES, Metrics, refusal_reason
+from server.metrics import OTHER_ROUTE, ROUTES, STAGES, Metrics, refusal_reason
 
 if TYPE_CHECKING:
     from server.access.rate_limits import KeyLimits
@@ -141,11 +141,12 @@ class RequestRecord:
         metrics.request_seconds.labels(route).observe(self.whole.seconds)
         if self.error is not None:
             metrics.refusals.labels(refusal_reason(self.error)).inc()
-        elif route == EMBEDDINGS_ROUTE and status == 200:
-            metrics.inputs.labels(self.model).inc(self.num_inputs)
-            metrics.input_tokens.labels(self.model).inc(self.num_tokens)
+        elif status == 200:
             for name, stage in self.stages.items():
                 metrics.stage_seconds.labels(name, self.model).observe(stage.seconds)
+            if "compute" in self.stages:
+                metrics.inputs.labels(self.model).inc(self.num_inputs)
+                metrics.input_tokens.labels(self.model).inc(self.num_tokens)
 
     def _log(self, scope: Scope, status: int) -> None:
         """One line: whose request, what was asked, how it ended and where the time went."""

@@ -47,10 +47,10 @@ def fit_rotation(
 ) -> None:
     """Make a model's vectors fit for cutting, by a rotation learned from your texts."""
     from server.commands.progress import FittingBars
+    from server.commands.size_tables import comparison_panels, print_comparison
     from server.fitting import fit
     from server.fitting.plots import check_plot, draw
     from server.fitting.sampling import SampleWishes
-    from server.fitting.tables import comparison_panels, print_comparison
 
     if plot:
         check_plot(plot)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from server.catalog.names import Purpose
 from server.commands.flags import with_flags
 from server.program.termination import Terminated
 from server.settings import Settings
@@ -22,7 +23,7 @@ MODEL_SETTINGS = (
 )
 
 InputType = Annotated[
-    Literal["query", "document"] | None,
+    Purpose | None,
     typer.Option(help="Put the model's prompt for this purpose before each text."),
 ]
 Field = Annotated[str, typer.Option(help="Field of a .jsonl file's objects that holds the text.")]
@@ -157,10 +158,10 @@ def dimensions(
 ) -> None:
     """Tell how much each size of a model's vectors keeps on your texts."""
     from server.commands.progress import FittingBars
+    from server.commands.size_tables import dimensions_json, dimensions_panels, print_dimensions
     from server.fitting.plots import check_plot, draw
     from server.fitting.sampling import SampleWishes
     from server.fitting.survey import survey_sizes
-    from server.fitting.tables import dimensions_json, dimensions_panels, print_dimensions
 
     if plot:
         check_plot(plot)

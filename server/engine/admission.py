@@ -46,19 +46,19 @@ class Admission:
             Overloaded: it would have to wait too long; tells when it need not.
         """
         rate = self._tokens_per_second.value
+        refusals: list[tuple[str, float]] = []  # why, and in how many seconds no more
         excess = self.tokens + tokens - self._max_queue_tokens
         if self.tokens and excess > 0:
-            raise Overloaded(
-                f"{self.tokens} tokens are waiting and at most {self._max_queue_tokens} may",
-                retry_after_s=min(excess, self.tokens) / rate,
-            )
+            why = f"{self.tokens} tokens are waiting and at most {self._max_queue_tokens} may"
+            refusals.append((why, min(excess, self.tokens) / rate))
         wait_s = self.expected_wait_s(key, tokens)
         if wait_s > self._max_wait_s:
             # What is before it shrinks for sure once no more than the longest wait is left of all.
-            raise Overloaded(
-                f"the work of others would take about {wait_s:.0f} s",
-                retry_after_s=self.tokens / rate - self._max_wait_s,
-            )
+            why = f"the work of others would take about {wait_s:.0f} s"
+            refusals.append((why, self.tokens / rate - self._max_wait_s))
+        if refusals:  # who comes back must not be refused for the other reason then
+            why, _ = refusals[0]
+            raise Overloaded(why, retry_after_s=max(seconds for _, seconds in refusals))
         return Ticket(self._shares, key, tokens)
 
     def expected_wait_s(self, key: str, tokens: int) -> float:

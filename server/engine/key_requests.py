@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from server.engine.fair_share import Flow, KeyShare
 from server.engine.sequence import SequenceGroup, TokenSequence
 
-_Entry = tuple[float, int, SequenceGroup]  # virtual time at which it would be finished, serial
+_Entry = tuple[float, int, SequenceGroup]  # virtual time of its finish, number, request
 
 
 class KeyRequests:
@@ -26,14 +26,14 @@ class KeyRequests:
     """
 
     __slots__ = (
-        "_backlog", "_bulk", "_front", "_front_tokens", "_light", "_serial", "_wanted_tokens",
+        "_added", "_backlog", "_bulk", "_front", "_front_tokens", "_light", "_wanted_tokens",
         "share",
     )  # fmt: skip
 
     def __init__(self, share: KeyShare, front_tokens: int) -> None:
         self.share = share
         self._wanted_tokens = front_tokens
-        self._serial = itertools.count()
+        self._added = 0  # bulk requests, ever
         # As they came; dictionaries, because any of them may go.
         self._light: dict[SequenceGroup, None] = {}
         self._bulk: dict[SequenceGroup, None] = {}
@@ -51,12 +51,13 @@ class KeyRequests:
 
     def add(self, group: SequenceGroup) -> list[TokenSequence]:
         """Let a request of which nothing was taken wait; the sequences that can now be chosen."""
-        if self.share.flow_of(group.num_tokens) is self.share.light:
+        if group.flow is self.share.light:
             self._light[group] = None
             return group.make_choosable(group.num_tokens)
         self._bulk[group] = None
-        entry = (self.share.bulk_finish(group.num_tokens), next(self._serial), group)
-        heapq.heappush(self._backlog, entry)
+        self._added += 1  # of two that would be finished at once the one that came first is first
+        finish = self.share.bulk_finish(group.num_tokens)
+        heapq.heappush(self._backlog, (finish, self._added, group))
         return self.advance()
 
     def first_of(self, flow: Flow) -> SequenceGroup:
@@ -86,20 +87,21 @@ class KeyRequests:
 
     def note_taken(self, group: SequenceGroup, tokens: int) -> None:
         """Note that so many tokens of this request were taken."""
-        if group in self._bulk:
+        if group.flow is self.share.bulk:
             self._front_tokens -= tokens
 
     def remove(self, group: SequenceGroup) -> None:
         """Nothing of this request waits any more."""
-        if group in self._light:
+        if group.flow is self.share.light:
             del self._light[group]
             return
         del self._bulk[group]
-        place = next((n for n, entry in enumerate(self._front) if entry[2] is group), None)
-        if place is not None:
-            self._front_tokens -= group.choosable_tokens()
-            del self._front[place]
-        elif len(self._backlog) > 2 * len(self._bulk):  # dropped ones would be kept alive
+        for place, (_, _, other) in enumerate(self._front):
+            if other is group:
+                self._front_tokens -= group.choosable_tokens()
+                del self._front[place]
+                return
+        if len(self._backlog) > 2 * len(self._bulk):  # dropped ones would be kept alive
             self._backlog = [entry for entry in self._backlog if entry[2] in self._bulk]
             heapq.heapify(self._backlog)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.admission import Ticket
-from server.engine.fair_share import KeyShare
+from server.engine.fair_share import Flow, KeyShare
 from server.inference.backend import TokenIds
 
 
@@ -28,6 +28,7 @@ class SequenceGroup:
     __slots__ = (
         "began_s",
         "choosable_rows",
+        "flow",
         "future",
         "key",
         "next_row",
@@ -53,7 +54,8 @@ class SequenceGroup:
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.vectors = np.empty((len(token_ids), embedding_dim), dtype=np.float32)
         # The queue's: what still waits, and how many rows, from the first on, can be chosen.
-        self.share: KeyShare  # of its key, since it was put there
+        self.share: KeyShare  # its key's, since it was put there
+        self.flow: Flow  # of that share
         self.next_row = 0
         self.choosable_rows = 0
         self.num_waiting = self.remaining

@@ -69,6 +69,7 @@ class WaitingQueue:
             if self.closed:
                 raise Draining
             group.share = self._shares.enter(group.key, group.num_tokens)
+            group.flow = group.share.flow_of(group.num_tokens)
             requests = self._requests.get(group.key)
             if requests is None:
                 front_tokens = FRONT_BUDGETS * self._pace.max_batch_tokens
@@ -124,7 +125,7 @@ class WaitingQueue:
             requests = self._requests.get(group.key)
             if requests is None or group not in requests:
                 return
-            self._shares.subtract(group.share.flow_of(group.num_tokens), group.waiting_tokens)
+            self._shares.subtract(group.flow, group.waiting_tokens)
             self._sequences -= group.num_waiting
             self._remove(requests, group)
             group.num_waiting = 0
@@ -190,7 +191,7 @@ class WaitingQueue:
     def _charge(self, share: KeyShare, flow: Flow, micro_batch: MicroBatch) -> None:
         """Count what was chosen against its keys, and what it costs beyond against the head's."""
         for group, part in micro_batch.parts.items():
-            group.share.charge(group.share.flow_of(group.num_tokens), part.tokens)
+            group.share.charge(group.flow, part.tokens)
         if micro_batch.tokens < MIN_COST_TOKENS:
             share.charge(flow, MIN_COST_TOKENS - micro_batch.tokens)
 
@@ -200,7 +201,7 @@ class WaitingQueue:
         keys: dict[str, KeyRequests] = {}
         for group, part in micro_batch.parts.items():
             requests = keys[group.key] = self._requests[group.key]
-            self._shares.subtract(group.share.flow_of(group.num_tokens), part.tokens)
+            self._shares.subtract(group.flow, part.tokens)
             requests.note_taken(group, part.tokens)
             group.mark_taken(part)
             if not group.num_waiting:
@@ -211,6 +212,6 @@ class WaitingQueue:
     def _remove(self, requests: KeyRequests, group: SequenceGroup) -> None:
         """Nothing of this request waits any more."""
         requests.remove(group)
-        self._shares.leave(group.share, group.share.flow_of(group.num_tokens))
+        self._shares.leave(group.share, group.flow)
         if not group.share.requests:
             del self._requests[group.key]

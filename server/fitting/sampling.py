@@ -9,9 +9,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from server.catalog.card import Card
+from server.catalog.names import Purpose
 from server.errors import TextFileError
 from server.fitting.measuring import PairVectors, read_scored_pairs
 from server.fitting.neighbours import Matrix
@@ -42,7 +43,7 @@ class SampleWishes:
     files: list[Path]  # see TextReader
     max_texts: int  # of more so many are drawn
     field: str = "text"
-    input_type: Literal["query", "document"] | None = None
+    input_type: Purpose | None = None
     scored_pairs: Path | None = None  # see `read_scored_pairs`
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalog.card import TOKENIZER_FILE, Card
+from server.catalog.card import Card
 from server.catalog.registry import Registry
 from server.engine.interface import LoadedModel, ModelState
 from server.engine.offering import OfferedModel
@@ -190,8 +190,7 @@ class RemoteModels:
     def _tokenizer_of(self, encoder: Card) -> OnDemand[RequestTokenizer]:
         async def load() -> RequestTokenizer:
             # Its bytes are those that the engine process has compared with the card.
-            path = encoder.path(TOKENIZER_FILE)
-            tokenizer = await asyncio.to_thread(Tokenizer, path, encoder.max_input_tokens)
+            tokenizer = await asyncio.to_thread(Tokenizer.of, encoder)
             most = self._settings.max_request_tokens
             return RequestTokenizer(tokenizer, max_request_tokens=most)
 

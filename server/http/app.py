@@ -64,7 +64,7 @@ def create_app(
     cards = offering.registry.cards
     metrics = Metrics((card.name for card in cards), (card.name for card in offering.encoder_cards))
     access = access or Access(settings)
-    access.show_in(metrics)
+    access.report_to(metrics)
     services = Services(settings, access, offering, metrics, Seats.of(settings), metrics_page)
 
     # The pages at /docs would load their scripts from a CDN, which an air-gapped site cannot reach.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from server.catalog.card import GRAPH_FILE, Card, Dtype
+from server.errors import SettingError
 from server.inference.backend import Backend, Capacity, LoadOptions
 
 DeviceType = Literal["cpu", "gpu"]
@@ -87,7 +88,7 @@ def _torch_cosines(card: Card) -> Mapping[Dtype, float]:
     return {one.dtype: one.min_cosine for one in card.torch.precision} if card.torch else {}
 
 
-# Of those that can compute a card on a device in a dtype, the first one does.
+# Of those that can compute a card on a device in a dtype, the first one that is installed does.
 KINDS = (
     BackendKind(
         "server.inference.onnx_backend",
@@ -144,18 +145,30 @@ def choose_backend(
 ) -> BackendChoice:
     """What computes this card on these devices, the one place of that decision.
 
+    A row whose library is not installed is passed over if another one can do it.
+
     Args:
         devices: the CPU alone, or GPUs.
         dtype: None: the one that the card prefers there.
         insist: a card that cannot be computed on these GPUs is not computed on the CPU instead;
             the first row is chosen, and loading it says what the card lacks.
+
+    Raises:
+        SettingError: the CPU computes this card, but not in the dtype.
     """
     encoder_card = card.encoder_card
     device_type = device_type_of(devices)
-    for kind in kinds_on(device_type):
-        if kind.files(encoder_card) and (dtype is None or dtype in kind.dtypes):
-            computed = card.computed_in(dtype or kind.default_dtype(encoder_card))
-            return BackendChoice(kind, tuple(devices), computed)
+    kinds = kinds_on(device_type)
+    able = [kind for kind in kinds if kind.files(encoder_card)]
+    fitting = [kind for kind in able if dtype is None or dtype in kind.dtypes]
+    if fitting:
+        kind = next((one for one in fitting if one.is_installed), fitting[0])
+        computed = card.computed_in(dtype or kind.default_dtype(encoder_card))
+        return BackendChoice(kind, tuple(devices), computed)
     if device_type == "gpu" and not insist:
         return choose_backend(card, (CPU,))
-    return BackendChoice(kinds_on(device_type)[0], tuple(devices), card)
+    if device_type == "cpu" and able:
+        raise SettingError(
+            f"setting dtype: model {card.name} is not computed in {dtype} on the CPU"
+        )
+    return BackendChoice(kinds[0], tuple(devices), card)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from server.catalog.card import TOKENIZER_FILE, Card
+from server.catalog.card import Card
 from server.catalog.verify import check_files
 from server.errors import ModelLoadError, first_line
 from server.inference.backend import Backend, Capacity, LoadOptions
@@ -67,7 +67,7 @@ def load_encoder(
         # At the same time, on another core.
         checked = hashing.submit(check_files, card) if hash_files else None
         try:
-            tokenizer = Tokenizer(card.path(TOKENIZER_FILE), card.max_input_tokens)
+            tokenizer = Tokenizer.of(card)
             if not choice.on_cpu:
                 use_all_cores()
             backends, capacity = choice.kind.load(

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -20,6 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tokenizers import Tokenizer as RustTokenizer
 
+from server.catalog.card import TOKENIZER_FILE, Card
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, TooManyTokens
 from server.inference.backend import TokenIds
 from server.inference.inputs import TextInputs, TokenIdInputs
@@ -65,6 +67,11 @@ class Tokenizer:
             )
         self._prefix = np.asarray(full[:start], dtype=np.int32)  # e.g. [CLS]
         self._suffix = np.asarray(full[start + len(bare) :], dtype=np.int32)  # e.g. [SEP]
+
+    @classmethod
+    def of(cls, card: Card) -> Self:
+        """The tokenizer of a card that has no base; its bytes are not compared with the card."""
+        return cls(card.path(TOKENIZER_FILE), card.max_input_tokens)
 
     def encode_texts(
         self,

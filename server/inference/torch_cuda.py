@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from server.errors import first_line
 from server.inference.backend import TokenIds
+from server.inference.recorded_shapes import RecordedShapes, Shape
 from server.inference.torch_modules import PackedModule
 
 log = logging.getLogger(__name__)
@@ -29,12 +29,8 @@ log = logging.getLogger(__name__)
 # for the device or give its memory back.
 LOADING = threading.Lock()
 LANES = 2  # one prepares or fetches while the other's pass runs
-# The kernel's grid grows with the longest sequence that it is told of.
-RECORDED_LONGEST = (128, 512)
 # Up to so many tokens copying beside another pass gains less than it costs in Python.
 DIRECT_TOKENS = 4096
-TOKENS_A_SLOT = 4  # recorded shapes hold so many tokens for each sequence at least
-_MIN_SLOTS = 8
 
 
 def device_names() -> list[str]:
@@ -60,28 +56,12 @@ def empty_cache() -> None:
             LOADING.release()
 
 
-def recorded_sizes(most: int) -> list[int]:
-    """Token counts of recorded shapes, ascending: four an octave, the last one `most`."""
-    sizes = [16, 32, 64, 96, 128, 192]
-    octave = 256
-    while octave < most:
-        sizes += [octave * quarter // 4 for quarter in (4, 5, 6, 7)]
-        octave *= 2
-    return [*(size for size in sizes if size < most), most]
-
-
-def slots_of(tokens: int) -> int:
-    """How many sequences a recorded shape takes."""
-    return max(_MIN_SLOTS, tokens // TOKENS_A_SLOT)
-
-
 @dataclass(frozen=True, slots=True)
 class _Recording:
     """A pass of one shape; its input lies at the front of the recordings' common buffer."""
 
     graph: torch.cuda.CUDAGraph
-    tokens: int
-    slots: int
+    shape: Shape
     embeddings: torch.Tensor  # (slots, embedding_dim), overwritten by the next replay of any
 
 
@@ -92,7 +72,10 @@ class _Lane:
         self.stream = torch.cuda.Stream(device)
         self.uploaded = torch.cuda.Event()
         self.computed = torch.cuda.Event()
-        self.downloaded = torch.cuda.Event()
+        # Waiting for the first spins, which is soonest done; for the second it sleeps, so that the
+        # core is free for HTTP while a large pass is computed.
+        self.downloaded_soon = torch.cuda.Event()
+        self.downloaded = torch.cuda.Event(blocking=True)
         self._device = device
         self._embedding_dim = embedding_dim
         self._numbers = self._rows = 0
@@ -125,17 +108,18 @@ class CudaPipeline:
         self._compute = torch.cuda.Stream(device)
         self._turn = threading.Lock()  # whose pass is put on the stream
         self._lanes = threading.local()
-        self._sizes: list[int] = []
-        self._recordings: dict[tuple[int, int], _Recording] = {}
+        self._shapes: RecordedShapes | None = None  # None: nothing is recorded
+        self._recordings: dict[Shape, _Recording] = {}
 
     def run(self, sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
         """Embeddings (sequences, embedding_dim), float32; any thread may call."""
         count = len(sequences)
         lengths = np.fromiter(map(len, sequences), np.int32, count)
         total, longest = int(lengths.sum()), max(2, int(lengths.max()))
-        recording = self._recording_for(count, total, longest)
-        slots = recording.slots if recording else count
-        numbers = slots + 1 + (recording.tokens if recording else total)
+        shape = self._shapes.fitting(count, total, longest) if self._shapes else None
+        recording = self._recordings[shape] if shape else None
+        slots = shape.slots if shape else count
+        numbers = slots + 1 + (shape.tokens if shape else total)
         with torch.cuda.device(self._device), torch.inference_mode():
             lane = self._lane()
             lane.make_room(numbers, count)
@@ -148,9 +132,11 @@ class CudaPipeline:
             try:
                 if recording is not None and total <= DIRECT_TOKENS:
                     self._replay_directly(lane, recording, numbers, count)
+                    downloaded = lane.downloaded_soon
                 else:
                     self._run_beside_copies(lane, recording, slots, numbers, count, longest)
-                lane.downloaded.synchronize()  # others may use the interpreter meanwhile
+                    downloaded = lane.downloaded
+                downloaded.synchronize()  # others may use the interpreter meanwhile
             except BaseException:  # the next pass must not write what this one still reads
                 self._compute.synchronize()
                 lane.stream.synchronize()
@@ -170,7 +156,7 @@ class CudaPipeline:
             self._static_input[:numbers].copy_(lane.host_input[:numbers], non_blocking=True)
             recording.graph.replay()
             lane.host_output[:count].copy_(recording.embeddings[:count], non_blocking=True)
-            lane.downloaded.record()
+            lane.downloaded_soon.record()
 
     def _run_beside_copies(
         self,
@@ -215,26 +201,23 @@ class CudaPipeline:
                 self._record(max_tokens, max_input_tokens)
         except Exception as error:  # a model may do what a graph cannot hold
             self._recordings.clear()
+            self._shapes = None
             reason = first_line(error)
             log.warning("passes cannot be recorded as CUDA graphs: %s", reason)
             torch.cuda.empty_cache()  # fails if the recording was not ended
 
     def _record(self, max_tokens: int, max_input_tokens: int) -> None:
-        sizes = recorded_sizes(max_tokens)
-        longest = [size for size in RECORDED_LONGEST if size < max_input_tokens]
-        longest += [size for size in RECORDED_LONGEST if size >= max_input_tokens][:1]
-        most = slots_of(sizes[-1]) + 1 + sizes[-1]
+        shapes = RecordedShapes(max_tokens, max_input_tokens)
+        most = max(shape.slots + 1 + shape.tokens for shape in shapes)
         pool = torch.cuda.graph_pool_handle()
         with torch.cuda.device(self._device), torch.inference_mode():
             self._static_input = torch.zeros(most, dtype=torch.int32, device=self._device)
-            for tokens in reversed(sizes):  # the largest first: the others fit into its memory
-                for bound in longest:
-                    recording = self._record_one(tokens, bound, pool)
-                    self._recordings[tokens, bound] = recording
-        self._sizes = sizes
+            for shape in shapes:  # the largest first: the others fit into its memory
+                self._recordings[shape] = self._record_one(shape, pool)
+        self._shapes = shapes
 
-    def _record_one(self, tokens: int, longest: int, pool: tuple[int, int]) -> _Recording:
-        slots = slots_of(tokens)
+    def _record_one(self, shape: Shape, pool: tuple[int, int]) -> _Recording:
+        tokens, slots, longest = shape
         bounds = self._static_input[: slots + 1]
         ids = self._static_input[slots + 1 : slots + 1 + tokens]
         graph = torch.cuda.CUDAGraph()
@@ -246,16 +229,7 @@ class CudaPipeline:
             graph, pool=pool, stream=self._compute, capture_error_mode="thread_local"
         ):
             embeddings = self._encoder(ids, bounds, longest)
-        return _Recording(graph, tokens, slots, embeddings)
-
-    def _recording_for(self, count: int, total: int, longest: int) -> _Recording | None:
-        """The smallest recorded shape that holds this micro-batch, if there is one."""
-        place = bisect_left(self._sizes, max(total, TOKENS_A_SLOT * (count - _MIN_SLOTS)))
-        bound = next((size for size in RECORDED_LONGEST if size >= longest), 0)
-        for tokens in self._sizes[place:]:
-            if slots_of(tokens) >= count:
-                return self._recordings.get((tokens, bound))
-        return None
+        return _Recording(graph, shape, embeddings)
 
     def _lane(self) -> _Lane:
         lane: _Lane | None = getattr(self._lanes, "lane", None)

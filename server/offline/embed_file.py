@@ -12,9 +12,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from server import __version__
+from server.catalog.names import Purpose
 from server.errors import SettingError
 from server.inference.vector_form import VectorForm
 from server.offline.checkpoint import Fact
@@ -36,7 +37,7 @@ class FileWishes:
     file: Path  # see TextReader
     output: Path | None = None  # None: lines of JSON for a pipe
     model: str | None = None  # None: the first one that is served
-    input_type: Literal["query", "document"] | None = None
+    input_type: Purpose | None = None
     dimensions: int | None = None  # None: the native size
     truncate: bool = False  # cut over-long texts, do not refuse them
     skip_blank: bool = False

@@ -18,12 +18,13 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
+from server.catalog.names import Purpose
 from server.engine.engine import Engine
 from server.engine.pace import choose_pace
 from server.errors import InferenceFailed, TokenWithoutEmbedding
@@ -113,7 +114,7 @@ class Embedder:
         texts: Sequence[str],
         *,
         dimensions: int | None = None,
-        input_type: Literal["query", "document"] | None = None,
+        input_type: Purpose | None = None,
         truncate: bool = False,
     ) -> NDArray[np.float32]:
         """The vectors that the server answers for these texts, in their order.

@@ -21,7 +21,7 @@ from server.catalog.card import CARD_FILE
 from server.engine.on_demand import RETRY_LOAD_S
 from server.http.app import create_app
 from server.settings import Settings
-from tests.api.test_embeddings import refusal
+from tests.api.routes.test_embeddings import refusal
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, client_of
 from tests.engine import let_pass
 from tests.fakes import FakeBackend

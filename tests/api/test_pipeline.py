@@ -21,6 +21,7 @@ from server.api.schemas import InputField, ModelName, RequestBody
 from server.logs import ACCESS_LOGGER
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.fakes import FakeBackend
+from tests.metrics_page import MetricsPage
 
 router = APIRouter(route_class=PlainRoute)
 
@@ -167,6 +168,17 @@ async def test_its_log_line_tells_its_stages_and_tokens(
     fields: dict[str, Any] = line.__dict__["fields"]
     assert list(fields["ms"]) == ["total", "read", "tokenize", "serialize"]
     assert (fields["model"], fields["inputs"], fields["tokens"]) == (PLAIN, 2, 8)
+
+
+async def test_its_stages_are_metrics_and_its_inputs_do_not_count_as_vectors(
+    counting: Counting,
+) -> None:
+    await counting.post()
+    await asyncio.sleep(0)  # what a request leaves behind has the loop's next turn
+    page = MetricsPage(counting.app.state.services.metrics.page())
+    for stage in ("read", "tokenize", "serialize"):
+        assert page.value("stage_seconds_count", stage=stage, model=PLAIN) == 1
+    assert page.value("inputs_total", model=PLAIN) == 0
 
 
 async def test_it_ends_at_the_deadline(app_over: AppOver) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from server.api.reading import InputType, Reading
+from server.api.reading import Reading
 from server.catalog.card import Card
+from server.catalog.names import Purpose
 from server.errors import InvalidRequest
 from server.inference.inputs import Inputs, TextInputs, TokenIdInputs
 
@@ -20,7 +21,7 @@ def card(plain_card: Card) -> Card:
 
 
 def read(
-    card: Card, inputs: Inputs, input_type: InputType | None, *, own_token_ids: bool = False
+    card: Card, inputs: Inputs, input_type: Purpose | None, *, own_token_ids: bool = False
 ) -> Reading:
     return Reading.of(
         card, inputs, input_type=input_type, truncate=False, own_token_ids=own_token_ids
@@ -31,7 +32,7 @@ def read(
     ("input_type", "prompt"), [(None, "Q: "), ("query", "Q: "), ("document", "D: ")]
 )
 def test_the_prompt_is_the_one_asked_for_or_the_default(
-    card: Card, input_type: InputType | None, prompt: str
+    card: Card, input_type: Purpose | None, prompt: str
 ) -> None:
     expected = Reading(TEXTS, prompt, truncate=False, own_token_ids=False)
     assert read(card, TEXTS, input_type) == expected

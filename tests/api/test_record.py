@@ -92,11 +92,23 @@ def finished(record: RequestRecord, error: ApiError | None = None) -> RequestRec
 
 def test_metrics_count_what_was_answered(record: RequestRecord, scope: dict[str, Any]) -> None:
     metrics = Metrics(["m"], ["m"])
+    with record.stage("compute"):
+        pass
     finished(record).report(scope, 200, metrics)
     page = MetricsPage(metrics.page())
     assert page.value("requests_total", route=EMBEDDINGS_ROUTE, status="200", model="m") == 1
     assert page.value("input_tokens_total", model="m") == 7
     assert page.value("stage_seconds_count", stage="read", model="m") == 1
+
+
+def test_what_was_not_computed_has_stages_and_no_inputs(
+    record: RequestRecord, scope: dict[str, Any]
+) -> None:
+    metrics = Metrics(["m"], ["m"])
+    finished(record).report(scope, 200, metrics)
+    page = MetricsPage(metrics.page())
+    assert page.value("stage_seconds_count", stage="read", model="m") == 1
+    assert page.value("input_tokens_total", model="m") == 0
 
 
 def test_a_refusal_counts_as_one_and_has_no_inputs(

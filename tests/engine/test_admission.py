@@ -254,6 +254,7 @@ def serve(tickets: list[Ticket], tokens: float) -> None:
 @example([("A", 80_000)], "A", 30_000, (NO_LIMIT, 20.0), 1_000.0)
 @example([("A", 90_000), ("B", 90_000), ("C", 90_000)], "D", 20_000, (NO_LIMIT, 10.0), 5_000.0)
 @example([("A", 200_000)], "A", 1_000, (150_000, NO_LIMIT), 5_000.0)
+@example([("A", 1), ("A", 1), ("B", 99_999)], "A", 100_000, (200_000, 30.0), 1_000.0)
 def test_who_stays_away_as_long_as_told_is_let_in(
     requests: list[tuple[str, int]], key: str, tokens: int, limits: tuple[int, float], rate: float
 ) -> None:

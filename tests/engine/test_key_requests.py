@@ -28,6 +28,7 @@ class Key:
     def put(self, *lengths: int) -> SequenceGroup:
         group = group_of(*lengths)
         group.share = self.shares.enter(group.key, group.num_tokens)
+        group.flow = group.share.flow_of(group.num_tokens)
         if self.requests is None:
             self.requests = KeyRequests(group.share, self._front_tokens)
         self.choosable |= set(self.requests.add(group))
@@ -46,7 +47,7 @@ class Key:
     def remove(self, group: SequenceGroup) -> None:
         assert self.requests is not None
         self.requests.remove(group)
-        self.shares.leave(group.share, group.share.flow_of(group.num_tokens))
+        self.shares.leave(group.share, group.flow)
         self.choosable |= set(self.requests.advance())
 
     def first_light(self) -> SequenceGroup:

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from server.importing.onnx_graph import StoredShare, move_weights_out, strip, tidy
+from server.importing.onnx_graph import (
+    StoredShare,
+    drop_empty_reshapes,
+    move_weights_out,
+    strip,
+    tidy,
+)
 from server.importing.stored_tensors import read_stored_tensors
 
 WEIGHT = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float16)  # (out, in)
@@ -72,7 +78,16 @@ def test_weights_move_out_and_the_result_stays(tmp_path: Path) -> None:
     )
     assert written.graph.name == "text_encoder"
     assert not any(node.name for node in written.graph.node)
-    assert not written.graph.value_info
+    assert {value.name for value in written.graph.value_info} == {"weight", "bias"}
+
+
+def test_a_reshape_there_and_back_is_passed_over() -> None:
+    model = linear_layer()
+    drop_empty_reshapes(model.graph)
+    (relu,) = [node for node in model.graph if node.op_type == "Relu"]
+    source = relu.inputs[0]
+    assert source is not None
+    assert source.name == "sum"
 
 
 def test_what_no_file_holds_stays_inside(tmp_path: Path) -> None:

@@ -70,3 +70,4 @@ def test_a_broken_card_is_in_the_way_of_the_names_it_claims_alone(tmp_path: Path
     check_free(tmp_path, "other", Wishes())
     with pytest.raises(CardError, match="pooling"):
         check_free(tmp_path, "other", Wishes(aliases=("sick",)))
+    check_free(tmp_path, "broken", Wishes(aliases=("sick",), replace=True))  # its own place

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from server.catalog.card import Card
+from server.errors import SettingError
 from server.inference import backend_kinds
 from server.inference.backend import LoadOptions
 from server.inference.backend_kinds import KINDS, BackendKind, choose_backend, kinds_on
@@ -84,6 +85,22 @@ def test_unless_the_gpu_was_insisted_on(plain_card: Card) -> None:
 def test_a_card_that_names_no_graph_is_left_to_loading_which_says_so(plain_card: Card) -> None:
     card = plain_card.model_copy(update={"files": {}, "reference": None, "torch": None})
     assert choose_backend(card, ("cpu",)).kind.module == ONNX
+
+
+def test_a_number_type_that_no_row_computes_on_the_cpu_is_refused(plain_card: Card) -> None:
+    with pytest.raises(SettingError, match="dtype: model all-MiniLM-L6-v2 is not computed in bf"):
+        choose_backend(plain_card, ("cpu",), "bfloat16")
+
+
+def test_a_row_whose_library_is_not_there_is_passed_over_if_another_can_do_it(
+    plain_card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = choose_backend(plain_card, ("cpu",)).kind
+    first = replace(onnx, module="server.inference.other_backend", extra="no_such_library")
+    monkeypatch.setattr(backend_kinds, "KINDS", (first, onnx))
+    assert choose_backend(plain_card, ("cpu",)).kind is onnx
+    monkeypatch.setattr(backend_kinds, "KINDS", (first,))
+    assert choose_backend(plain_card, ("cpu",)).kind is first  # whose loading says what it lacks
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.module)

@@ -1,36 +1,17 @@
-"""Recorded shapes (anywhere), and the pipeline on a real GPU (where there is one)."""
+"""The pipeline on a real GPU, where there is one."""
 
 from __future__ import annotations
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from server.catalog.card import Card
 from server.inference.backend import TokenIds
 from server.inference.loader import Encoder
 from server.inference.pooling import cosines
 from server.inference.torch_backend import TorchBackend
-from server.inference.torch_cuda import recorded_sizes, slots_of
-
-
-@given(st.integers(1, 200_000))
-def test_recorded_shapes_ascend_to_the_budget_and_waste_at_most_a_fifth(most: int) -> None:
-    sizes = recorded_sizes(most)
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] == most
-    for smaller, larger in itertools.pairwise(sizes):
-        assert smaller < 256 or larger <= smaller * 1.25
-
-
-@given(st.integers(16, 200_000))
-def test_a_recorded_shape_takes_sequences_of_four_tokens(tokens: int) -> None:
-    assert slots_of(tokens) >= tokens // 4
-    assert slots_of(tokens) >= 8
 
 
 def sequences(*lengths: int, seed: int = 0) -> list[TokenIds]:

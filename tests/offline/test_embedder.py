@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import doctest
 import gc
@@ -261,6 +262,8 @@ class TestTheEnd:
         caller.join(30)
         assert isinstance(raised[0], RuntimeError)
         assert "closed" in str(raised[0])
+        closer.join(0.2)
+        assert closer.is_alive()  # until the worker has come back
         backend.gate.set()
         closer.join(30)
         assert not closer.is_alive()
@@ -280,6 +283,8 @@ class TestTheEnd:
             with pytest.raises(KeyboardInterrupt):
                 fake.embed(["a b c d e f g h"] * 1000)
             interrupter.join()
+        # The engine's thread hears of it a moment later.
+        fake.begin(lambda engine: asyncio.sleep(0.05)).result()
         backend.gate.set()
         assert len(fake.embed(["a"])) == 1
         assert len(backend.shapes) < 10

@@ -26,16 +26,16 @@ async def create_embeddings(request: Request) -> Response:
             reading = pipeline.plan_reading(
                 model, asked.input, input_type=asked.input_type, truncate=asked.truncate
             )
-            async with pipeline.admit(model, reading) as work:
-                token_ids = await work.tokenize()
+            async with pipeline.admit(model, reading) as admitted:
+                token_ids = await admitted.tokenize()
                 user = asked.safety_identifier or asked.user
-                vectors = await work.embed(token_ids, user=user)
+                vectors = await admitted.embed(token_ids, user=user)
 
             def write() -> bytes:
                 return embeddings_json(
-                    form.shape(vectors, work.rotation),
+                    form.shape(vectors, admitted.rotation),
                     model=model.card.name,
-                    num_tokens=work.record.num_tokens,
+                    num_tokens=admitted.record.num_tokens,
                     encoding_format=asked.encoding_format or "float",
                 )
 

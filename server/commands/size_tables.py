@@ -1,13 +1,11 @@
-"""What was measured, for people and programs to read."""
+"""What each size of the vectors keeps, for people and programs to read."""
 
 from __future__ import annotations
 
-import sys
-
 import orjson
-from rich.console import Console
 from rich.table import Table
 
+from server.commands.printing import print_table
 from server.fitting.fit import RotationFit
 from server.fitting.measuring import Kept
 from server.fitting.neighbours import MAX_QUERIES, NEIGHBOURS
@@ -30,7 +28,7 @@ def print_dimensions(survey: Survey) -> None:
         cells = [str(row.dimensions), f"{row.bytes_per_million:,}"]
         cells += [_percent(row.overlap), _percent(row.overlap_p10)]
         table.add_row(*cells, *([_score(row)] if scored else []))
-    _print(table)
+    print_table(table)
 
 
 def dimensions_json(survey: Survey) -> str:
@@ -78,7 +76,7 @@ def print_comparison(found: RotationFit) -> None:
         cells = [str(before.dimensions), _percent(before.overlap), _percent(after.overlap)]
         cells += [_score(before), _score(after)] if scored else []
         table.add_row(*cells)
-    _print(table)
+    print_table(table)
 
 
 def comparison_panels(found: RotationFit) -> list[Panel]:
@@ -108,8 +106,3 @@ def _score(row: Kept) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
-
-
-def _print(table: Table) -> None:
-    # A pipe has no width; there no cell may be cut.
-    (Console() if sys.stdout.isatty() else Console(width=10_000)).print(table)
