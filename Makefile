@@ -26,7 +26,7 @@ help:
 	@echo "make prove     what takes too long for make test: about two hours and a half"
 	@echo "make bench     measure the server against others; takes about half an hour"
 	@echo "make bench-peers  install what it is measured against, once"
-	@echo "make check     formatting, lint, types, layers"
+	@echo "make check     formatting, lint, types, layers, counts"
 	@echo "make reference write the tables of docs/reference from what the code declares"
 	@echo "make clean     remove the virtual environment"
 
@@ -60,6 +60,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/house.py
 
 tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
 	npm ci --prefix tests/node --no-audit --no-fund --loglevel=error

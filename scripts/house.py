@@ -25,7 +25,8 @@ LONG_FILES = {
     "server/settings.py": "every setting once",
     "scripts/mutation_round.py": "one story that nobody else needs a part of",
 }
-MAX_LINES = {"scripts": 3_000, "scripts/benchmark": 1_900}
+# Fewer would cost figures of docs/explanation/benchmarks.md, or what keeps them right.
+MAX_LINES = {"scripts": 3_600, "scripts/benchmark": 2_300}
 # Files that stay on the top floor; everything else has a room.
 TOP_FLOOR = {"__init__", "__main__", "errors", "logs", "metrics", "settings"}
 # Each of these names had two meanings or more; each has one definition now, or none.
