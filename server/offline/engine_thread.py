@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, wait
+from concurrent import futures
 from typing import Any, Generic, TypeVar
 
 from server.engine.engine import Engine
@@ -25,21 +25,24 @@ class EngineCall(Generic[T]):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._task: asyncio.Task[T] | None = None
-        self._outcome: Future[T] = Future()
+        self._outcome: futures.Future[T] = futures.Future()
 
     def start(self, work: Coroutine[Any, Any, T]) -> None:
         """Begin, in the engine's thread."""
         self._task = self._loop.create_task(work)
         self._task.add_done_callback(self._settle)
 
-    def result(self, timeout_s: float | None = None) -> T:
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until it has ended, for no longer than this; whether it has."""
+        return not futures.wait([self._outcome], timeout_s).not_done
+
+    def result(self) -> T:
         """What the work returns or raises; blocks.
 
         Raises:
-            TimeoutError: it is not `done` after so long.
             RuntimeError: it was cancelled, or the engine closed.
         """
-        return self._outcome.result(timeout_s)
+        return self._outcome.result()
 
     @property
     def done(self) -> bool:
@@ -55,7 +58,7 @@ class EngineCall(Generic[T]):
         if not self.done:
             self._loop.call_soon_threadsafe(self._cancel_task)
         if and_wait:
-            wait([self._outcome])
+            self.wait()
 
     def _cancel_task(self) -> None:
         if self._task is not None:
