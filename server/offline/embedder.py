@@ -68,8 +68,8 @@ class Embedder:
         self.rotation = rotation
         self._embedding_dim = encoder.embedding_dim
         self._thread = EngineThread(partial(_make_engine, card, encoder, settings))
-        # Also for those who do not close: an engine's thread must not outlive the interpreter.
-        self._finalizer = weakref.finalize(self, self._thread.close)
+        # Also for those who do not close. The interpreter's end is the thread's own concern.
+        weakref.finalize(self, self._thread.begin_to_close).atexit = False
 
     @classmethod
     def open(cls, name: str | None = None, **settings: Any) -> Self:
@@ -108,7 +108,7 @@ class Embedder:
 
     def close(self) -> None:
         """End all threads; calls under way in others raise RuntimeError. A second time is well."""
-        self._finalizer()
+        self._thread.close()
 
     def embed(
         self,

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from server.catalog.card import Card
 from server.catalog.names import Purpose
+from server.engine.engine import Engine
 from server.errors import (
     ContextLengthExceeded,
     InferenceFailed,
@@ -36,6 +37,7 @@ from server.errors import (
     SettingError,
 )
 from server.inference.backend import TokenIds
+from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
 from server.offline import embedder as embedder_module
 from server.offline.embedder import Embedder
@@ -360,6 +362,48 @@ class TestTheEnd:
         gc.collect()
         assert watched() is None
         wait_until(lambda: set(threads_of_embedders()) <= before)
+
+    @pytest.mark.parametrize("collector", ["engine", "replica-0"])
+    def test_one_that_is_collected_in_a_thread_of_its_own_ends_all_the_same(
+        self, plain_card: Card, encoder: Encoder, collector: str
+    ) -> None:
+        def collect() -> None:
+            if threading.current_thread().name == collector:
+                gc.collect()
+
+        class Collecting(FakeBackend):
+            def forward(
+                self, sequences: Sequence[TokenIds], *, alone: bool = False
+            ) -> NDArray[np.float32]:
+                vectors = super().forward(sequences, alone=alone)
+                collect()
+                return vectors
+
+        async def work(engine: Engine) -> None:
+            inputs = TextInputs(is_list=True, texts=["a"])
+            async with engine.admit(inputs, key="") as ticket:
+                await engine.embed([np.ones(3, np.int32)], ticket)
+            collect()
+
+        before = set(threads_of_embedders())
+        backend = Collecting()
+        backend.gate.clear()
+        forgotten = over(backend, plain_card, encoder)
+        watched = weakref.ref(forgotten)
+        circle: list[object] = [forgotten]
+        circle.append(circle)
+        call = forgotten.begin(work)
+        assert backend.entered.acquire(timeout=30)
+        gc.disable()  # here
+        try:
+            del forgotten, circle
+            assert watched() is not None
+            backend.gate.set()
+            wait_until(lambda: watched() is None)
+            assert call.wait(10)
+            wait_until(lambda: set(threads_of_embedders()) <= before)
+        finally:
+            gc.enable()
 
     def test_a_program_that_does_not_close_ends_all_the_same(self) -> None:
         code = f"""
