@@ -31,8 +31,8 @@ MAX_LINES = {"scripts": 3_600, "scripts/benchmark": 2_300}
 TOP_FLOOR = {"__init__", "__main__", "errors", "logs", "metrics", "settings"}
 # Each of these names had two meanings or more; each has one definition now, or none.
 ONE_MEANING = (
-    "Encoder", "GRAPH_FILE", "Head", "Loaded", "Placement", "Progress", "TextEncoder", "Window",
-    "embed_texts", "serve", "truncate",
+    "BATCH_TEXTS", "Embedded", "Encoder", "GRAPH_FILE", "Head", "Loaded", "Placement", "Progress",
+    "TextEncoder", "WINDOW_CHARS", "Window", "embed_texts", "serve", "truncate",
 )  # fmt: skip
 # What is to be known of a model, on disk and at work: one file declares it, and one other fills it.
 FACTS_OF_A_MODEL = ("Card", "ModelState")

@@ -121,7 +121,7 @@ class BundleReader:
     def _expect(self, wanted: bytes, what: str) -> None:
         found = self._read(len(wanted))
         if found != wanted:
-            raise BundleError(f"bundle {self._path}: {_difference(found, what)}")
+            raise BundleError(f"bundle {self._path}: {_mismatch(found, what)}")
 
     def _content(self, path: str, pin: FilePin) -> Iterator[bytes]:
         digest = hashlib.sha256()
@@ -164,7 +164,7 @@ _KINDS: Mapping[bytes, str] = {
 }
 
 
-def _difference(found: bytes, what: str) -> str:
+def _mismatch(found: bytes, what: str) -> str:
     """What is wrong where something else should stand, for a message."""
     try:
         info = tarfile.TarInfo.frombuf(found[: tarfile.BLOCKSIZE], "utf-8", "replace")

@@ -26,8 +26,8 @@ class KeyRequests:
     """
 
     __slots__ = (
-        "_added", "_backlog", "_bulk", "_front", "_front_tokens", "_light", "_wanted_tokens",
-        "share",
+        "_added", "_backlog", "_bulk", "_front", "_front_tokens", "_light", "_partly",
+        "_wanted_tokens", "share",
     )  # fmt: skip
 
     def __init__(self, share: KeyShare, front_tokens: int) -> None:
@@ -42,6 +42,9 @@ class KeyRequests:
         self._front: list[_Entry] = []
         self._front_tokens = 0
         self._backlog: list[_Entry] = []
+        # Those of the front of which something cannot be chosen yet, likewise ascending: the last
+        # that came from the backlog, and those that went ahead of all meanwhile.
+        self._partly: list[_Entry] = []
 
     def __iter__(self) -> Iterator[SequenceGroup]:
         return itertools.chain(self._light, self._bulk)
@@ -75,11 +78,11 @@ class KeyRequests:
                 return came
             first = self._front[0][2]
             if first.next_row >= first.choosable_rows:
-                came += self._make_choosable(first, self._wanted_tokens)
+                came += self._make_choosable(self._front[0], self._wanted_tokens)
             elif self._front_tokens >= self._wanted_tokens:
                 return came
-            elif (partly := self._partly_choosable()) is not None:
-                came += self._make_choosable(partly, self._wanted_tokens // 4)
+            elif self._partly:
+                came += self._make_choosable(self._partly[0], self._wanted_tokens // 4)
             elif self._backlog:
                 self._move_to_front()
             else:
@@ -96,10 +99,12 @@ class KeyRequests:
             del self._light[group]
             return
         del self._bulk[group]
-        for place, (_, _, other) in enumerate(self._front):
-            if other is group:
+        for place, entry in enumerate(self._front):
+            if entry[2] is group:
                 self._front_tokens -= group.choosable_tokens()
                 del self._front[place]
+                if entry in self._partly:
+                    self._partly.remove(entry)
                 return
         if len(self._backlog) > 2 * len(self._bulk):  # dropped ones would be kept alive
             self._backlog = [entry for entry in self._backlog if entry[2] in self._bulk]
@@ -109,12 +114,13 @@ class KeyRequests:
         entry = heapq.heappop(self._backlog)
         if entry[2] in self._bulk:
             insort(self._front, entry)
+            insort(self._partly, entry)
 
-    def _partly_choosable(self) -> SequenceGroup | None:
-        groups = (group for _, _, group in self._front)
-        return next((one for one in groups if one.choosable_rows < len(one.sequences)), None)
-
-    def _make_choosable(self, group: SequenceGroup, tokens: int) -> list[TokenSequence]:
+    def _make_choosable(self, entry: _Entry, tokens: int) -> list[TokenSequence]:
+        """Of a request in the front of which something cannot be chosen yet."""
+        group = entry[2]
         sequences = group.make_choosable(tokens)
         self._front_tokens += sum(sequence.num_tokens for sequence in sequences)
+        if group.choosable_rows == len(group.sequences):
+            self._partly.remove(entry)
         return sequences

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from server.errors import ApiError, Draining, ModelLoadFailed, StartupError
+from server.program.unseen_failures import ignore_failure
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class OnDemand(Generic[Resident]):
             if pause_s > 0:
                 raise ModelLoadFailed(self._model, retry_after_s=pause_s)
             self._attempt = asyncio.create_task(self._try())
-            self._attempt.add_done_callback(_take_notice)
+            self._attempt.add_done_callback(ignore_failure)
         try:
             return await asyncio.shield(self._attempt)
         except asyncio.CancelledError:
@@ -103,9 +104,3 @@ class OnDemand(Generic[Resident]):
             raise ModelLoadFailed(self._model, retry_after_s=RETRY_LOAD_S) from None
         finally:
             self._attempt = None
-
-
-def _take_notice(attempt: asyncio.Task[Any]) -> None:
-    """Those who waited may all have left; asyncio would log that nobody looked at a failure."""
-    if not attempt.cancelled():
-        attempt.exception()

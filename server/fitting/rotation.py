@@ -31,7 +31,7 @@ Matrix = NDArray[np.float32]
 SEED = 0
 STEPS = 400
 CHECK_STEPS = 20  # steps between two looks at texts that are not fitted to
-BATCH_TEXTS = 1024
+BATCH_VECTORS = 1024
 LEARNING_RATE = 0.002  # at 0.01 Adam loses more of the principal axes than it gains
 # Divided by 0.05, the nearest few texts dominate a softmax over cosines, as they do a search.
 TEMPERATURE = 0.05
@@ -152,17 +152,17 @@ def fit(
         after_step: called `steps` times.
     """
     random = np.random.default_rng(SEED)
-    checked = min(BATCH_TEXTS, len(vectors) // 5)
+    checked = min(BATCH_VECTORS, len(vectors) // 5)
     check, fitted = vectors[:checked], vectors[checked:]
     rotation = principal_axes(fitted)
     # Principal axes lose far more at 32 than at 256: unweighted, 32 would be all that counts.
-    start = prefix_losses(fitted[:BATCH_TEXTS], rotation, sizes)
+    start = prefix_losses(fitted[:BATCH_VECTORS], rotation, sizes)
     weights = {size: 1 / max(loss, 1e-6) for size, loss in start.items()}
     best, least = principal_axes(vectors), loss_of(check, rotation, weights)
     momentum = np.zeros_like(rotation)
     squares = np.zeros_like(rotation)
     for step in range(1, steps + 1):
-        batch = fitted[random.permutation(len(fitted))[:BATCH_TEXTS]]
+        batch = fitted[random.permutation(len(fitted))[:BATCH_VECTORS]]
         _, by_rotation = loss_and_gradient(batch, rotation, weights)
         by_turn = rotation.T @ by_rotation
         by_turn = by_turn - by_turn.T  # the gradient in the Lie algebra

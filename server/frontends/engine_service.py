@@ -23,6 +23,7 @@ from server.frontends.channel import Channel
 from server.frontends.framing import BadFrame
 from server.frontends.summed_metrics import Counted, Samples, samples_of
 from server.metrics import Metrics
+from server.program.unseen_failures import ignore_failure
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class FrontEndLink:
         self.channel = Channel(stream, self._answer, self._told, self._lost)
         # Whether it listens; fails with StartupError if it never will.
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.ready.add_done_callback(_take_notice)
+        self.ready.add_done_callback(ignore_failure)
         self.lost = asyncio.Event()
         self.samples: Samples = []  # as it told them last
         self.tickets: dict[int, HeldTicket] = {}  # by the numbers that it chose
@@ -159,7 +160,7 @@ class EngineService:
 
     async def embed(
         self, asked: messages.Embed, tickets: dict[int, HeldTicket]
-    ) -> messages.Embedded:
+    ) -> messages.EmbedAnswer:
         """Vectors for a request's tokens; see `Engine.embed`."""
         sequences = asked.sequences()
         with contextlib.ExitStack() as release:
@@ -173,7 +174,7 @@ class EngineService:
                 raise BadFrame(f"ticket {asked.ticket}, which is not held")
             try:
                 vectors, wait_s, compute_s = await engine.embed(sequences, ticket)
-                return messages.Embedded(messages.Matrix.of(vectors), wait_s, compute_s)
+                return messages.EmbedAnswer(messages.Matrix.of(vectors), wait_s, compute_s)
             except ApiError:
                 self._tell_state()  # if the model has failed, at once
                 raise
@@ -222,9 +223,3 @@ class EngineService:
 def _engine_of(loaded: LoadedModel) -> Engine:
     assert isinstance(loaded.engine, Engine)  # no front end has front ends
     return loaded.engine
-
-
-def _take_notice(ready: asyncio.Future[None]) -> None:
-    """Nobody may look at a failure; asyncio would log that."""
-    if not ready.cancelled():
-        ready.exception()

@@ -58,7 +58,7 @@ class Matrix(msgspec.Struct, array_like=True):
         return np.frombuffer(self.numbers, _FLOAT32).reshape(self.rows, -1)
 
 
-class Embedded(msgspec.Struct, array_like=True):
+class EmbedAnswer(msgspec.Struct, array_like=True):
     """The vectors of one request (sequences, embedding_dim), and the time they took."""
 
     vectors: Matrix
@@ -107,7 +107,7 @@ class Admit(Question[None]):
     ticket: int
 
 
-class Embed(Question[Embedded]):
+class Embed(Question[EmbedAnswer]):
     """Compute the vectors of one request."""
 
     model: int

@@ -83,7 +83,7 @@ def read_head(path: Path) -> Head | None:
     if steps[0][1] not in ("", "."):
         raise ImportRefused(f"{file}: the transformer lies in {steps[0][1]}; it must be at the top")
     pooling = _read_pooling(path / steps[1][1] / "config.json")
-    dense = tuple(_read_dense(path, folder) for _, folder in steps[2 : 2 + layers])
+    dense = tuple(_read_dense_layer(path, folder) for _, folder in steps[2 : 2 + layers])
     return Head(pooling, dense, normalize)
 
 
@@ -104,7 +104,7 @@ def _read_pooling(path: Path) -> PoolingMode:
     return POOLING_MODES[modes[0]]
 
 
-def _read_dense(path: Path, folder: str) -> DenseLayer:
+def _read_dense_layer(path: Path, folder: str) -> DenseLayer:
     file = path / folder / "config.json"
     config = read_json(file)
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))

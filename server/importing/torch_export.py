@@ -99,7 +99,7 @@ def trace(folder: ModelFolder) -> ir.Model:
     fused = takes_attention_functions(transformer)
     transformer.set_attn_implementation(FUSED_ATTENTION if fused else "eager")
     head = folder.head
-    layers = [_read_dense(folder, layer) for layer in head.dense]
+    layers = [_dense_module(folder, layer) for layer in head.dense]
     dense = DenseLayers(layers, normalize=head.normalize)
     ids = torch.arange(2, 20).reshape(2, 9)
     axes = {0: "batch", 1: "tokens"}
@@ -118,7 +118,7 @@ def trace(folder: ModelFolder) -> ir.Model:
     return model
 
 
-def _read_dense(folder: ModelFolder, layer: DenseLayer) -> torch.nn.Module:
+def _dense_module(folder: ModelFolder, layer: DenseLayer) -> torch.nn.Module:
     """See `read_dense`; refuses what is not as the layer's config.json says."""
     file = folder.path / layer.weights
     try:

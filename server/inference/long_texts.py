@@ -53,9 +53,10 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer as RustTokenizer
 
-WINDOW_CHARS = 65_536
-# Its tokens may take 0.5 kB a character.
-MAX_WINDOW_CHARS = 4 * WINDOW_CHARS
+# A longer text is encoded in windows of so many.
+LONG_TEXT_CHARS = 65_536
+# A window grows no further; its tokens may take 0.5 kB a character.
+MAX_WINDOW_CHARS = 4 * LONG_TEXT_CHARS
 # Behind a seam and before the window's end: more than the longest word that WordPiece looks up.
 CONTEXT_CHARS = 256
 # Where a seam is looked for.
@@ -100,7 +101,7 @@ def encode_windows(rust: RustTokenizer, text: str, longest_token: int) -> Iterat
     """
     added = rust.get_added_tokens_decoder().values()
     ends = _Ends(min(longest_token, MAX_ENDS), any(token.lstrip for token in added))
-    size = WINDOW_CHARS
+    size = LONG_TEXT_CHARS
     start = skipped = 0
     window, seam = "", _Seam(0, 0, 0)
     ids: list[int] = []

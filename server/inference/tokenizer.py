@@ -25,10 +25,10 @@ from server.catalog.card import TOKENIZER_FILE, Card
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, TooManyTokens
 from server.inference.backend import TokenIds
 from server.inference.inputs import TextInputs, TokenIdInputs
-from server.inference.long_texts import WINDOW_CHARS, encode_windows
+from server.inference.long_texts import LONG_TEXT_CHARS, encode_windows
 
 # How much is encoded between two looks at the request's token limit; a longer text comes alone.
-CHUNK_CHARS = 4 * WINDOW_CHARS
+CHUNK_CHARS = 4 * LONG_TEXT_CHARS
 
 
 def use_all_cores() -> None:
@@ -85,7 +85,7 @@ class Tokenizer:
         """Token ids of each text with special tokens and `prompt` in front, in input order.
 
         Time and memory are bounded whatever a text holds; see `long_texts` for how far a text over
-        WINDOW_CHARS has the ids that one pass over all of it would give.
+        LONG_TEXT_CHARS has the ids that one pass over all of it would give.
 
         Args:
             truncate: cut what is over `max_input_tokens` (special tokens stay) or refuse it.
@@ -103,7 +103,7 @@ class Tokenizer:
         for chunk in _chunks(inputs.texts):
             if stop.is_set():
                 raise CancelledError
-            if len(chunk) == 1 and len(chunk[0]) > WINDOW_CHARS:
+            if len(chunk) == 1 and len(chunk[0]) > LONG_TEXT_CHARS:
                 enough = self.max_input_tokens if truncate else max_request_tokens
                 sequences = [self._encode_long(prompt + chunk[0], enough, stop)]
             else:
@@ -190,11 +190,11 @@ class Tokenizer:
 
 
 def _chunks(texts: list[str]) -> Iterator[list[str]]:
-    """Texts in order, about CHUNK_CHARS a chunk; a text over WINDOW_CHARS comes alone."""
+    """Texts in order, about CHUNK_CHARS a chunk; a text over LONG_TEXT_CHARS comes alone."""
     chunk: list[str] = []
     chars = 0
     for text in texts:
-        alone = len(text) > WINDOW_CHARS
+        alone = len(text) > LONG_TEXT_CHARS
         if chunk and (alone or chars + len(text) > CHUNK_CHARS):
             yield chunk
             chunk, chars = [], 0

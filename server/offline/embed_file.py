@@ -45,7 +45,7 @@ class FileWishes:
     resume: bool = False
 
 
-class Embedded(NamedTuple):
+class FileOutcome(NamedTuple):
     """What has become of a file."""
 
     texts: int
@@ -84,7 +84,7 @@ class EmbedFile:
         """How many texts' vectors a run that is interrupted now has left to go on from."""
         return self._job.begun_at.texts if self._job else 0
 
-    def run(self, emit: Callable[[bytes], None], bar: ProgressBar) -> Embedded:
+    def run(self, emit: Callable[[bytes], None], bar: ProgressBar) -> FileOutcome:
         """Read the model and embed what is left.
 
         Args:
@@ -108,7 +108,7 @@ class EmbedFile:
                     end = self._job.run(embedder, reader, show)
                 else:
                     end = write_lines(embedder, reader, self._recipe, emit, show)
-        return Embedded(end.texts, begun_at.texts, time.perf_counter() - began_s)
+        return FileOutcome(end.texts, begun_at.texts, time.perf_counter() - began_s)
 
     def _facts(self) -> dict[str, Fact]:
         """All that decides an output's bytes beside the input."""

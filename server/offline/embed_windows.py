@@ -74,14 +74,9 @@ def embed_windows(
     job = _WindowJob(embedder.card, windows, write, prompt, truncate, start)
     call = embedder.begin(job.run)
     try:
-        while True:
-            try:
-                call.result(PROGRESS_INTERVAL_S)
-                break
-            except TimeoutError:
-                if call.done:  # it is the work's own
-                    raise
-                show(job.progress)
+        while not call.wait(PROGRESS_INTERVAL_S):
+            show(job.progress)
+        call.result()
         show(job.progress)
     except Exception:
         call.cancel(and_wait=True)

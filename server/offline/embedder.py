@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 import sys
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from server.catalog.card import Card
 from server.catalog.names import Purpose
 from server.engine.engine import Engine
 from server.engine.pace import choose_pace
-from server.errors import InferenceFailed, TokenWithoutEmbedding
+from server.errors import InferenceFailed, InvalidRequest, TokenWithoutEmbedding
 from server.inference.loader import Encoder
 from server.inference.opening import Opener, select_cards, worker_threads
 from server.inference.vector_form import VectorForm
@@ -67,8 +68,8 @@ class Embedder:
         self.rotation = rotation
         self._embedding_dim = encoder.embedding_dim
         self._thread = EngineThread(partial(_make_engine, card, encoder, settings))
-        # Also for those who do not close: an engine's thread must not outlive the interpreter.
-        self._finalizer = weakref.finalize(self, self._thread.close)
+        # Also for those who do not close. The interpreter's end is the thread's own concern.
+        weakref.finalize(self, self._thread.begin_to_close).atexit = False
 
     @classmethod
     def open(cls, name: str | None = None, **settings: Any) -> Self:
@@ -107,11 +108,11 @@ class Embedder:
 
     def close(self) -> None:
         """End all threads; calls under way in others raise RuntimeError. A second time is well."""
-        self._finalizer()
+        self._thread.close()
 
     def embed(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         dimensions: int | None = None,
         input_type: Purpose | None = None,
@@ -125,7 +126,8 @@ class Embedder:
         ((2, 64), 'float32')
 
         Args:
-            texts: any number of them; they are computed in windows of bounded size.
+            texts: any number of them, as a list, a tuple, a numpy array or a generator, which is
+                read to its end first; they are computed in windows of bounded size.
             dimensions: size of the vectors; None: the model's native size.
             input_type: put the model's prompt for this purpose before each text; None: its default
                 prompt, if it has one.
@@ -135,13 +137,15 @@ class Embedder:
             (texts, dimensions), float32, C-contiguous.
 
         Raises:
-            InvalidRequest: a text is no string, empty or too long, which the message names as
-                `input[3]`, or the model does not have this size.
+            InvalidRequest: a text is too long, which the message names as `input[3]`. Before
+                anything is computed: a text is no string or empty, named likewise; `texts` is one
+                string, or has no order, like a set; the model does not have this size; there is
+                no such purpose.
             InferenceFailed: the model failed on a text.
             RuntimeError: the embedder is closed, or was opened before a fork.
         """
-        form = VectorForm.of(self.card, dimensions)
-        prompt = self.card.prompt(input_type)
+        form = VectorForm.of(self.card, _check_dimensions(dimensions))
+        prompt = self.card.prompt(_check_purpose(input_type))
         checked = check_texts(texts)
         vectors = np.empty((len(checked), self._embedding_dim), np.float32)
         windows = slices_of(checked)
@@ -190,6 +194,30 @@ def find_card(settings: Settings, opener: Opener, name: str | None = None) -> Ca
     names = [name or settings.model[0]]
     (card,) = select_cards(settings, names, opener.placement, check_files=True).cards
     return card
+
+
+def _check_dimensions(given: int | None) -> int | None:
+    """Any integer, also numpy's; a fraction would be cut off, and True would be 1."""
+    if given is None:
+        return None
+    if not isinstance(given, bool | np.bool_):
+        with contextlib.suppress(TypeError):
+            return operator.index(given)
+    raise InvalidRequest(
+        f"Invalid value for 'dimensions': dimensions must be an integer, not {given!r:.50}.",
+        param="dimensions",
+    )
+
+
+def _check_purpose(given: Purpose | None) -> Purpose | None:
+    """A purpose that no model knows would leave the prompt away without a word."""
+    if given is None or (isinstance(given, str) and given in get_args(Purpose)):
+        return given
+    known = " or ".join(map(repr, get_args(Purpose)))
+    raise InvalidRequest(
+        f"Invalid value for 'input_type': input_type must be {known}, not {given!r:.50}.",
+        param="input_type",
+    )
 
 
 def _make_engine(card: Card, encoder: Encoder, settings: Settings) -> Engine:

@@ -7,10 +7,11 @@ there every call raises instead of waiting for ever. Knows nothing of texts.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, wait
+from concurrent import futures
 from typing import Any, Generic, TypeVar
 
 from server.engine.engine import Engine
@@ -25,21 +26,24 @@ class EngineCall(Generic[T]):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._task: asyncio.Task[T] | None = None
-        self._outcome: Future[T] = Future()
+        self._outcome: futures.Future[T] = futures.Future()
 
     def start(self, work: Coroutine[Any, Any, T]) -> None:
         """Begin, in the engine's thread."""
         self._task = self._loop.create_task(work)
         self._task.add_done_callback(self._settle)
 
-    def result(self, timeout_s: float | None = None) -> T:
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until it has ended, for no longer than this; whether it has."""
+        return not futures.wait([self._outcome], timeout_s).not_done
+
+    def result(self) -> T:
         """What the work returns or raises; blocks.
 
         Raises:
-            TimeoutError: it is not `done` after so long.
             RuntimeError: it was cancelled, or the engine closed.
         """
-        return self._outcome.result(timeout_s)
+        return self._outcome.result()
 
     @property
     def done(self) -> bool:
@@ -55,7 +59,7 @@ class EngineCall(Generic[T]):
         if not self.done:
             self._loop.call_soon_threadsafe(self._cancel_task)
         if and_wait:
-            wait([self._outcome])
+            self.wait()
 
     def _cancel_task(self) -> None:
         if self._task is not None:
@@ -71,7 +75,10 @@ class EngineCall(Generic[T]):
 
 
 class EngineThread:
-    """A daemon thread with an event loop, and an engine in it until `close`.
+    """A daemon thread with an event loop, and an engine in it until the end.
+
+    It ends with the interpreter at the latest: a thread that is inside ONNX Runtime then would
+    abort the process.
 
     Args:
         make_engine: called in that thread, inside the loop.
@@ -83,18 +90,20 @@ class EngineThread:
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self._process_id = os.getpid()
         self._closing = threading.Lock()
-        self._closed = False
+        self._ending: EngineCall[None] | None = None
+        self._engine: Engine | None = None  # until it is made
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run_loop, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)
 
-        async def make() -> Engine:
-            return make_engine()
+        async def make() -> None:
+            self._engine = make_engine()
 
         try:
-            self._engine = self._begin(make()).result()
-        except BaseException:
-            self._stop_loop()
+            self._begin(make()).result()
+        except BaseException:  # also a signal's, which comes here while the engine is made there
+            self.close()
             raise
 
     def begin(self, work: Callable[[Engine], Coroutine[Any, Any, T]]) -> EngineCall[T]:
@@ -103,30 +112,40 @@ class EngineThread:
         Raises:
             RuntimeError: it is closed, or was made before this process was forked off.
         """
-        self._check_process()
+        if self._forked_off:
+            raise RuntimeError("it was opened before this process was forked off; open one here")
         with self._closing:
-            if self._closed:
+            if self._ending is not None:
                 raise RuntimeError("it is closed")
+            assert self._engine is not None
             return self._begin(work(self._engine))
 
     def close(self) -> None:
         """Have what is under way raise RuntimeError, and wait for all threads.
 
-        Each ends after at most one micro-batch. Does nothing the second time, or after a fork.
+        Each ends after at most one micro-batch. Does nothing after a fork. Must not be called in
+        one of these threads.
         """
-        if os.getpid() != self._process_id:
+        if not self._forked_off:
+            self.begin_to_close()
+            self._thread.join()
+
+    def begin_to_close(self) -> None:
+        """As `close`, but waits for nothing; any thread may call, also these.
+
+        For the garbage collector, which comes in any thread: in one of these, and in one that
+        holds what these need to end.
+        """
+        if self._forked_off:
             return
         with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-        self._begin(self._end_all()).result()
-        self._stop_loop()
-        self._engine.join()
+            if self._ending is None:
+                self._ending = self._begin(self._end_all())
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._process_id:
-            raise RuntimeError("it was opened before this process was forked off; open one here")
+    @property
+    def _forked_off(self) -> bool:
+        """Whether this process is a fork of the one that has the threads."""
+        return os.getpid() != self._process_id
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> EngineCall[T]:
         call: EngineCall[T] = EngineCall(self._loop)
@@ -134,18 +153,21 @@ class EngineThread:
         return call
 
     async def _end_all(self) -> None:
-        self._engine.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        try:
+            if self._engine is not None:
+                self._engine.close()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+        finally:
+            self._loop.stop()
 
-    def _run_loop(self) -> None:
+    def _run(self) -> None:
         try:
             self._loop.run_forever()
         finally:
             self._loop.close()
-
-    def _stop_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+            if self._engine is not None:
+                self._engine.join()
+            atexit.unregister(self.close)

@@ -76,7 +76,7 @@ class GrowingFile:
             first: index of the first of them.
         """
         self._file.write(self._encode(first, vectors))
-        _sync(self._file)
+        _flush_to_disk(self._file)
         return self._file.tell()
 
     def finish(self, texts: int) -> None:
@@ -105,7 +105,7 @@ class NpyFile(GrowingFile):
         """Write the number of vectors into the header."""
         with _open(self.partial, "r+b") as file:  # opened anew: ours may only append
             file.write(self._header(texts))
-            _sync(file)
+            _flush_to_disk(file)
 
     def _begin(self) -> None:
         self._file.write(self._header(0))
@@ -136,7 +136,7 @@ class ParquetFile(NpyFile):
         try:
             _write_parquet(scratch, self._dimensions, self._groups(texts))
             with _open(scratch, "r+b") as file:
-                _sync(file)
+                _flush_to_disk(file)
             _appear(scratch, self.path)
         except OSError as error:
             raise OutputFileError(f"{scratch}: {error.strerror or error}") from error
@@ -209,7 +209,7 @@ def _open(path: Path, mode: str) -> BinaryIO:
         raise OutputFileError(f"{path}: {error.strerror}") from error
 
 
-def _sync(file: BinaryIO) -> None:
+def _flush_to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 

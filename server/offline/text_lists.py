@@ -5,7 +5,7 @@ Pure; any thread may call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from server.errors import InvalidRequest
@@ -24,15 +24,27 @@ class TextSlice(TextInputs):
         return f"input[{self.start + index}]"
 
 
-def check_texts(texts: Sequence[str]) -> list[str]:
+def check_texts(texts: Iterable[str]) -> list[str]:
     """The texts as a list.
 
+    Args:
+        texts: in the order in which their vectors are wanted; nothing is read of what is no text
+            or has no order of its own.
+
     Raises:
-        InvalidRequest: one is no string, empty, or no Unicode; names it as `input[3]`.
+        InvalidRequest: one is no string, empty, or no Unicode; names it as `input[3]`. Or this is
+            one string, bytes, a set or a mapping, or cannot be iterated over.
     """
     if isinstance(texts, str):
         raise InvalidRequest("texts must be a sequence of strings, not one string", param="input")
-    checked = list(texts)
+    # The order of a set is not the caller's, and a mapping's values would be lost without a word.
+    if isinstance(texts, bytes | bytearray | set | frozenset | Mapping):
+        raise _no_texts(texts)
+    try:
+        source = iter(texts)
+    except TypeError:
+        raise _no_texts(texts) from None
+    checked = list(source)
     for index, text in enumerate(checked):
         if not isinstance(text, str):
             raise _invalid(index, f"must be a string, not {type(text).__name__}")
@@ -46,6 +58,12 @@ def check_texts(texts: Sequence[str]) -> list[str]:
                     index, f"holds a lone surrogate at character {error.start}"
                 ) from None
     return checked
+
+
+def _no_texts(found: object) -> InvalidRequest:
+    return InvalidRequest(
+        f"texts must be a sequence of strings, not {type(found).__name__}", param="input"
+    )
 
 
 def _invalid(index: int, rule: str) -> InvalidRequest:

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 import weakref
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 from server.engine.fair_share import LIGHT_TOKENS, FairShare
 from server.engine.key_requests import KeyRequests
 from server.engine.sequence import MicroBatch, SequenceGroup
-from tests.engine import group_of
+from tests.engine import group_of, groups_of
 
 FRONT_TOKENS = 1_000
 BULK = LIGHT_TOKENS + 1
@@ -26,7 +30,9 @@ class Key:
         self.requests: KeyRequests | None = None
 
     def put(self, *lengths: int) -> SequenceGroup:
-        group = group_of(*lengths)
+        return self.put_group(group_of(*lengths))
+
+    def put_group(self, group: SequenceGroup) -> SequenceGroup:
         group.share = self.shares.enter(group.key, group.num_tokens)
         group.flow = group.share.flow_of(group.num_tokens)
         if self.requests is None:
@@ -112,6 +118,45 @@ def test_what_is_next_and_enough_bulk_work_beside_it_can_always_be_chosen(
         if count % removed_every == 0 and (left := [one for one in groups if one.num_waiting]):
             key.remove(gone := left[count % len(left)])
             gone.num_waiting = 0
+
+
+def calls_during(work: Callable[[], object]) -> int:
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def test_a_further_request_costs_the_same_however_many_can_be_chosen_from() -> None:
+    key = Key(front_tokens=1_000_000)
+    groups = groups_of([("key", [BULK])] * 1_000)
+    calls = [calls_during(partial(key.put_group, group)) for group in groups]
+    assert {sequence for group in groups for sequence in group.sequences} == key.choosable
+    assert calls[-1] == calls[10]
+
+
+def test_more_of_a_request_that_went_ahead_can_be_chosen_before_more_of_the_one_behind() -> None:
+    key = Key()
+    large = key.put(*[100] * 50)
+    small = key.put(*[100] * 20)
+    for _ in range(10):  # along with others
+        key.take(large)
+    assert len(key.choosable.intersection(large.sequences)) == 10
+    assert len(key.choosable.intersection(small.sequences)) == 10
+    key.take(small)
+    assert len(key.choosable.intersection(large.sequences)) == 10
+    assert len(key.choosable.intersection(small.sequences)) == 13
+    key.remove(small)  # of which something could not be chosen yet
+    assert len(key.choosable.intersection(large.sequences)) == 20
 
 
 def test_what_lies_in_the_backlog_can_be_removed_and_is_not_kept_alive() -> None:

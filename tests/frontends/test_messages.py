@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from server.frontends.framing import BadFrame
 from server.frontends.messages import (
     Embed,
-    Embedded,
+    EmbedAnswer,
     Load,
     Matrix,
 )
@@ -50,7 +50,7 @@ def test_vectors_arrive_bit_for_bit(
 ) -> None:
     question = Embed.of(0, "", None, [np.ones(1, np.int32)])
     for sent in (vectors, np.asfortranarray(vectors)):
-        answer = read_answer(question, write(Embedded(Matrix.of(sent), wait_s, 0.25)))
+        answer = read_answer(question, write(EmbedAnswer(Matrix.of(sent), wait_s, 0.25)))
         arrived = answer.vectors.array()
         assert arrived.dtype == np.float32
         assert (arrived.shape, arrived.tobytes()) == (vectors.shape, vectors.tobytes())
@@ -58,7 +58,7 @@ def test_vectors_arrive_bit_for_bit(
 
 
 def test_arrays_are_read_where_they_lie() -> None:
-    content = write(Embedded(Matrix.of(np.ones((64, 384), np.float32)), 0, 0))
+    content = write(EmbedAnswer(Matrix.of(np.ones((64, 384), np.float32)), 0, 0))
     arrived = read_answer(Embed.of(0, "", None, [np.ones(1, np.int32)]), content)
     assert arrived.vectors.numbers.obj is content
 

@@ -123,7 +123,7 @@ def rust(request: pytest.FixtureRequest) -> RustTokenizer:
 @pytest.fixture(scope="module", autouse=True)
 def _small_windows() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(long_texts, "WINDOW_CHARS", WINDOW)
+        patch.setattr(long_texts, "LONG_TEXT_CHARS", WINDOW)
         patch.setattr(long_texts, "MAX_WINDOW_CHARS", 4 * WINDOW)
         yield
 

@@ -13,7 +13,7 @@ from server.catalog.card import TOKENIZER_FILE, Card
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, TooManyTokens
 from server.inference import tokenizer as module
 from server.inference.inputs import TextInputs, TokenIdInputs
-from server.inference.long_texts import MAX_WINDOW_CHARS, WINDOW_CHARS
+from server.inference.long_texts import LONG_TEXT_CHARS, MAX_WINDOW_CHARS
 from server.inference.tokenizer import Tokenizer
 
 CLS, SEP = 101, 102
@@ -78,7 +78,7 @@ def test_a_huge_text_gives_the_ids_that_one_pass_gives(
     tokenizer: Tokenizer, reference: RustTokenizer, truncate: bool
 ) -> None:
     text = "The naïve fox, 12 km away, jumps over 東京 lazily. " * 4000
-    assert len(text) > 2 * WINDOW_CHARS
+    assert len(text) > 2 * LONG_TEXT_CHARS
     if truncate:
         reference_ids = reference.encode(text[:5000]).ids
         assert encode(tokenizer, text, truncate=True)[0] == [*reference_ids[:255], SEP]
@@ -89,7 +89,7 @@ def test_a_huge_text_gives_the_ids_that_one_pass_gives(
 
 
 @pytest.mark.parametrize("char", ["a", "東", "🎉"])
-@pytest.mark.parametrize("chars", [WINDOW_CHARS, WINDOW_CHARS + 1, MAX_WINDOW_CHARS + 1])
+@pytest.mark.parametrize("chars", [LONG_TEXT_CHARS, LONG_TEXT_CHARS + 1, MAX_WINDOW_CHARS + 1])
 def test_a_text_without_blanks_is_read_or_cut_like_others(
     tokenizer: Tokenizer, reference: RustTokenizer, char: str, chars: int
 ) -> None:
@@ -120,7 +120,7 @@ def test_32_mib_of_one_run_are_read_to_their_end(tokenizer: Tokenizer) -> None:
 def test_encoding_stops_when_nobody_waits(tokenizer: Tokenizer) -> None:
     stop = threading.Event()
     stop.set()
-    for texts in (["short"], [" " * (3 * WINDOW_CHARS)]):
+    for texts in (["short"], [" " * (3 * LONG_TEXT_CHARS)]):
         with pytest.raises(CancelledError):
             tokenizer.encode_texts(
                 TextInputs(is_list=True, texts=texts),
@@ -144,7 +144,7 @@ def test_all_texts_together_are_limited_after_the_cut(tokenizer: Tokenizer) -> N
 
 def test_the_prompt_is_read_and_counted(tokenizer: Tokenizer, reference: RustTokenizer) -> None:
     assert encode(tokenizer, "fox", prompt="query: ") == [reference.encode("query: fox").ids]
-    huge = "fox " * WINDOW_CHARS
+    huge = "fox " * LONG_TEXT_CHARS
     (cut,) = encode(tokenizer, huge, prompt="query: ", truncate=True)
     assert cut[:4] == reference.encode("query: fox fox").ids[:4]
 

@@ -16,6 +16,7 @@ from server.inference.loader import Encoder
 from server.offline import embed_windows as module
 from server.offline.embed_windows import EmbeddingProgress, embed_windows
 from server.offline.embedder import Embedder
+from server.offline.engine_thread import EngineCall
 from server.offline.texts import START, Mark, TextWindow
 from server.settings import Settings
 from tests.command_line import interruptible
@@ -72,6 +73,34 @@ def test_windows_are_written_in_order_and_the_progress_is_told(
     assert written.lines == [2 * number + 2 for number in range(1, 40)]
     assert shown == sorted(shown)
     assert shown[-1] == EmbeddingProgress(texts=80, tokens=39 * 7, read_bytes=800)
+
+
+def test_work_that_ends_just_after_a_wait_for_it_is_no_failure(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = EngineCall[None].wait
+
+    def wait_and_be_late(call: EngineCall[None], timeout_s: float) -> bool:
+        ended = wait(call, timeout_s)
+        assert wait(call, 30)  # this thread is not scheduled until it is over
+        return ended
+
+    monkeypatch.setattr(module, "PROGRESS_INTERVAL_S", 1e-9)
+    monkeypatch.setattr(EngineCall, "wait", wait_and_be_late)
+    written = Written()
+    embed_windows(embedder, map(window, range(20)), written, prompt="", truncate=False)
+    assert len(written.lines) == 20
+
+
+def test_a_time_limit_that_the_source_ran_into_comes_out(embedder: Embedder) -> None:
+    def windows() -> Iterator[TextWindow]:
+        yield window(0)
+        raise TimeoutError("no answer")
+
+    written = Written()
+    with pytest.raises(TimeoutError, match="no answer"):
+        embed_windows(embedder, windows(), written, prompt="", truncate=False)
+    assert written.lines == [2]
 
 
 def test_no_more_than_the_next_window_is_read_ahead(

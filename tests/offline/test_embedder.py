@@ -8,13 +8,15 @@ import doctest
 import gc
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -25,6 +27,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
+from server.catalog.names import Purpose
+from server.engine.engine import Engine
 from server.errors import (
     ContextLengthExceeded,
     InferenceFailed,
@@ -33,6 +37,7 @@ from server.errors import (
     SettingError,
 )
 from server.inference.backend import TokenIds
+from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
 from server.offline import embedder as embedder_module
 from server.offline.embedder import Embedder
@@ -49,6 +54,19 @@ TEXTS = [f"{word} " * count for count in (1, 3, 17, 60) for word in ("cat", "Zü
 def plain() -> Iterator[Embedder]:
     with Embedder.open(PLAIN, models_dir=REPOSITORY / "models", threads=2) as embedder:
         yield embedder
+
+
+@pytest.fixture(scope="module")
+def matryoshka() -> Iterator[Embedder]:
+    with Embedder.open(MATRYOSHKA, models_dir=REPOSITORY / "models", threads=1) as embedder:
+        yield embedder
+
+
+@pytest.fixture
+def unused(fake: Embedder, backend: FakeBackend) -> Iterator[Embedder]:
+    """Nothing is computed for the caller."""
+    yield fake
+    assert backend.shapes == []
 
 
 @pytest.fixture
@@ -127,8 +145,17 @@ class TestVectors:
             assert vectors.dtype == np.float32
             assert vectors.flags.c_contiguous
 
-    def test_the_same_texts_give_the_same_bits_again(self, plain: Embedder) -> None:
-        assert plain.embed(TEXTS).tobytes() == plain.embed(tuple(TEXTS)).tobytes()
+    @pytest.mark.parametrize("kind", [list, tuple, iter, np.array, deque])
+    def test_the_same_texts_in_any_order_of_their_own_give_the_same_bits(
+        self, plain: Embedder, kind: Callable[[list[str]], Iterable[str]]
+    ) -> None:
+        assert plain.embed(kind(TEXTS)).tobytes() == plain.embed(TEXTS).tobytes()
+
+    @pytest.mark.parametrize("kind", [int, np.int32, np.uint8])
+    def test_a_size_may_be_any_integer(
+        self, matryoshka: Embedder, kind: Callable[[int], int]
+    ) -> None:
+        assert matryoshka.embed(["a"], dimensions=kind(64)).shape == (1, 64)
 
     @settings(max_examples=15)
     @given(
@@ -188,6 +215,41 @@ class TestMistakes:
             plain.embed(texts)
         cut = plain.embed(["cat " * 400, "cat " * 254], truncate=True)
         assert np.abs(cut[0] - cut[1]).max() <= 1e-6
+
+    @pytest.mark.parametrize("wrong", [{"a", "b"}, frozenset("ab"), {"a": "b"}, None, 7, b"ab"])
+    def test_what_has_no_order_or_no_texts_is_refused(
+        self, unused: Embedder, wrong: Iterable[str]
+    ) -> None:
+        named = f"^texts must be a sequence of strings, not {type(wrong).__name__}$"
+        with pytest.raises(InvalidRequest, match=named) as refused:
+            unused.embed(wrong)
+        assert refused.value.param == "input"
+
+    def test_what_a_generator_raises_is_not_taken_for_a_wrong_argument(
+        self, unused: Embedder
+    ) -> None:
+        def texts() -> Iterator[str]:
+            yield "a"
+            raise TypeError("mine")
+
+        with pytest.raises(TypeError, match=r"^mine$"):
+            unused.embed(texts())
+
+    @pytest.mark.parametrize("wrong", ["querry", "Query", "", 1, True, ["query"], ("query",)])
+    def test_a_purpose_that_no_model_knows_is_refused(
+        self, unused: Embedder, wrong: Purpose
+    ) -> None:
+        named = r"'input_type': input_type must be 'query' or 'document', not "
+        with pytest.raises(InvalidRequest, match=named + re.escape(repr(wrong))) as refused:
+            unused.embed(["a"], input_type=wrong)
+        assert refused.value.param == "input_type"
+
+    @pytest.mark.parametrize("wrong", [64.0, 384.0, "64", True, False, np.True_, [64]])
+    def test_a_size_that_is_no_integer_is_refused(self, unused: Embedder, wrong: int) -> None:
+        named = "'dimensions': dimensions must be an integer, not " + re.escape(repr(wrong))
+        with pytest.raises(InvalidRequest, match=named) as refused:
+            unused.embed(["a"], dimensions=wrong)
+        assert refused.value.param == "dimensions"
 
     def test_a_size_that_the_model_does_not_have_is_refused(self, plain: Embedder) -> None:
         with pytest.raises(InvalidRequest, match="dimensions"):
@@ -300,6 +362,48 @@ class TestTheEnd:
         gc.collect()
         assert watched() is None
         wait_until(lambda: set(threads_of_embedders()) <= before)
+
+    @pytest.mark.parametrize("collector", ["engine", "replica-0"])
+    def test_one_that_is_collected_in_a_thread_of_its_own_ends_all_the_same(
+        self, plain_card: Card, encoder: Encoder, collector: str
+    ) -> None:
+        def collect() -> None:
+            if threading.current_thread().name == collector:
+                gc.collect()
+
+        class Collecting(FakeBackend):
+            def forward(
+                self, sequences: Sequence[TokenIds], *, alone: bool = False
+            ) -> NDArray[np.float32]:
+                vectors = super().forward(sequences, alone=alone)
+                collect()
+                return vectors
+
+        async def work(engine: Engine) -> None:
+            inputs = TextInputs(is_list=True, texts=["a"])
+            async with engine.admit(inputs, key="") as ticket:
+                await engine.embed([np.ones(3, np.int32)], ticket)
+            collect()
+
+        before = set(threads_of_embedders())
+        backend = Collecting()
+        backend.gate.clear()
+        forgotten = over(backend, plain_card, encoder)
+        watched = weakref.ref(forgotten)
+        circle: list[object] = [forgotten]
+        circle.append(circle)
+        call = forgotten.begin(work)
+        assert backend.entered.acquire(timeout=30)
+        gc.disable()  # here
+        try:
+            del forgotten, circle
+            assert watched() is not None
+            backend.gate.set()
+            wait_until(lambda: watched() is None)
+            assert call.wait(10)
+            wait_until(lambda: set(threads_of_embedders()) <= before)
+        finally:
+            gc.enable()
 
     def test_a_program_that_does_not_close_ends_all_the_same(self) -> None:
         code = f"""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 
 import pytest
@@ -9,11 +10,13 @@ from server.engine.engine import Engine
 from server.errors import Draining
 from server.inference.loader import Encoder
 from server.offline.engine_thread import EngineThread
+from tests.command_line import interruptible
 from tests.engine import start_engine
 
 
 def engine_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "engine"]
+    names = ("engine", "replica")
+    return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
 
 
 @pytest.fixture
@@ -27,10 +30,10 @@ def test_work_runs_beside_other_work_in_the_engines_thread(engine: EngineThread)
 
     waiting = engine.begin(lambda _: asyncio.sleep(30))
     assert engine.begin(name).result() == "engine"
-    with pytest.raises(TimeoutError):
-        waiting.result(0.01)
+    assert not waiting.wait(0.01)
     waiting.cancel(and_wait=True)
     assert waiting.done
+    assert waiting.wait(0.01)
     with pytest.raises(RuntimeError, match="closed"):
         waiting.result()
     engine.close()
@@ -63,3 +66,34 @@ def test_an_engine_that_cannot_be_made_leaves_no_thread() -> None:
     with pytest.raises(MemoryError):
         EngineThread(make)
     assert engine_threads() == []
+
+
+def test_a_signal_while_the_engine_is_made_leaves_no_thread(encoder: Encoder) -> None:
+    main = threading.get_ident()
+
+    def make() -> Engine:
+        signal.pthread_kill(main, signal.SIGINT)
+        return start_engine(encoder, threads=2)
+
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        EngineThread(make)
+    assert engine_threads() == []
+
+
+def test_closing_again_waits_for_the_threads_too(engine: EngineThread) -> None:
+    engine.begin_to_close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.begin(lambda _: asyncio.sleep(0))
+    engine.close()
+    assert engine_threads() == []
+
+
+def test_an_ending_that_work_begins_is_not_waited_for_there(engine: EngineThread) -> None:
+    async def close(_: Engine) -> str:
+        engine.begin_to_close()
+        return "done"
+
+    closing = engine.begin(close)
+    assert closing.wait(30)
+    assert closing.result() == "done"
+    engine.close()
