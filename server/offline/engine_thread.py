@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -90,7 +91,9 @@ class EngineThread:
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self._process_id = os.getpid()
         self._closing = threading.Lock()
-        self._ending: EngineCall[None] | None = None
+        self._closed = False
+        self._ending: asyncio.Task[None] | None = None
+        self._ended = threading.Event()
         self._engine: Engine | None = None  # until it is made
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -115,7 +118,7 @@ class EngineThread:
         if self._forked_off:
             raise RuntimeError("it was opened before this process was forked off; open one here")
         with self._closing:
-            if self._ending is not None:
+            if self._closed:
                 raise RuntimeError("it is closed")
             assert self._engine is not None
             return self._begin(work(self._engine))
@@ -128,6 +131,8 @@ class EngineThread:
         """
         if not self._forked_off:
             self.begin_to_close()
+            # Not only `join`: one that a signal interrupts takes the thread for ended ever after.
+            self._ended.wait()
             self._thread.join()
 
     def begin_to_close(self) -> None:
@@ -139,8 +144,10 @@ class EngineThread:
         if self._forked_off:
             return
         with self._closing:
-            if self._ending is None:
-                self._ending = self._begin(self._end_all())
+            self._closed = True
+        # Each time: a signal may have come in between the first time.
+        with contextlib.suppress(RuntimeError):  # the loop is closed: all is done
+            self._loop.call_soon_threadsafe(self._start_to_end)
 
     @property
     def _forked_off(self) -> bool:
@@ -151,6 +158,10 @@ class EngineThread:
         call: EngineCall[T] = EngineCall(self._loop)
         self._loop.call_soon_threadsafe(call.start, work)
         return call
+
+    def _start_to_end(self) -> None:
+        if self._ending is None:
+            self._ending = self._loop.create_task(self._end_all())
 
     async def _end_all(self) -> None:
         try:
@@ -171,3 +182,4 @@ class EngineThread:
             if self._engine is not None:
                 self._engine.join()
             atexit.unregister(self.close)
+            self._ended.set()

@@ -410,18 +410,17 @@ class TestDimensions:
 
 # Gets a second signal while it waits for its threads to end after the first one.
 INTERRUPTED_TWICE = """
-import signal
+import os, signal, time
 from server.commands.cli import main
 from server.engine.engine import Engine
 
 join = Engine.join
 
 def join_when_interrupted(engine):
-    try:
-        signal.raise_signal(signal.SIGINT)
-    finally:
-        print("not at once", flush=True)
-        join(engine)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+    print("not at once", flush=True)
+    return join(engine)
 
 Engine.join = join_when_interrupted
 main()

@@ -87,6 +87,12 @@ def over(backend: FakeBackend, card: Card, encoder: Encoder) -> Embedder:
     return Embedder(card, fake, None, Settings(threads=1))
 
 
+async def embed_one(engine: Engine) -> None:
+    """The work of a call for one text."""
+    async with engine.admit(TextInputs(is_list=True, texts=["a"]), key="") as ticket:
+        await engine.embed([np.ones(3, np.int32)], ticket)
+
+
 def running(function: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=function)
     thread.start()
@@ -330,6 +336,30 @@ class TestTheEnd:
         closer.join(30)
         assert not closer.is_alive()
 
+    def test_closing_again_after_ctrl_c_in_it_waits_for_the_threads(
+        self, fake: Embedder, backend: FakeBackend
+    ) -> None:
+        main = threading.get_ident()
+        backend.gate.clear()
+        call = fake.begin(embed_one)
+        assert backend.entered.acquire(timeout=30)
+
+        def interrupt() -> None:
+            call.wait(30)  # main is closing
+            signal.pthread_kill(main, signal.SIGINT)
+
+        with interruptible():
+            interrupter = running(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                fake.close()
+            interrupter.join()
+        closer = running(fake.close)
+        closer.join(0.2)
+        assert closer.is_alive()
+        backend.gate.set()
+        closer.join(30)
+        assert not closer.is_alive()
+
     def test_ctrl_c_takes_the_waiting_texts_with_it_and_the_next_call_is_computed(
         self, fake: Embedder, backend: FakeBackend
     ) -> None:
@@ -380,9 +410,7 @@ class TestTheEnd:
                 return vectors
 
         async def work(engine: Engine) -> None:
-            inputs = TextInputs(is_list=True, texts=["a"])
-            async with engine.admit(inputs, key="") as ticket:
-                await engine.embed([np.ones(3, np.int32)], ticket)
+            await embed_one(engine)
             collect()
 
         before = set(threads_of_embedders())
