@@ -28,9 +28,10 @@ from scripts.benchmark.client import (
     poisson_arrivals,
 )
 from scripts.benchmark.endurance import is_right_refusal, recovery_s
+from scripts.benchmark.measuring import Load
 from scripts.benchmark.results import Record, Results, model_flops, percentiles_ms
-from scripts.benchmark.scenario import OURS, TABLE, Scenario
-from scripts.benchmark.targets import BenchError, Peer, PeerOptions, Server
+from scripts.benchmark.scenario import OURS, TABLE, Bench, Scenario
+from scripts.benchmark.targets import BenchError, Peer, PeerOptions, Server, Target
 from scripts.benchmark.texts import EXACT_TOKENS, KINDS, WORDS, make_requests, num_tokens
 from tests.conftest import PLAIN, REPOSITORY
 
@@ -143,6 +144,15 @@ def test_a_row_names_a_function_and_gives_it_what_it_takes(row: Scenario) -> Non
         work = {**row.work, **size}
         work.pop("case", "")
         inspect.signature(row.function).bind(None, **work)
+
+
+def test_targets_take_turns_in_the_other_order_every_second_round() -> None:
+    row = next(row for row in TABLE if (row.device, row.name) == ("cpu", "query"))
+    targets = {name: Target(name, pid=0) for name in row.targets[:3]}
+    bench = Bench(targets, Load([]))
+    order = [turn.target.name for turn in row.turns(bench, quick=False, rounds=3)]
+    names = list(targets)
+    assert order == [*names, *reversed(names), *names]
 
 
 def test_a_peer_tells_what_went_wrong_and_goes_on() -> None:
