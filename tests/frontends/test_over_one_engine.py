@@ -546,7 +546,7 @@ async def test_a_front_end_asks_for_keys_once_a_database_appears(
         assert answer.headers["x-ratelimit-remaining-requests"] == "1"
         link, channel = await another_front_end(split)
         everybodys = RemoteCounters(channel)
-        name = f"embedding-server/{key.id}/requests"
+        name = f"LIMITS:embedding-server/{key.id}/requests"
         assert (await everybodys.take_if_fits(name, 0, 0)).held == 1
         channel.abort()
         await link.lost.wait()
