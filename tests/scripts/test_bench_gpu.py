@@ -14,7 +14,6 @@ import pytest
 from scripts.benchmark import cli, report, running
 from scripts.benchmark.client import Request, Sample
 from scripts.benchmark.measuring import gpu_figures, shares_of, window_figures
-from scripts.benchmark.peer_torch import TorchPeer
 from scripts.benchmark.results import Record, Results, read_json, write_json
 from scripts.benchmark.scenario import TABLE
 from scripts.benchmark.scenarios import stage_figures
@@ -126,8 +125,11 @@ def test_what_a_run_needs_is_started(flags: list[str], started: set[str]) -> Non
     assert running.needed_targets(asked, running.chosen_rows(asked)) == started
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["rate", "forward", "decoder"])
 def test_torch_is_asked_what_it_takes(name: str) -> None:
+    from scripts.benchmark.peer_torch import TorchPeer  # the other tests need no torch
+
     (row,) = (row for row in TABLE if row.name == name)
     for size in (*row.full, *row.quick):
         work = {key: value for key, value in {**row.work, **size}.items() if key != "case"}
