@@ -11,6 +11,7 @@ moment (dates, ids, seconds) is left out of the comparison, and nothing else.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import gzip
 import http.client
@@ -26,6 +27,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 MODEL, VARIANT = "all-MiniLM-L6-v2", "all-MiniLM-L6-v2-matryoshka"
 PLAIN_KEY, LIMITED_KEY, POOR_KEY = (
@@ -224,6 +227,23 @@ def comparable(answer: Answer) -> Answer:
     return Answer(answer.status, headers, re.sub(rb"\d+", b"N", answer.body))
 
 
+def vectors_of(answer: Answer) -> np.ndarray | None:
+    """All numbers of an answer; None if it holds no vectors."""
+    if answer.status != 200 or b'"embedding"' not in answer.body:
+        return None
+    rows = [row["embedding"] for row in json.loads(answer.body)["data"]]
+    read = [np.frombuffer(base64.b64decode(r), "<f4") if isinstance(r, str) else r for r in rows]
+    return np.array(read, np.float64)
+
+
+def largest_difference(before: Answer, after: Answer) -> str:
+    """How far vectors are from each other, in words; nothing if these are none."""
+    first, second = vectors_of(before), vectors_of(after)
+    if first is None or second is None or first.shape != second.shape:
+        return ""
+    return f"vectors differ by {np.abs(first - second).max():.1e}"
+
+
 def main() -> None:
     """Exit code 1 if an answer differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -246,7 +266,8 @@ def main() -> None:
             statuses[before.status] += 1
             if before != after:
                 different += 1
-                print(f"{number}: {sent.method} {sent.path} {sent.body[:200]!r}")
+                by = largest_difference(before, after)
+                print(f"{number}: {sent.method} {sent.path} {by} {sent.body[:200]!r}")
                 for one, other in ((before, after), (after, before)):
                     headers = dict(set(one.headers) - set(other.headers))
                     print(f"    {one.status} {headers} {one.body[:200]!r}")
