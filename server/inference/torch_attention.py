@@ -16,8 +16,6 @@ from transformers import AttentionInterface, PreTrainedModel
 
 # Absent from transformers' registry of masks, so that no mask is made.
 PACKED_ATTENTION = "packed_varlen"
-KERNEL_DTYPES = (torch.float16, torch.bfloat16)  # of the CUDA kernel
-KERNEL_MAX_HEAD_DIM, KERNEL_HEAD_DIM_STEP = 256, 8
 
 # Torch 2.11 shares key heads among query heads unasked; from 2.12 on it must be told.
 _TELLS_GQA = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
@@ -57,12 +55,6 @@ def packed_attention(
         **extra,
     )
     return attended.unsqueeze(0), None
-
-
-def kernel_can(dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether the CUDA kernel computes this."""
-    fits = head_dim % KERNEL_HEAD_DIM_STEP == 0 and head_dim <= KERNEL_MAX_HEAD_DIM
-    return dtype in KERNEL_DTYPES and fits
 
 
 def reference_varlen_attention(
