@@ -30,7 +30,22 @@ models_app = typer.Typer(
 )
 
 
-# The flags of `models import`.
+# The flags of `models import`; the first two are those of `models pull` as well.
+Pooling = Annotated[
+    Literal["mean", "cls", "last_token"] | None,
+    typer.Option(
+        help="How token vectors become one, for a folder without modules.json; default: what is "
+        "published for its name."
+    ),
+]
+Normalize = Annotated[
+    bool | None,
+    typer.Option(
+        "--normalize/--no-normalize",
+        help="Whether vectors have length 1, for a folder without modules.json; default: what is "
+        "published for its name.",
+    ),
+]
 Folder = Annotated[
     Path, typer.Argument(help="Hugging Face or sentence-transformers folder.", metavar="FOLDER")
 ]
@@ -52,21 +67,6 @@ DocumentPrompt = Annotated[
     str | None, typer.Option(help="Text put before documents; default: the folder's own.")
 ]
 Aliases = Annotated[list[str] | None, typer.Option(help="Another name for clients (repeatable).")]
-Pooling = Annotated[
-    Literal["mean", "cls", "last_token"] | None,
-    typer.Option(
-        help="How token vectors become one, for a folder without modules.json; default: what is "
-        "published for its name."
-    ),
-]
-Normalize = Annotated[
-    bool | None,
-    typer.Option(
-        "--normalize/--no-normalize",
-        help="Whether vectors have length 1, for a folder without modules.json; default: what is "
-        "published for its name.",
-    ),
-]
 Graph = Annotated[
     Literal["own", "published"] | None,
     typer.Option(
@@ -125,6 +125,8 @@ def pull_models(
     name: Annotated[
         str | None, typer.Option(help="What clients call a model of the hub; default: its name.")
     ] = None,
+    pooling: Pooling = None,
+    normalize: Normalize = None,
 ) -> None:
     """Fetch the files of models that are not there yet, and check every byte.
 
@@ -138,8 +140,11 @@ def pull_models(
     there = {called for card in registry.cards for called in (card.name, *card.aliases)}
     there |= {called for card in registry.broken for called in (card.name, *card.aliases)}
     from_hub = [asked for asked in names or () if "/" in asked and asked not in there]
-    if (revision or name) and (len(from_hub) != 1 or len(names or ()) != 1):
-        raise SettingError("--revision and --name go with one model of the hub")
+    told = (revision, name, pooling, normalize) != (None, None, None, None)
+    if told and (len(from_hub) != 1 or len(names or ()) != 1):
+        raise SettingError(
+            "--revision, --name, --pooling and --normalize go with one model of the hub"
+        )
     pulled: set[str] = set()
     known = [asked for asked in names or settings.model if asked not in from_hub]
     cards = registry.select(known).cards if known else ()
@@ -152,7 +157,10 @@ def pull_models(
         from server.importing.from_hub import import_from_hub
 
         for repository in from_hub:
-            _tell_installed(import_from_hub(settings, repository, revision, name, _say))
+            card = import_from_hub(
+                settings, repository, revision, name, _say, pooling=pooling, normalize=normalize
+            )
+            _tell_installed(card)
 
 
 def _tell_installed(card: Card) -> None:

@@ -12,8 +12,12 @@ from pathlib import Path
 from server.catalog.card import PoolingMode
 from server.errors import ImportRefused
 from server.importing.families import Family, find_family
-from server.importing.head import MODULES_FILE, Head, read_head
+from server.importing.head import MODULES_FILE, Head, read_head, read_pooling
+from server.importing.json_files import is_there
 from server.importing.told import Told, yes_or_no
+
+# Where sentence-transformers keeps the pooling; it reads it only if modules.json names it.
+POOLING_FILE = "1_Pooling/config.json"
 
 
 def choose_head(
@@ -92,8 +96,11 @@ def _say_head(
             f"families does not know the name; say {' and '.join(flags)}, as the model's card "
             f"does{_hint(made_from)}"
         )
+    doubt = ""
+    if is_there(path / POOLING_FILE) and (unnamed := read_pooling(path / POOLING_FILE)) != chosen:
+        doubt = f"{POOLING_FILE} says {unnamed}, but no {MODULES_FILE} names it"
     told = (
-        Told("pooling", chosen, _source("--pooling", pooling, by_table[0], family)),
+        Told("pooling", chosen, _source("--pooling", pooling, by_table[0], family), doubt),
         Told("dense layers", "none", f"no {MODULES_FILE} names any"),
         Told(
             "normalize",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from server.errors import ImportRefused
 from server.importing.families import Family
 from server.importing.folder import ModelFolder
 from server.importing.head import Head
-from server.importing.plan import Wishes, choose_prompts, choose_sizes
+from server.importing.plan import Wishes, choose_default_prompt, choose_prompts, choose_sizes
 
 FAMILY = Family(
     "known", "org/known", dimensions=(64, 32), prompts={"query": "theirs: ", "document": "d: "}
@@ -73,6 +74,19 @@ def test_prompts_are_the_persons_before_the_folders_before_the_published(
     wishes = Wishes(prompts=wished)
     assert choose_prompts(folder(**own), family, wishes, lines.append) == chosen
     assert lines == told
+
+
+def test_the_default_prompt_is_told_and_needs_its_prompt() -> None:
+    lines: list[str] = []
+    with_default = dataclasses.replace(folder(query="own: "), default_prompt="query")
+    assert choose_default_prompt(with_default, {"query": "own: "}, lines.append) == "query"
+    assert choose_default_prompt(with_default, {}, lines.append) is None
+    assert choose_default_prompt(folder(), {"query": "own: "}, lines.append) is None
+    assert lines == [
+        f"default prompt: query ({FILE})",
+        f"default prompt: none ({FILE})",
+        f"default prompt: none ({FILE} names none)",
+    ]
 
 
 @pytest.mark.parametrize(
