@@ -480,7 +480,7 @@ def test_a_known_name_without_modules_is_pooled_as_published_and_every_fact_is_t
         f"longest input: {MAX_TOKENS} tokens (tokenizer_config.json)",
         "lower case: left to tokenizer.json (sentence_bert_config.json does not say it)",
         f'prompt query: "Represent this sentence for searching relevant passages: " {table}',
-        "default prompt: none (config_sentence_transformers.json)",
+        "default prompt: none (config_sentence_transformers.json names none)",
     ]
     assert "Matryoshka sizes: none (none are known; --matryoshka says them)" in lines
 
