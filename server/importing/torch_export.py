@@ -30,6 +30,7 @@ from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.head import DenseLayer
 from server.importing.onnx_graph import StoredShare, move_weights_out, strip, tidy
 from server.importing.stored_tensors import read_stored_tensors
+from server.importing.torch_ordered_sets import ordered_sets
 from server.inference.torch_attention import takes_attention_functions
 from server.inference.torch_loading import quiet_transformers, read_transformer
 from server.inference.torch_modules import DenseLayers, PaddedModule, read_dense
@@ -103,17 +104,18 @@ def trace(folder: ModelFolder) -> ir.Model:
     dense = DenseLayers(layers, normalize=head.normalize)
     ids = torch.arange(2, 20).reshape(2, 9)
     axes = {0: "batch", 1: "tokens"}
-    program = torch.onnx.export(
-        PaddedModule(transformer, dense, head.pooling).eval(),
-        (ids, torch.ones_like(ids)),
-        dynamo=True,
-        optimize=False,  # would store each weight transposed; `tidy` does it better
-        opset_version=20,
-        input_names=["input_ids", "attention_mask"],
-        output_names=["embeddings"],
-        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-        verbose=False,
-    )
+    with ordered_sets(transformer):
+        program = torch.onnx.export(
+            PaddedModule(transformer, dense, head.pooling).eval(),
+            (ids, torch.ones_like(ids)),
+            dynamo=True,
+            optimize=False,  # would store each weight transposed; `tidy` does it better
+            opset_version=20,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["embeddings"],
+            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+            verbose=False,
+        )
     model: ir.Model = program.model
     return model
 
