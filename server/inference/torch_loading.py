@@ -11,8 +11,18 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    MT5EncoderModel,
+    PreTrainedModel,
+    T5EncoderModel,
+    UMT5EncoderModel,
+)
 from transformers.utils import logging as transformers_logging
+
+# Of models of two halves only the encoder makes embeddings, as in sentence-transformers.
+ENCODERS = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,8 @@ def read_transformer(config: Path, weights: Iterable[Path], dtype: torch.dtype) 
     tensors: dict[str, torch.Tensor] = {}
     for file in weights:
         tensors |= load_file(file)
-    model, report = MODEL_MAPPING[type(found)].from_pretrained(
+    model_class = ENCODERS.get(found.model_type) or MODEL_MAPPING[type(found)]
+    model, report = model_class.from_pretrained(
         None,
         config=found,
         state_dict=tensors,
