@@ -21,12 +21,13 @@ from server.errors import ImportRefused
 from server.importing import origin
 from server.importing.build import build_files, pin_files
 from server.importing.families import find_family
-from server.importing.folder import REFERENCE_FILE, ModelFolder, read_folder
+from server.importing.folder import ModelFolder, read_folder
 from server.importing.places import check_free, choose_name
 from server.importing.plan import Wishes, choose_default_prompt, choose_prompts, choose_sizes
 from server.importing.proof import prove_dtypes, prove_it_computes, prove_parity
 from server.importing.proof_texts import REFERENCE_TEXTS
 from server.importing.told import tell
+from server.importing.weight_files import REFERENCE_FILE
 
 
 def import_model(
@@ -53,6 +54,8 @@ def import_model(
         names=origin.own_names(path, wishes),
         pooling=wishes.pooling,
         normalize=wishes.normalize,
+        onnx=wishes.onnx,
+        max_input_tokens=wishes.max_input_tokens,
     )
     name = choose_name(folder, wishes)
     check_free(into, name, wishes, beside)

@@ -72,7 +72,8 @@ def hub_source(folder: ModelFolder, card: Card, origin: tuple[str, str]) -> HubS
     """
     repository, commit = origin
     # Only what lies in the repository byte for byte under the same name.
-    same = [*folder.weights, *([] if folder.lower_case else [TOKENIZER_FILE])]
+    changed = folder.lower_case or folder.transformer  # the tokenizer's content or its place
+    same = [*folder.weights, *([] if changed else [TOKENIZER_FILE])]
     return HubSource(
         kind="hub",
         repository=repository,

@@ -95,7 +95,9 @@ def trace(folder: ModelFolder) -> ir.Model:
     AttentionInterface.register(FUSED_ATTENTION, fused_attention)
     AttentionMaskInterface.register(FUSED_ATTENTION, fused_attention_mask)
     weights = (folder.path / name for name in folder.transformer_weights)
-    transformer = read_transformer(folder.path / CONFIG_FILE, weights, torch.float32).model
+    transformer = read_transformer(
+        folder.transformer_path / CONFIG_FILE, weights, torch.float32
+    ).model
     # Never sdpa: exported, it guards each softmax against NaN, 10 to 13 % of the time.
     fused = takes_attention_functions(transformer)
     transformer.set_attn_implementation(FUSED_ATTENTION if fused else "eager")

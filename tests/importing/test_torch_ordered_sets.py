@@ -27,7 +27,7 @@ def test_a_set_is_gone_through_in_one_order(monkeypatch: pytest.MonkeyPatch) -> 
     """Forty words come out in the wanted order by chance once in 40! runs."""
     module = types.ModuleType("transformers.models.made_up")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(CODE, vars(module))  # noqa: S102 (a module with a function that uses `set`)
+    exec(CODE, vars(module))
     model = module.Model()
     with ordered_sets(model):
         assert model(reversed(WORDS)) == sorted(WORDS)
