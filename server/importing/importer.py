@@ -14,12 +14,13 @@ from pathlib import Path
 
 from safetensors.numpy import save
 
-from server.catalog.card import Card, Reference
+from server.catalog.card import GRAPH_FILE, Card, Reference
 from server.catalog.card_file import read_card, write_card
 from server.delivery.placing import workshop
 from server.errors import ImportRefused
 from server.importing import origin
 from server.importing.build import build_files, pin_files
+from server.importing.company import prove_company
 from server.importing.families import find_family
 from server.importing.folder import REFERENCE_FILE, ModelFolder, read_folder
 from server.importing.places import check_free, choose_name
@@ -67,6 +68,7 @@ def _make(
 ) -> Card:
     """Write all files but the card into the empty folder `made`; returns what the card says."""
     encoder = build_files(folder, made, wishes, report)
+    prove_company(folder, encoder, made / GRAPH_FILE, report)
     reference = prove_it_computes(folder, encoder, report)
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
     family = find_family(origin.known_names(folder, name, wishes))
