@@ -84,15 +84,14 @@ def check_vectors(
     Raises:
         ImportRefused: one of them holds NaN or infinity, or nothing but zeros; names its text.
     """
-    finite = np.isfinite(vectors).all(axis=1)
-    usable: NDArray[np.bool_] = finite & vectors.any(axis=1)
-    if not usable.all():
-        first = int(np.argmin(usable))
-        what = "all zeros" if finite[first] else "not finite (NaN or infinity)"
-        raise ImportRefused(
-            f"{folder.path}: the vector of {texts[first][:_SHOWN_CHARS]!r} is {what}: the weights or "
-            "the graph are broken"
-        )
+    for text, vector in zip(texts, vectors, strict=True):
+        finite = bool(np.isfinite(vector).all())
+        if not finite or not vector.any():
+            what = "all zeros" if finite else "not finite (NaN or infinity)"
+            raise ImportRefused(
+                f"{folder.path}: the vector of {text[:_SHOWN_CHARS]!r} is {what}: the weights or the "
+                "graph are broken"
+            )
     return vectors
 
 
