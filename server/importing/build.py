@@ -21,6 +21,7 @@ from server.importing import packages
 from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.plan import Wishes
 from server.importing.refusing import refusing
+from server.importing.whole_files import refuse_broken_file
 from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
 from server.inference.tokenizer import Tokenizer
@@ -112,6 +113,8 @@ def _write_graph(
             f"{folder.path}: the publisher's graph lacks the dense layers, and making another one "
             f"needs torch: {install_command('torch')}"
         )
+    for file in (folder.graph, *sorted(folder.graph.parent.glob(GRAPH_DATA))):
+        refuse_broken_file(file)
     report(f"using the publisher's {folder.graph.relative_to(folder.path)}")
     beside = [path.name for path in sorted(folder.graph.parent.glob(GRAPH_DATA))]
     _copy(folder.graph.parent, made, (folder.graph.name, *beside))

@@ -27,6 +27,7 @@ from server.importing.places import check_free, choose_name
 from server.importing.plan import Wishes, choose_prompts, choose_sizes
 from server.importing.proof import prove_dtypes, prove_it_computes, prove_parity
 from server.importing.proof_texts import REFERENCE_TEXTS
+from server.importing.recognising import refuse_what_is_no_model
 
 
 def import_model(
@@ -48,6 +49,7 @@ def import_model(
         ImportRefused: the folder cannot be served as its publisher meant it, or its place is taken.
         CardError, ModelLoadError: what came out cannot be used.
     """
+    refuse_what_is_no_model(path)
     folder = read_folder(path, pooling=wishes.pooling, normalize=wishes.normalize)
     name = choose_name(folder, wishes)
     check_free(into, name, wishes, beside)
@@ -68,8 +70,8 @@ def _make(
 ) -> Card:
     """Write all files but the card into the empty folder `made`; returns what the card says."""
     encoder = build_files(folder, made, wishes, report)
-    prove_company(folder, encoder, made / GRAPH_FILE, report)
     reference = prove_it_computes(folder, encoder, report)
+    prove_company(folder, encoder, made / GRAPH_FILE, report)
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
     family = find_family(origin.known_names(folder, name, wishes))
     prompts = choose_prompts(folder, family, wishes, report)
