@@ -97,7 +97,7 @@ def _archive(path: Path) -> str | None:
 
 def _gguf_file(path: Path) -> str | None:
     if path.suffix == ".gguf" or _starts_with(path, b"GGUF"):
-        return f"is {_OTHER_WEIGHTS[0][1]}, {_READABLE}"
+        return f"holds {_OTHER_WEIGHTS[0][1]}, {_READABLE}"
     return None
 
 

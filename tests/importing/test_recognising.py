@@ -41,8 +41,8 @@ STRANGE: dict[str, tuple[Make, str]] = {
     "bundle": (bundle, "is a bundle of this software: "),
     "zip": (file("model.zip"), "is an archive; unpack it"),
     "tar": (file("model.tar.gz"), "is an archive; unpack it"),
-    "GGUF file": (file("model-q8_0.gguf"), "is weights of llama.cpp (GGUF), which cannot be read"),
-    "GGUF by content": (file("blob", b"GGUF\3"), "is weights of llama.cpp (GGUF), which cannot"),
+    "GGUF file": (file("model-q8_0.gguf"), "holds weights of llama.cpp (GGUF), which cannot be read"),
+    "GGUF by content": (file("blob", b"GGUF\3"), "holds weights of llama.cpp (GGUF), which cannot"),
     "one file": (file("model.safetensors"), "is one file of a model; import its folder: {place}"),
     "empty folder": (empty, "is an empty folder"),
     "installed model": (model(files={"card.toml": ""}), "is a model of this server already"),
@@ -127,5 +127,5 @@ def test_pickles_and_what_is_not_there_are_left_to_others(tmp_path: Path) -> Non
 
 def test_an_import_looks_before_it_reads_anything_else(tmp_path: Path) -> None:
     path = file("model.gguf")(tmp_path)
-    with pytest.raises(ImportRefused, match=r"is weights of llama\.cpp"):
+    with pytest.raises(ImportRefused, match=r"holds weights of llama\.cpp"):
         import_model(path, tmp_path / "models", Wishes(), lambda line: None)
