@@ -61,6 +61,7 @@ WITH_TORCH = [
     "importing/test_architectures.py",
     "importing/test_company.py",
     "importing/test_importer.py",
+    "importing/test_layouts.py",
     "importing/test_onnx_graph.py",
     "importing/test_torch_*",
     "inference/test_torch_*",
@@ -100,6 +101,7 @@ MACHINE = [
 LONG = [
     "tests/importing/test_architectures.py",
     "tests/importing/test_importer.py",
+    "tests/importing/test_layouts.py",
     "tests/inference/test_torch_backend.py",
     "tests/test_parity.py",
 ]

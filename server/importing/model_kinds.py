@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.importing.folder import CONFIG_FILE, PUBLISHED_GRAPH_FILE
+from server.catalog.names import stays_below
+from server.importing.folder import CONFIG_FILE, PROMPTS_FILE
+from server.importing.head import MODULES_FILE
 from server.importing.json_files import is_there, read_any_json, read_json_if_there
+from server.importing.published_graph import find_graphs
 
 _CLASSIFIERS = re.compile(
     r"\w+For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|"
@@ -55,29 +58,34 @@ _INSTEAD = "this server gives one dense vector a text; choose an embedding model
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Traits:
     """What a folder tells of its model."""
 
     path: Path
     config: Mapping[str, Any]
     sentence_transformers: Mapping[str, Any]
     modules: tuple[str, ...]  # their types, in full
+    has_graph: bool  # one of the publisher's, which needs neither transformers nor the weights
 
     @classmethod
-    def read(cls, path: Path) -> Told:
+    def read(cls, path: Path) -> Traits:
         """Read the folder's JSON files; absent ones tell nothing.
 
         Raises:
             ImportRefused: one of them is broken.
         """
-        file = path / "modules.json"
-        modules = read_any_json(file) if is_there(file) else []
-        listed = modules if isinstance(modules, list) else []
+        file = path / MODULES_FILE
+        content = read_any_json(file) if is_there(file) else []
+        modules = content if isinstance(content, list) else []
+        modules = [module for module in modules if isinstance(module, dict)]
+        transformer = str(modules[0].get("path", "")) if modules else ""  # an own folder, once
+        place = path / transformer if stays_below(transformer) else path
         return cls(
             path=path,
-            config=read_json_if_there(path / CONFIG_FILE),
-            sentence_transformers=read_json_if_there(path / "config_sentence_transformers.json"),
-            modules=tuple(str(m.get("type")) for m in listed if isinstance(m, dict)),
+            config=read_json_if_there(place / CONFIG_FILE),
+            sentence_transformers=read_json_if_there(path / PROMPTS_FILE),
+            modules=tuple(str(module.get("type")) for module in modules),
+            has_graph=bool(find_graphs(path, transformer if place != path else "", None)),
         )
 
     @property
@@ -108,54 +116,52 @@ def name_model_kind(path: Path) -> str | None:
     Raises:
         ImportRefused: a file that would tell it is broken.
     """
-    told = Told.read(path)
-    return next(filter(None, (kind(told) for kind in KINDS)), None)
+    traits = Traits.read(path)
+    return next(filter(None, (kind(traits) for kind in KINDS)), None)
 
 
-def _by_model_type(told: Told) -> str | None:
-    what = _MODEL_TYPES.get(str(told.sentence_transformers.get("model_type")))
+def _by_model_type(traits: Traits) -> str | None:
+    what = _MODEL_TYPES.get(str(traits.sentence_transformers.get("model_type")))
     return f"is {what}; {_INSTEAD}" if what else None
 
 
-def _by_modules(told: Told) -> str | None:
-    if any(module.startswith("pylate.") for module in told.modules):
+def _by_modules(traits: Traits) -> str | None:
+    if any(module.startswith("pylate.") for module in traits.modules):
         return f"is {_MODEL_TYPES['ColBERT']}; {_INSTEAD}"
-    what = next((_MODULES[kind] for kind in told.kinds if kind in _MODULES), None)
+    what = next((_MODULES[kind] for kind in traits.kinds if kind in _MODULES), None)
     return f"is {what}; {_INSTEAD}" if what else None
 
 
-def _static(told: Told) -> str | None:
-    if told.model_type == "model2vec" or "StaticModel" in told.architectures:
+def _static(traits: Traits) -> str | None:
+    if traits.model_type == "model2vec" or "StaticModel" in traits.architectures:
         return f"is {_MODULES['StaticEmbedding']} (model2vec); {_INSTEAD}"
     return None
 
 
-def _multi_vector(told: Told) -> str | None:
-    named = _MULTI_VECTOR & set(told.architectures)
-    if not told.pools and (named or is_there(told.path / "artifact.metadata")):
+def _multi_vector(traits: Traits) -> str | None:
+    named = _MULTI_VECTOR & set(traits.architectures)
+    if not traits.pools and (named or is_there(traits.path / "artifact.metadata")):
         return f"is {_MODEL_TYPES['ColBERT']}; {_INSTEAD}"
     return None
 
 
-def _images_or_sound(told: Told) -> str | None:
-    reads = [key for key in ("vision_config", "audio_config") if told.config.get(key)]
-    preprocessor = read_json_if_there(told.path / "preprocessor_config.json")
+def _images_or_sound(traits: Traits) -> str | None:
+    reads = [key for key in ("vision_config", "audio_config") if traits.config.get(key)]
+    preprocessor = read_json_if_there(traits.path / "preprocessor_config.json")
     reads += [
         key for key in ("image_processor_type", "feature_extractor_type") if key in preprocessor
     ]
-    if not reads or told.pools:
+    if not reads or traits.pools:
         return None
-    return (
-        f"is a model of images or sound ({told.model_type}, {reads[0]}); {_INSTEAD} of texts alone"
-    )
+    return f"is a model of images or sound ({traits.model_type}, {reads[0]}); {_INSTEAD} of texts alone"
 
 
-def _classifier(told: Told) -> str | None:
-    named = next(filter(_CLASSIFIERS.fullmatch, told.architectures), None)
-    if told.pools or named is None:
+def _classifier(traits: Traits) -> str | None:
+    named = next(filter(_CLASSIFIERS.fullmatch, traits.architectures), None)
+    if traits.pools or named is None:
         return None
-    labels = told.config.get("id2label")
-    one = told.config.get("num_labels") == 1 or (isinstance(labels, dict) and len(labels) == 1)
+    labels = traits.config.get("id2label")
+    one = traits.config.get("num_labels") == 1 or (isinstance(labels, dict) and len(labels) == 1)
     what = "a reranker" if one or "Rank" in named else "a classifier"
     return (
         f"is {what} ({named}): it gives scores; {_INSTEAD}. To serve its transformer's vectors all "
@@ -163,10 +169,10 @@ def _classifier(told: Told) -> str | None:
     )
 
 
-def _ranking_by_readme(told: Told) -> str | None:
+def _ranking_by_readme(traits: Traits) -> str | None:
     """Rerankers of decoders look like embedding models but for their README's header."""
-    readme = told.path / "README.md"
-    if told.pools or not readme.is_file():
+    readme = traits.path / "README.md"
+    if traits.pools or not readme.is_file():
         return None
     header = readme.read_text(encoding="utf-8", errors="replace")[:20_000].split("\n---", 1)[0]
     if re.search(r"^pipeline_tag:\s*['\"]?text-ranking\b", header, re.MULTILINE) is None:
@@ -174,13 +180,13 @@ def _ranking_by_readme(told: Told) -> str | None:
     return f"is a reranker (its README says pipeline_tag: text-ranking); {_INSTEAD}"
 
 
-def _quantised(told: Told) -> str | None:
-    by = told.config.get("quantization_config")
+def _quantised(traits: Traits) -> str | None:
+    by = traits.config.get("quantization_config")
     method = by.get("quant_method", "unknown") if isinstance(by, dict) else None
-    mlx = told.config.get("quantization")
+    mlx = traits.config.get("quantization")
     if method is None and isinstance(mlx, dict) and "bits" in mlx:
         method = "MLX"
-    if method is None or is_there(told.path / PUBLISHED_GRAPH_FILE):
+    if method is None or traits.has_graph:
         return None
     return (
         f"has quantised weights ({method}), which cannot be read here; import the model that they "
@@ -188,30 +194,30 @@ def _quantised(told: Told) -> str | None:
     )
 
 
-def _no_graph(told: Told) -> str | None:
-    if is_there(told.path / PUBLISHED_GRAPH_FILE):
+def _no_graph(traits: Traits) -> str | None:
+    if traits.has_graph:
         return None
-    if told.model_type == "big_bird" and told.config.get("attention_type") != "original_full":
+    if traits.model_type == "big_bird" and traits.config.get("attention_type") != "original_full":
         reason = "its sparse attention reads random blocks of a long text"
-    elif told.model_type in _NOT_EXPORTABLE:
-        reason = _NOT_EXPORTABLE[told.model_type]
+    elif traits.model_type in _NOT_EXPORTABLE:
+        reason = _NOT_EXPORTABLE[traits.model_type]
     else:
         return None
     return (
-        f"is a {told.model_type}, which cannot be made a graph: {reason}; for long texts choose a "
+        f"is a {traits.model_type}, which cannot be made a graph: {reason}; for long texts choose a "
         "model such as ModernBERT's or Qwen3's"
     )
 
 
-def _text_to_text(told: Told) -> str | None:
+def _text_to_text(traits: Traits) -> str | None:
     """T5's encoders are models of their own; of others the decoder would be asked."""
-    generates = told.config.get("is_encoder_decoder") is True
-    if not generates or told.pools or told.model_type in ("t5", "mt5", "umt5"):
+    generates = traits.config.get("is_encoder_decoder") is True
+    if not generates or traits.pools or traits.model_type in ("t5", "mt5", "umt5"):
         return None
-    return f"makes texts of texts ({told.model_type}: encoder and decoder); {_INSTEAD}"
+    return f"makes texts of texts ({traits.model_type}: encoder and decoder); {_INSTEAD}"
 
 
-KINDS: tuple[Callable[[Told], str | None], ...] = (
+KINDS: tuple[Callable[[Traits], str | None], ...] = (
     _by_model_type,
     _by_modules,
     _static,

@@ -77,7 +77,7 @@ def prove_it_computes(
         )
     with refusing(
         f"{folder.path}: a text of {encoder.tokenizer.max_input_tokens} tokens cannot be computed; "
-        f"max_seq_length in sentence_bert_config.json may say less than {folder.max_input_tokens}"
+        f"--max-input-tokens may say less than {folder.max_input_tokens}"
     ):
         longest = direct.embed_texts(encoder, [LONGEST_TEXT])
         check_vectors(folder, [LONGEST_TEXT], longest)

@@ -13,10 +13,12 @@ from pathlib import Path
 from server.catalog.card import CARD_FILE
 from server.delivery.bundle_format import MANIFEST
 from server.errors import ImportRefused
-from server.importing.folder import CONFIG_FILE, INDEX_FILE, PUBLISHED_GRAPH_FILE
-from server.importing.head import WEIGHTS_FILE
+from server.importing.folder import CONFIG_FILE, TOKENIZER_CONFIG_FILE
+from server.importing.head import MODULES_FILE, WEIGHTS_FILE
 from server.importing.json_files import is_there, read_json_if_there
 from server.importing.model_kinds import name_model_kind
+from server.importing.published_graph import find_graphs
+from server.importing.weight_files import INDEX_FILE
 from server.importing.whole_files import refuse_broken_files
 from server.program.command_lines import own_command
 
@@ -49,8 +51,11 @@ _OTHER_WEIGHTS = (
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
-def refuse_what_is_no_model(path: Path) -> None:
+def refuse_what_is_no_model(path: Path, *, base: Path | None = None) -> None:
     """Name what a path is if it is no folder of a text embedding model, and say what to do.
+
+    Args:
+        base: the folder of the model that an adapter was trained on; with it an adapter is one.
 
     Raises:
         ImportRefused: it is of a known kind that cannot be imported, or a file of it is not whole.
@@ -58,7 +63,7 @@ def refuse_what_is_no_model(path: Path) -> None:
     if path.is_file():
         kinds: tuple[Kind, ...] = FILES
     elif path.is_dir():
-        kinds = FOLDERS
+        kinds = tuple(kind for kind in FOLDERS if kind is not _adapter or base is None)
     else:
         kinds = NOTHING_THERE
     said = next(filter(None, (kind(path) for kind in kinds)), None)
@@ -187,8 +192,8 @@ def _adapter(path: Path) -> str | None:
     base = read_json_if_there(path / "adapter_config.json").get("base_model_name_or_path")
     named = f" ({base})" if isinstance(base, str) and base else ""
     return (
-        f"is an adapter without the model that it was trained on{named}; merge them with peft "
-        "(merge_and_unload, then save_pretrained) and import the result"
+        f"is an adapter without the model that it was trained on{named}; name that model's folder "
+        "with --base"
     )
 
 
@@ -221,10 +226,10 @@ def _unfinished_download(path: Path) -> str | None:
 
 def _folder_around(path: Path) -> str | None:
     """An unpacked archive or wheel: the model is one folder further in."""
-    if any(is_there(path / name) for name in (CONFIG_FILE, "modules.json", WEIGHTS_FILE)):
+    if any(is_there(path / name) for name in (CONFIG_FILE, MODULES_FILE, WEIGHTS_FILE)):
         return None
     inner = sorted(file.parent for file in path.glob(f"*/{CONFIG_FILE}"))
-    found = [folder for folder in inner if is_there(folder / "tokenizer_config.json")]
+    found = [folder for folder in inner if is_there(folder / TOKENIZER_CONFIG_FILE)]
     if not found:
         return None
     shown = ", ".join(map(str, found[:_SHOWN_FOLDERS]))
@@ -233,8 +238,10 @@ def _folder_around(path: Path) -> str | None:
 
 def _has_weights(path: Path) -> bool:
     """Whether there are weights that an import can read, were they whole."""
-    names = (WEIGHTS_FILE, INDEX_FILE, PUBLISHED_GRAPH_FILE)
-    return any(is_there(path / name) for name in names) or any(path.glob("*.onnx"))
+    places = (path, *path.glob("0_*"))  # sentence-transformers' old layout
+    names = (WEIGHTS_FILE, INDEX_FILE)
+    found = any(is_there(place / name) for place in places for name in names)
+    return found or any(find_graphs(path, place.name, None) for place in places)
 
 
 _READABLE = (

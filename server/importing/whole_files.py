@@ -6,24 +6,30 @@ Only the first bytes of a file are read, and a header. Pure functions of files; 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from server.catalog.card import TOKENIZER_FILE
 from server.errors import ImportRefused
-from server.importing.folder import CONFIG_FILE, INDEX_FILE
-from server.importing.head import WEIGHTS_FILE
+from server.importing.folder import (
+    CONFIG_FILE,
+    PROMPTS_FILE,
+    SENTENCE_BERT_FILE,
+    TOKENIZER_CONFIG_FILE,
+)
+from server.importing.head import MODULES_FILE, WEIGHTS_FILE
 from server.importing.json_files import read_json
+from server.importing.weight_files import INDEX_FILE
 
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 # What an import reads at a folder's top and in the folders of its modules.
 _READ = (
     CONFIG_FILE,
     TOKENIZER_FILE,
-    "tokenizer_config.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
+    TOKENIZER_CONFIG_FILE,
+    MODULES_FILE,
+    SENTENCE_BERT_FILE,
+    PROMPTS_FILE,
     INDEX_FILE,
     WEIGHTS_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -47,9 +53,13 @@ def refuse_broken_files(path: Path) -> None:
     Raises:
         ImportRefused: one of them is not whole, or is another thing; says what to do.
     """
-    for file in _files(path):
-        refuse_broken_file(file)
-    _refuse_missing_shards(path)
+    for folder in (path, *sorted(path.glob(_MODULE_FOLDERS))):
+        for name in _READ:
+            refuse_broken_file(folder / name)
+        shards = [file for file in sorted(folder.glob("*.safetensors")) if _is_shard(file.name)]
+        for file in shards:
+            refuse_broken_file(file)
+        _refuse_missing_shards(folder, [file.name for file in shards])
 
 
 def refuse_broken_file(file: Path) -> None:
@@ -83,18 +93,11 @@ def refuse_broken_file(file: Path) -> None:
         )
 
 
-def _files(path: Path) -> Iterator[Path]:
-    for folder in (path, *sorted(path.glob(_MODULE_FOLDERS))):
-        yield from (folder / name for name in _READ)
-        yield from (file for file in sorted(folder.glob("*.safetensors")) if _is_shard(file.name))
-
-
 def _is_shard(name: str) -> bool:
     return _SHARD.fullmatch(name) is not None
 
 
-def _refuse_missing_shards(path: Path) -> None:
-    shards = [file.name for file in sorted(path.glob("*.safetensors")) if _is_shard(file.name)]
+def _refuse_missing_shards(path: Path, shards: Sequence[str]) -> None:
     if not (path / INDEX_FILE).is_file():
         if shards and not (path / WEIGHTS_FILE).exists():
             raise ImportRefused(

@@ -41,7 +41,10 @@ STRANGE: dict[str, tuple[Make, str]] = {
     "bundle": (bundle, "is a bundle of this software: "),
     "zip": (file("model.zip"), "is an archive; unpack it"),
     "tar": (file("model.tar.gz"), "is an archive; unpack it"),
-    "GGUF file": (file("model-q8_0.gguf"), "holds weights of llama.cpp (GGUF), which cannot be read"),
+    "GGUF file": (
+        file("model-q8_0.gguf"),
+        "holds weights of llama.cpp (GGUF), which cannot be read",
+    ),
     "GGUF by content": (file("blob", b"GGUF\3"), "holds weights of llama.cpp (GGUF), which cannot"),
     "one file": (file("model.safetensors"), "is one file of a model; import its folder: {place}"),
     "empty folder": (empty, "is an empty folder"),
