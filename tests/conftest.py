@@ -59,6 +59,7 @@ WITH_TORCH = [
     "api/test_torch_*",
     "delivery/test_hub.py",
     "importing/test_architectures.py",
+    "importing/test_company.py",
     "importing/test_importer.py",
     "importing/test_layouts.py",
     "importing/test_onnx_graph.py",

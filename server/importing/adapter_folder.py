@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from server.delivery.placing import workshop
@@ -30,33 +31,61 @@ _TOKENIZER_FILES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The folder of the model that an adapter was trained on, and who says so."""
+
+    path: Path
+    source: str
+
+
+def find_base(path: Path, wished: Path | None, *, look_beside: bool = True) -> Base | None:
+    """The base of an adapter's folder; None if it is not known, or the folder is no adapter's.
+
+    Args:
+        wished: as a person says it.
+        look_beside: the adapter's own word for it may be a path, also from its folder or from the
+            one around it.
+
+    Raises:
+        ImportRefused: the base is no folder of a model, or there is no adapter for it.
+    """
+    place = path / find_transformer(path)
+    if not (place / ADAPTER_CONFIG_FILE).is_file():
+        if wished is not None:
+            raise ImportRefused(f"--base: {place} holds no {ADAPTER_CONFIG_FILE}")
+        return None
+    if wished is not None:
+        return _checked(Base(wished, "--base"))
+    said = _said_base(place)
+    there = [one for one in (path / said, path.parent / said) if said and one.is_dir()]
+    return _checked(Base(there[0], ADAPTER_CONFIG_FILE)) if there and look_beside else None
+
+
 @contextlib.contextmanager
 def whole_folder(
-    path: Path,
-    base: Path | None,
-    into: Path,
-    report: Callable[[str], None],
-    *,
-    look_beside: bool = True,
+    path: Path, base: Base | None, into: Path, report: Callable[[str], None]
 ) -> Iterator[Path]:
     """The folder itself; or, of an adapter, one that holds the merged model, gone afterwards.
 
     Args:
-        base: the folder of the model that the adapter was trained on, as a person says it.
+        base: see `find_base`.
         into: the folder of installed models; made if need be.
-        look_beside: the adapter's own word for its base may be a path on this machine.
 
     Raises:
         ImportRefused: there is no base, or it is not clear what is to be merged, or it cannot be.
     """
     place = path / find_transformer(path)
     if not (place / ADAPTER_CONFIG_FILE).is_file():
-        if base is not None:
-            raise ImportRefused(f"--base: {place} holds no {ADAPTER_CONFIG_FILE}")
         yield path
         return
-    if base is not None or not _is_merged(place):
-        base = _find_base(path, place, base, report, look_beside=look_beside)
+    if (base is None or base.source != "--base") and _is_merged(place):
+        base = None
+    elif base is None:
+        raise ImportRefused(
+            f"{path}: an adapter without its base, which it calls {_said_base(place)!r}; name that "
+            "model's folder with --base"
+        )
     with workshop(into) as shop:
         whole = shop.new / path.resolve().name
         whole.mkdir()
@@ -65,7 +94,8 @@ def whole_folder(
             told = "none is left beside it: the whole weights count as they are"
             tell([Told("adapter", told, ADAPTER_CONFIG_FILE)], report)
         else:
-            _make_whole(path, base, whole, report)
+            tell([Told("base of the adapter", str(base.path), base.source)], report)
+            _make_whole(path, base.path, whole, report)
         yield whole
 
 
@@ -86,24 +116,14 @@ def _is_merged(place: Path) -> bool:
     return bool(weights) and not adapters
 
 
-def _find_base(
-    path: Path, place: Path, base: Path | None, report: Callable[[str], None], *, look_beside: bool
-) -> Path:
-    source = "--base"
-    if base is None:
-        source = ADAPTER_CONFIG_FILE
-        named = read_json(place / ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
-        said = str(named or "")
-        tried = [path / said, path.parent / said] if said and look_beside else []
-        base = next((one for one in tried if one.is_dir()), None)
-        if base is None:
-            raise ImportRefused(
-                f"{path}: an adapter without its base, which it calls {said!r}; put that model's "
-                "folder on this machine and say --base FOLDER"
-            )
-    if not (base / find_transformer(base) / CONFIG_FILE).is_file():
-        raise ImportRefused(f"{source}: {base}: no {CONFIG_FILE}: not a folder of a model")
-    tell([Told("base of the adapter", str(base), source)], report)
+def _said_base(place: Path) -> str:
+    return str(read_json(place / ADAPTER_CONFIG_FILE).get("base_model_name_or_path") or "")
+
+
+def _checked(base: Base) -> Base:
+    place = base.path / find_transformer(base.path)
+    if not (place / CONFIG_FILE).is_file():
+        raise ImportRefused(f"{base.source}: {place}: no {CONFIG_FILE}: not a folder of a model")
     return base
 
 

@@ -22,6 +22,7 @@ from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.plan import Wishes
 from server.importing.published_graph import choose_graph, files_of_graph
 from server.importing.refusing import refusing
+from server.importing.whole_files import refuse_broken_file
 from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
 from server.inference.tokenizer import Tokenizer
@@ -119,6 +120,8 @@ def _write_graph(
     published = choose_graph(folder.path, folder.graphs)
     report(f"using the publisher's {published}")
     files = files_of_graph(folder.path, published)
+    for file in files:
+        refuse_broken_file((folder.path / published).with_name(file))
     _copy((folder.path / published).parent, made, files)
     (made / files[0]).rename(made / GRAPH_FILE)
 

@@ -15,19 +15,21 @@ from pathlib import Path
 
 from safetensors.numpy import save
 
-from server.catalog.card import Card, Reference
+from server.catalog.card import GRAPH_FILE, Card, Reference
 from server.catalog.card_file import read_card, write_card
 from server.delivery.placing import workshop
 from server.errors import ImportRefused
 from server.importing import origin
-from server.importing.adapter_folder import whole_folder
+from server.importing.adapter_folder import find_base, whole_folder
 from server.importing.build import build_files, pin_files
+from server.importing.company import prove_company
 from server.importing.families import find_family
 from server.importing.folder import ModelFolder, read_folder
 from server.importing.places import check_free, choose_name
 from server.importing.plan import Wishes, choose_default_prompt, choose_prompts, choose_sizes
 from server.importing.proof import prove_dtypes, prove_it_computes, prove_parity
 from server.importing.proof_texts import REFERENCE_TEXTS
+from server.importing.recognising import refuse_what_is_no_model
 from server.importing.told import tell
 from server.importing.weight_files import REFERENCE_FILE
 
@@ -51,10 +53,12 @@ def import_model(
         ImportRefused: the folder cannot be served as its publisher meant it, or its place is taken.
         CardError, ModelLoadError: what came out cannot be used.
     """
+    base = find_base(path, wishes.base, look_beside=wishes.origin is None)
+    refuse_what_is_no_model(path, base=base.path if base else None)
     try:
-        with whole_folder(
-            path, wishes.base, into, report, look_beside=wishes.origin is None
-        ) as whole:
+        with whole_folder(path, base, into, report) as whole:
+            if whole is not path:
+                refuse_what_is_no_model(whole)
             folder = read_folder(
                 whole,
                 names=origin.own_names(path, wishes),
@@ -96,6 +100,7 @@ def _make(
     default_prompt = choose_default_prompt(folder, prompts, report)
     encoder = build_files(folder, made, wishes, report)
     reference = prove_it_computes(folder, encoder, report)
+    prove_company(folder, encoder, made / GRAPH_FILE, report)
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
     matryoshka = choose_sizes(encoder.embedding_dim, family, wishes, report)
     parity = prove_parity(folder, encoder, prompts.values(), report, force=wishes.force)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from server.errors import ImportRefused
-from server.importing.adapter_folder import whole_folder
+from server.importing.adapter_folder import find_base, whole_folder
 from tests.importing.test_lora import LAYER, WEIGHT, adapter
 
 MODULES = [
@@ -40,8 +40,8 @@ def base(tmp_path: Path) -> Path:
 def read_whole(path: Path, tmp_path: Path, **options: Any) -> tuple[dict[str, Any], list[str]]:
     """What the whole folder's files hold, and the lines that were told."""
     lines: list[str] = []
-    base = options.pop("base", None)
-    with whole_folder(path, base, tmp_path / "models", lines.append, **options) as whole:
+    base = find_base(path, options.pop("base", None), **options)
+    with whole_folder(path, base, tmp_path / "models", lines.append) as whole:
         found: dict[str, Any] = {
             file.relative_to(whole).as_posix(): json.loads(file.read_text())
             for file in whole.rglob("*.json")
