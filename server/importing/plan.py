@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from server.catalog.card import Matryoshka, PoolingMode
@@ -28,6 +29,9 @@ class Wishes:
     pooling: PoolingMode | None = None
     normalize: bool | None = None
     graph: Literal["own", "published"] | None = None  # None: own if torch is there
+    onnx: str | None = None  # which of the publisher's graphs, from the folder
+    max_input_tokens: int | None = None
+    base: Path | None = None  # folder of the model that an adapter was trained on
     force: bool = False  # keep a model that is not as near to sentence-transformers as it should be
     replace: bool = False  # take the place of an installed model
     origin: tuple[str, str] | None = None  # repository of the hub and commit

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as RustTokenizer
 
 from server.catalog.card import TOKENIZER_FILE, Card
@@ -109,6 +110,16 @@ def test_a_publishers_graph_gives_the_same_vectors(
     own = import_model(folder, tmp_path / "own", Wishes(graph="own"), ignore)
     left, right = (load_encoder(c).backends[0].forward(ids) for c in (card, own))
     assert np.abs(left - right).max() < 1e-6
+
+
+def test_a_publishers_graph_of_other_weights_is_refused(tmp_path: Path, exports: Exports) -> None:
+    folder = make_folder(tmp_path / "bert")
+    exports.published(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["encoder.layer.1.output.dense.weight"] *= 4
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ImportRefused, match=r"cosine 0\.\d+ with sentence-transformers .* --force"):
+        import_model(folder, tmp_path / "models", Wishes(graph="published"), ignore)
 
 
 def test_a_model_that_torch_cannot_try_is_installed_for_the_cpu(

@@ -18,9 +18,11 @@ def lying_at(path: Path, **config: str) -> Any:
     path.mkdir(parents=True)
     return SimpleNamespace(
         path=path,
+        given_path=path,
         config=config,
         weights=("model.safetensors", "gone.safetensors"),
         lower_case=False,
+        transformer="",
     )
 
 
@@ -68,14 +70,16 @@ def test_the_license_is_the_readmes_if_it_says_one(
     assert origin.license_name(folder) == found
 
 
-@pytest.mark.parametrize("lower_case", [False, True])
+@pytest.mark.parametrize(
+    ("lower_case", "transformer"), [(False, ""), (True, ""), (False, "0_Transformer")]
+)
 def test_only_files_that_stay_as_published_can_be_had_from_the_hub(
-    tmp_path: Path, lower_case: bool
+    tmp_path: Path, lower_case: bool, transformer: str
 ) -> None:
-    """A tokenizer that was changed here is not there, nor is what the model does not use."""
+    """A tokenizer that was changed or moved is not there, nor is what the model does not use."""
     folder = lying_at(tmp_path / "bert")
-    folder.lower_case = lower_case
+    folder.lower_case, folder.transformer = lower_case, transformer
     card: Any = SimpleNamespace(files=["graph.onnx", "model.safetensors", "tokenizer.json"])
     source = origin.hub_source(folder, card, ("org/model", "abc"))
-    kept = ("model.safetensors",) if lower_case else ("model.safetensors", "tokenizer.json")
+    kept = ("model.safetensors", *([] if lower_case or transformer else ["tokenizer.json"]))
     assert (source.repository, source.revision, source.files) == ("org/model", "abc", kept)
