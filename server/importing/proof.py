@@ -72,8 +72,8 @@ def prove_it_computes(
     _tell_unknown_tokens(encoder, report)
     if folder.head.normalize and not np.allclose(np.linalg.norm(reference, axis=1), 1, atol=1e-3):
         raise ImportRefused(
-            f"{folder.path}: modules.json says Normalize, but the graph's vectors have other "
-            "lengths than 1"
+            f"{folder.path}: its vectors are to be normalised, but the graph's have other lengths "
+            "than 1"
         )
     with refusing(
         f"{folder.path}: a text of {encoder.tokenizer.max_input_tokens} tokens cannot be computed; "
