@@ -19,7 +19,6 @@ from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.catalog.card import Card
-    from server.catalog.names import Purpose
 
 
 models_app = typer.Typer(
@@ -50,6 +49,12 @@ QueryPrompt = Annotated[
 ]
 DocumentPrompt = Annotated[
     str | None, typer.Option(help="Text put before documents; default: the folder's own.")
+]
+NamedPrompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=TEXT", help="Text put before texts of another purpose (repeatable)."
+    ),
 ]
 Aliases = Annotated[list[str] | None, typer.Option(help="Another name for clients (repeatable).")]
 Pooling = Annotated[
@@ -175,6 +180,7 @@ def import_folder(
     matryoshka: Sizes = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
+    prompt: NamedPrompts = None,
     alias: Aliases = None,
     pooling: Pooling = None,
     normalize: Normalize = None,
@@ -188,16 +194,12 @@ def import_folder(
     """
     from server.importing.importer import import_model
     from server.importing.plan import Wishes
+    from server.importing.prompts import wished_prompts
 
-    prompts: dict[Purpose, str] = {}
-    if query_prompt is not None:
-        prompts["query"] = query_prompt
-    if document_prompt is not None:
-        prompts["document"] = document_prompt
     wishes = Wishes(
         name=name,
         matryoshka=_read_sizes(matryoshka),
-        prompts=prompts,
+        prompts=wished_prompts(prompt or (), query_prompt, document_prompt),
         aliases=tuple(alias or ()),
         pooling=pooling,
         normalize=normalize,
