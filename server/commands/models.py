@@ -19,6 +19,7 @@ from server.commands.import_flags import (
     Graph,
     ImportedName,
     MaxInputTokens,
+    NamedPrompts,
     Normalize,
     Onnx,
     Pooling,
@@ -34,7 +35,6 @@ from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.catalog.card import Card
-    from server.catalog.names import Purpose
 
 
 models_app = typer.Typer(
@@ -148,6 +148,7 @@ def import_folder(
     matryoshka: Sizes = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
+    prompt: NamedPrompts = None,
     alias: Aliases = None,
     pooling: Pooling = None,
     normalize: Normalize = None,
@@ -164,16 +165,12 @@ def import_folder(
     """
     from server.importing.importer import import_model
     from server.importing.plan import Wishes
+    from server.importing.prompts import wished_prompts
 
-    prompts: dict[Purpose, str] = {}
-    if query_prompt is not None:
-        prompts["query"] = query_prompt
-    if document_prompt is not None:
-        prompts["document"] = document_prompt
     wishes = Wishes(
         name=name,
         matryoshka=_read_sizes(matryoshka),
-        prompts=prompts,
+        prompts=wished_prompts(prompt or (), query_prompt, document_prompt),
         aliases=tuple(alias or ()),
         pooling=pooling,
         normalize=normalize,

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from server.catalog.card import PoolingMode
-from server.catalog.names import Purpose
 
 _RETRIEVAL = "Represent this sentence for searching relevant passages: "
 _WEB_SEARCH = (
@@ -30,7 +29,7 @@ class Family:
     source: str
     dimensions: tuple[int, ...] = ()  # trained prefixes, the native size left out
     layer_norm: bool = False  # before the cut
-    prompts: Mapping[Purpose, str] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
     pooling: PoolingMode | None = None
     normalize: bool | None = None
     dense: bool = False  # it has dense layers behind the pooling, which only modules.json names

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from server.catalog.names import stays_below
-from server.importing.folder import CONFIG_FILE, PROMPTS_FILE
+from server.importing.folder import CONFIG_FILE
 from server.importing.head import MODULES_FILE
 from server.importing.json_files import is_there, read_any_json, read_json_if_there
+from server.importing.prompts import PROMPTS_FILE
 from server.importing.published_graph import find_graphs
 
 _CLASSIFIERS = re.compile(

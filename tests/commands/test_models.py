@@ -23,7 +23,7 @@ def test_every_flag_reaches_the_card(tmp_path: Path) -> None:
         folder,
         tmp_path / "data",
         *("--name", "team/mine", "--matryoshka", "24, 12", "--alias", "one", "--alias", "two"),
-        *("--query-prompt", "q: ", "--document-prompt", "d: "),
+        *("--query-prompt", "q: ", "--document-prompt", "d: ", "--prompt", "a.b=c = d: "),
         *("--pooling", "cls", "--no-normalize", "--graph", "own"),
     )
     assert outcome.exit_code == 0, outcome.stderr
@@ -32,7 +32,7 @@ def test_every_flag_reaches_the_card(tmp_path: Path) -> None:
     assert (card.name, card.aliases) == ("team/mine", ("one", "two"))
     assert card.matryoshka is not None
     assert card.matryoshka.dimensions == (DIM, 24, 12)
-    assert card.prompts == {"query": "q: ", "document": "d: "}
+    assert card.prompts == {"query": "q: ", "document": "d: ", "a.b": "c = d: "}
     assert (card.pooling, card.normalize) == ("cls", False)
     last = outcome.stdout.splitlines()[-3:]
     assert last[0].startswith(f"team/mine: installed in {models / 'team' / 'mine'}, fingerprint ")
@@ -46,6 +46,7 @@ def test_every_flag_reaches_the_card(tmp_path: Path) -> None:
     ("flags", "reason"),
     [
         (("--matryoshka", "24,x"), "--matryoshka: 'x' is no number"),
+        (("--prompt", "STS"), "--prompt: 'STS' is not NAME=TEXT"),
         (("--name", "../up"), "'../up' cannot be a model's name"),
     ],
 )
