@@ -83,8 +83,7 @@ def read_folder(
     """Read a folder's own description.
 
     Args:
-        names: by which the model may be known; a folder without modules.json has the pooling and
-            normalisation that are published for one of them.
+        names: the model's own, by which the table of families may know it.
         pooling, normalize: what a person says of a folder without modules.json.
         onnx: which of the publisher's graphs is wished for, from the folder.
         max_input_tokens: where a person has texts cut.
