@@ -70,11 +70,11 @@ def _doubt(head: Head, family: Family) -> Head:
 def _check_no_dense_layers(path: Path, family: Family | None) -> None:
     found = sorted(folder.name for folder in path.glob("[0-9]*_Dense"))
     if family is not None and family.dense:
-        found = [f"models of {family.source} have dense layers"]
+        found = [f"models of {family.source} have them"]
     if found:
         raise ImportRefused(
-            f"{path}: no {MODULES_FILE}, but {', '.join(found)}: dense layers are lost without it; "
-            "copy the publisher's folder as a whole"
+            f"{path}: no {MODULES_FILE}, without which its dense layers are lost "
+            f"({', '.join(found)}); copy the publisher's folder as a whole"
         )
 
 
@@ -92,8 +92,8 @@ def _say_head(
         flags = [] if chosen else ["--pooling mean, cls or last_token"]
         flags += [] if is_normalized is not None else ["--normalize or --no-normalize"]
         raise ImportRefused(
-            f"{path}: no {MODULES_FILE} says how token vectors become one vector, and the table of "
-            f"families does not know the name; say {' and '.join(flags)}, as the model's card "
+            f"{path}: no {MODULES_FILE} says how token vectors become one vector, nor does the "
+            f"table of families for this name; say {' and '.join(flags)}, as the model's card "
             f"does{_hint(made_from)}"
         )
     doubt = ""

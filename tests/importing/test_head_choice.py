@@ -81,23 +81,17 @@ def test_the_model_that_a_folder_was_trained_from_decides_nothing_and_is_a_hint(
         choose_head(tmp_path, names=("output",), made_from="intfloat/e5-small-v2")
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ({}, "models of google/embeddinggemma-300m have dense layers"),
-        ({"pooling": "mean", "normalize": True}, "embeddinggemma-300m have dense layers"),
-    ],
-)
+@pytest.mark.parametrize("flags", [{}, {"pooling": "mean", "normalize": True}])
 def test_dense_layers_of_a_known_family_are_not_left_out(
-    tmp_path: Path, flags: dict[str, Any], said: str
+    tmp_path: Path, flags: dict[str, Any]
 ) -> None:
-    with pytest.raises(ImportRefused, match=f"no modules.json, but {said}|{said}"):
+    with pytest.raises(ImportRefused, match=r"lost \(models of google/embeddinggemma-300m have"):
         choose_head(tmp_path, names=("embeddinggemma-300m",), **flags)
 
 
 def test_a_dense_layer_that_no_file_names_is_not_left_out(tmp_path: Path) -> None:
     (tmp_path / "2_Dense").mkdir()
-    with pytest.raises(ImportRefused, match=r"no modules\.json, but 2_Dense: .* as a whole$"):
+    with pytest.raises(ImportRefused, match=r"layers are lost \(2_Dense\); .* as a whole$"):
         choose_head(tmp_path, names=BGE, pooling="cls", normalize=True)
 
 
