@@ -31,10 +31,7 @@ from tests.importing.strange_folders import (
 CACHED = "{place}/hub/models--intfloat--e5-base-v2"
 ADAPTER = model(
     weights=False,
-    files={
-        "adapter_config.json": '{"base_model_name_or_path": "intfloat/e5-base-v2"}',
-        "adapter_model.safetensors": "x",
-    },
+    files={"adapter_config.json": '{"base_model_name_or_path": "intfloat/e5-base-v2"}'},
 )
 STRANGE: dict[str, tuple[Make, str]] = {
     "wheel": (file("model-1.0-py3-none-any.whl"), "is a wheel; unpack it (python -m zipfile -e"),
@@ -68,7 +65,7 @@ STRANGE: dict[str, tuple[Make, str]] = {
     ),
     "cache's home": (lambda place: cache(place).parent, f"import a snapshot in it: {CACHED}"),
     "absent files": (absent_files, f"does not have; import {CACHED}/snapshots/{COMMIT}"),
-    "adapter": (ADAPTER, "the model that it was trained on (intfloat/e5-base-v2); merge them"),
+    "adapter": (ADAPTER, "the model that it was trained on (intfloat/e5-base-v2); name that"),
     "GGUF folder": (without_weights("q8_0.gguf"), "holds weights of llama.cpp (GGUF), which"),
     "Core ML": (
         without_weights("model.mlpackage/x"),
@@ -121,6 +118,10 @@ def test_an_address_of_the_hub_gets_the_command_that_fetches_it() -> None:
 )
 def test_a_folder_with_weights_that_can_be_read_is_let_pass(tmp_path: Path, make: Make) -> None:
     refuse_what_is_no_model(make(tmp_path))
+
+
+def test_an_adapter_with_its_base_is_let_pass(tmp_path: Path) -> None:
+    refuse_what_is_no_model(ADAPTER(tmp_path), base=tmp_path)
 
 
 def test_pickles_and_what_is_not_there_are_left_to_others(tmp_path: Path) -> None:
