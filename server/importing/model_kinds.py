@@ -49,12 +49,12 @@ _MODEL_TYPES = {
 }
 # Architectures of transformers that were tried, and the reason why they cannot be a graph.
 _NOT_EXPORTABLE = {
-    "longformer": "its attention in windows pads each text by itself",
-    "led": "its attention in windows pads each text by itself",
+    "longformer": "its attention in windows cannot be exported",
+    "led": "its attention in windows cannot be exported",
     "xlnet": "its attention over permutations cannot be exported",
-    "funnel": "transformers has no one class for it",
+    "funnel": "its layers that drop tokens cannot be exported",
 }
-_INSTEAD = "this server gives one dense vector a text; choose an embedding model"
+_INSTEAD = "choose a transformer that gives one dense vector a text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _images_or_sound(traits: Traits) -> str | None:
     ]
     if not reads or traits.pools:
         return None
-    return f"is a model of images or sound ({traits.model_type}, {reads[0]}); {_INSTEAD} of texts alone"
+    return f"is a model of images or sound ({traits.model_type}, {reads[0]}); {_INSTEAD}"
 
 
 def _classifier(traits: Traits) -> str | None:
@@ -204,7 +204,7 @@ def _no_graph(traits: Traits) -> str | None:
     else:
         return None
     return (
-        f"is a {traits.model_type}, which cannot be made a graph: {reason}; for long texts choose a "
+        f"is a {traits.model_type}, which cannot be served as it was meant: {reason}; for long texts choose a "
         "model such as ModernBERT's or Qwen3's"
     )
 

@@ -135,7 +135,7 @@ def _address(path: Path) -> str | None:
 
 
 def _empty_folder(path: Path) -> str | None:
-    return "is an empty folder" if not any(path.iterdir()) else None
+    return "is an empty folder: nothing was fetched into it" if not any(path.iterdir()) else None
 
 
 def _installed_model(path: Path) -> str | None:
@@ -199,7 +199,9 @@ def _adapter(path: Path) -> str | None:
 
 def _pipeline_of_images(path: Path) -> str | None:
     return (
-        "makes images (diffusers); no embeddings" if is_there(path / "model_index.json") else None
+        "makes images (diffusers); choose a model of texts"
+        if is_there(path / "model_index.json")
+        else None
     )
 
 
