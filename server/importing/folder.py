@@ -59,6 +59,7 @@ class ModelFolder:
     graphs: tuple[str, ...] = ()  # the publisher's; more than one if none is the usual one
     transformer: str = ""  # the folder of the transformer's files, from the model's
     cut_as_published: bool = True  # sentence-transformers cuts texts there, too
+    given: Path | None = None  # the folder that was named, where `path` was made of it
     told: tuple[Told, ...] = ()  # who says each of these; for the head, `head.told`
 
     @property
@@ -71,6 +72,11 @@ class ModelFolder:
         """The files of weights without those of the dense layers."""
         dense = {layer.weights for layer in self.head.dense}
         return tuple(name for name in self.weights if name not in dense)
+
+    @property
+    def given_path(self) -> Path:
+        """The folder that was named, which tells what the model is called and where it is from."""
+        return self.given or self.path
 
     @property
     def transformer_path(self) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.numpy import save
@@ -19,6 +20,7 @@ from server.catalog.card_file import read_card, write_card
 from server.delivery.placing import workshop
 from server.errors import ImportRefused
 from server.importing import origin
+from server.importing.adapter_folder import find_base, whole_folder
 from server.importing.build import build_files, pin_files
 from server.importing.company import prove_company
 from server.importing.families import find_family
@@ -51,26 +53,40 @@ def import_model(
         ImportRefused: the folder cannot be served as its publisher meant it, or its place is taken.
         CardError, ModelLoadError: what came out cannot be used.
     """
-    refuse_what_is_no_model(path, base=wishes.base)
-    folder = read_folder(
-        path,
-        names=origin.own_names(path, wishes),
-        pooling=wishes.pooling,
-        normalize=wishes.normalize,
-        onnx=wishes.onnx,
-        max_input_tokens=wishes.max_input_tokens,
-    )
-    name = choose_name(folder, wishes)
-    check_free(into, name, wishes, beside)
+    base = find_base(path, wishes.base, look_beside=wishes.origin is None)
+    refuse_what_is_no_model(path, base=base.path if base else None)
     try:
-        with workshop(into) as shop:
-            made = shop.new / name
-            made.mkdir(parents=True)
-            write_card(_make(folder, made, name, wishes, report), made)
-            check_free(into, name, wishes, beside)  # another import may have been faster
-            shop.put_in_place([name])
+        with whole_folder(path, base, into, report) as whole:
+            if whole is not path:
+                refuse_what_is_no_model(whole)
+            folder = read_folder(
+                whole,
+                names=origin.own_names(path, wishes),
+                pooling=wishes.pooling,
+                normalize=wishes.normalize,
+                onnx=wishes.onnx,
+                max_input_tokens=wishes.max_input_tokens,
+            )
+            return _install(replace(folder, given=path), into, wishes, report, beside)
     except OSError as error:
         raise ImportRefused(f"{error.filename or into}: {error.strerror or error}") from error
+
+
+def _install(
+    folder: ModelFolder,
+    into: Path,
+    wishes: Wishes,
+    report: Callable[[str], None],
+    beside: Path | None,
+) -> Card:
+    name = choose_name(folder, wishes)
+    check_free(into, name, wishes, beside)
+    with workshop(into) as shop:
+        made = shop.new / name
+        made.mkdir(parents=True)
+        write_card(_make(folder, made, name, wishes, report), made)
+        check_free(into, name, wishes, beside)  # another import may have been faster
+        shop.put_in_place([name])
     return read_card(into / name, into)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 
 from server.catalog.card import Card
@@ -127,6 +128,39 @@ def test_a_person_says_where_texts_are_cut(tmp_path: Path) -> None:
         assert card.parity.min_cosine > 0.9999
     with pytest.raises(Exception, match="--max-input-tokens 65: the model has positions for 64"):
         import_model(folder, models, Wishes(max_input_tokens=65, replace=True), ignore)
+
+
+def test_an_adapter_is_merged_into_the_base_that_lies_beside_it(tmp_path: Path) -> None:
+    """Against torch, which adds each layer's B(A(x)) to what the base's layer gives."""
+    base = make_folder(tmp_path / "base", "bert", dtype=torch.float16)
+    model = SentenceTransformer(str(base), device="cpu", model_kwargs={"dtype": torch.float32})
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and name.endswith(("query", "value", "dense")):
+            down, up = torch.randn(4, layer.in_features), torch.randn(layer.out_features, 4)
+            stem = f"base_model.model.{name.removeprefix('0.model.')}"
+            tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+            layer.register_forward_hook(add_adapter(down, up, scale=8 / 4))
+    assert len(tensors) > 2 * 4
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "base"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    expected = model.encode(TEXTS)
+    card = import_model(folder, tmp_path / "models", Wishes(), ignore)
+    assert (card.name, card.description) == ("tuned", "Imported from tuned.")
+    np.testing.assert_allclose(vectors(card), expected, atol=1e-5)
+    unchanged = SentenceTransformer(str(base), device="cpu").encode(TEXTS)
+    assert np.abs(unchanged - expected).max() > 0.05
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["tuned"]
+
+
+def add_adapter(down: torch.Tensor, up: torch.Tensor, *, scale: float) -> Any:
+    def hook(layer: object, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + scale * torch.nn.functional.linear(inputs[0] @ down.T, up)
+
+    return hook
 
 
 @pytest.mark.parametrize("architecture", sorted(FAIRSEQ_POSITIONS - {"longformer"}))
