@@ -12,7 +12,7 @@ from pathlib import Path
 
 from server.catalog.card import CARD_FILE
 from server.delivery.bundle_format import MANIFEST
-from server.errors import ImportRefused
+from server.errors import ImportRefused, unusable
 from server.importing.folder import CONFIG_FILE, TOKENIZER_CONFIG_FILE
 from server.importing.head import MODULES_FILE, WEIGHTS_FILE
 from server.importing.json_files import is_there
@@ -57,20 +57,21 @@ def refuse_what_is_no_model(path: Path) -> None:
     Raises:
         ImportRefused: it is of a known kind that cannot be imported, or a file of it is not whole.
     """
-    if path.is_file():
-        kinds: tuple[Kind, ...] = FILES
-    elif path.is_dir():
-        kinds = FOLDERS
-    else:
-        kinds = NOTHING_THERE
-    said = next(filter(None, (kind(path) for kind in kinds)), None)
+    try:
+        said = _name(path)
+    except OSError as error:
+        raise ImportRefused(unusable(str(path), error)) from error
     if said is not None:
         raise ImportRefused(f"{path} {said}")
-    if path.is_dir():
+
+
+def _name(path: Path) -> str | None:
+    kinds = FILES if path.is_file() else FOLDERS if path.is_dir() else NOTHING_THERE
+    said = next(filter(None, (kind(path) for kind in kinds)), None)
+    if said is None and path.is_dir():
         refuse_broken_files(path)
         said = name_model_kind(path)
-        if said is not None:
-            raise ImportRefused(f"{path} {said}")
+    return said
 
 
 # --- files ----------------------------------------------------------------------------------------

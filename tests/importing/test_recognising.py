@@ -121,6 +121,11 @@ def test_pickles_and_what_is_not_there_are_left_to_others(tmp_path: Path) -> Non
     refuse_what_is_no_model(tmp_path / "absent")
 
 
+def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImportRefused, match="File name too long"):
+        import_model(Path("x" * 300), tmp_path / "models", Wishes(), lambda line: None)
+
+
 def test_an_import_looks_before_it_reads_anything_else(tmp_path: Path) -> None:
     path = file("model.gguf")(tmp_path)
     with pytest.raises(ImportRefused, match=r"holds weights of llama\.cpp"):
