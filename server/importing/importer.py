@@ -54,8 +54,8 @@ def import_model(
         ImportRefused: the folder cannot be served as its publisher meant it, or its place is taken.
         CardError, ModelLoadError: what came out cannot be used.
     """
+    refuse_what_is_no_model(path)
     base = find_base(path, wishes.base, look_beside=wishes.origin is None)
-    refuse_what_is_no_model(path, base=base.path if base else None)
     try:
         with whole_folder(path, base, into, report) as whole:
             if whole is not path:
