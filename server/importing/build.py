@@ -78,7 +78,11 @@ def makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
     torch_is_there = packages.is_installed("torch")
     if wishes.graph == "published" and folder.graph is None:
         raise ImportRefused(f"{folder.path}: has no onnx/model.onnx")
-    can_make = torch_is_there and folder.weights
+    not_stock = folder.not_stock
+    if not_stock and (wishes.graph == "own" or folder.graph is None):
+        hint = "; --graph published takes the publisher's graph" if folder.graph else ""
+        raise ImportRefused(f"{folder.path}: {not_stock}{hint}")
+    can_make = torch_is_there and folder.weights and not not_stock
     if wishes.graph == "published" or (wishes.graph is None and folder.graph and not can_make):
         return False
     if not folder.weights:
@@ -115,6 +119,8 @@ def _write_graph(
             f"needs torch: {install_command('torch')}"
         )
     report(f"using the publisher's {folder.graph.relative_to(folder.path)}")
+    if folder.not_stock:
+        report(f"only that graph is the publisher's model: {folder.not_stock}")
     beside = [path.name for path in sorted(folder.graph.parent.glob(GRAPH_DATA))]
     _copy(folder.graph.parent, made, (folder.graph.name, *beside))
     (made / folder.graph.name).rename(made / GRAPH_FILE)

@@ -18,6 +18,7 @@ from server.catalog.names import Purpose, is_card_name, stays_below
 from server.errors import ImportRefused, unusable
 from server.importing.head import WEIGHTS_FILE, Head, read_head
 from server.importing.json_files import read_json, read_json_if_there
+from server.importing.own_code import check_tokenizer_code, why_not_stock
 from server.program.command_lines import own_command
 
 CONFIG_FILE = "config.json"
@@ -61,6 +62,11 @@ class ModelFolder:
         return str(self.config["model_type"])
 
     @property
+    def not_stock(self) -> str | None:
+        """Why transformers' class would compute another model; None if it computes this one."""
+        return why_not_stock(self.path, self.config, self.max_input_tokens)
+
+    @property
     def transformer_weights(self) -> tuple[str, ...]:
         """The files of weights without those of the dense layers."""
         dense = {layer.weights for layer in self.head.dense}
@@ -96,6 +102,7 @@ def read_folder(
             f"{path}: no {TOKENIZER_FILE}; make one with transformers: "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
+    check_tokenizer_code(path)
     head = read_head(path)
     assumed = head is None
     if head is not None and (pooling is not None or normalize is not None):

@@ -102,6 +102,9 @@ def prove_parity(
             missing = f"its package: {install_command('torch')}"
         report(f"not compared with sentence-transformers, which needs {missing}")
         return None
+    if folder.not_stock:
+        report("not compared with sentence-transformers, which makes another model of this folder")
+        return None
     from server.importing import torch_reference
 
     report(f"comparing with {torch_reference.NAME}")
