@@ -17,7 +17,6 @@ from typing import Any
 from server.errors import ImportRefused
 from server.importing.json_files import read_json_if_there
 
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 _CODE = ("configuration*.py", "modeling*.py")  # names by which transformers' hub code goes
 
 
@@ -111,20 +110,22 @@ def why_not_stock(path: Path, config: Mapping[str, Any], max_input_tokens: int) 
     return _why_not_so_long(config, max_input_tokens) if model_type == "nomic_bert" else None
 
 
-def check_tokenizer_code(path: Path) -> None:
+def check_tokenizer_code(file: Path) -> None:
     """Refuse a tokenizer of the folder's own, which no graph holds; tokenizer.json may be another.
+
+    Args:
+        file: its tokenizer_config.json, which need not be there.
 
     Raises:
         ImportRefused: there is one.
     """
-    file = path / TOKENIZER_CONFIG_FILE
     named = [name for _, name in _references(file, read_json_if_there(file))]
-    named += _files(path, ("tokenization*.py",))
+    named += _files(file.parent, ("tokenization*.py",))
     if named:
         raise ImportRefused(
-            f"{path}: its tokenizer's own code ({', '.join(dict.fromkeys(named))}) would have to be "
+            f"{file.parent}: its tokenizer's own code ({', '.join(dict.fromkeys(named))}) would have to be "
             "run, which is never done; where it may be trusted, save what it does as a tokenizer of "
-            f"transformers, and take the code and auto_map of {TOKENIZER_CONFIG_FILE} away"
+            f"transformers, and take the code and auto_map of {file.name} away"
         )
 
 

@@ -192,7 +192,7 @@ def test_an_auto_map_that_names_no_classes_is_refused(tmp_path: Path, auto_map: 
 def test_a_tokenizer_of_own_code_is_refused(tmp_path: Path, auto_map: Any) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto_map}))
     with pytest.raises(ImportRefused) as refused:
-        check_tokenizer_code(tmp_path)
+        check_tokenizer_code(tmp_path / "tokenizer_config.json")
     assert refused.value.message == (
         f"{tmp_path}: its tokenizer's own code (tokenization_qwen.Qwen2Tokenizer) would have to be "
         "run, which is never done; where it may be trusted, save what it does as a tokenizer of "
