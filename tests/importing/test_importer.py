@@ -372,7 +372,7 @@ def test_missing_weights_are_refused_though_forced_and_before_they_are_copied(
     lines: list[str] = []
     with pytest.raises(ImportRefused, match="bert wants 2 tensors that the files lack"):
         import_model(folder, tmp_path / "models", Wishes(force=True), lines.append)
-    assert lines == []
+    assert not any(line.startswith("making the graph") for line in lines)
 
 
 def test_a_language_models_head_is_left_out_and_a_pooler_is_not_missed(tmp_path: Path) -> None:

@@ -204,9 +204,9 @@ def test_a_folder_is_read_only_if_its_tokenizer_is_of_no_own_code(tmp_path: Path
     config = {"model_type": "bert", "max_position_embeddings": 512, "auto_map": {"AutoModel": JINA}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "tokenizer.json").touch()
-    not_stock = read_folder(tmp_path).not_stock
+    not_stock = read_folder(tmp_path, pooling="mean", normalize=True).not_stock
     assert not_stock is not None
     assert JINA in not_stock
     (tmp_path / "tokenization_bert.py").touch()
     with pytest.raises(ImportRefused, match=r"own code \(tokenization_bert\.py\)"):
-        read_folder(tmp_path)
+        read_folder(tmp_path, pooling="mean", normalize=True)
