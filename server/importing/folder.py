@@ -100,17 +100,7 @@ def read_folder(
     _check_is_folder(path)
     transformer = find_transformer(path)
     place = path / transformer
-    if not (place / CONFIG_FILE).is_file():
-        raise ImportRefused(f"{place}: no {CONFIG_FILE}: not a folder of a transformer model")
-    config = read_json(place / CONFIG_FILE)
-    if not isinstance(config.get("model_type"), str):
-        raise ImportRefused(f"{place / CONFIG_FILE}: says no model_type")
-    if not (place / TOKENIZER_FILE).is_file():
-        raise ImportRefused(
-            f"{place}: no {TOKENIZER_FILE}; make one with transformers: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
-    check_tokenizer_code(place / TOKENIZER_CONFIG_FILE)
+    config = _read_config(place)
     head = choose_head(
         path,
         names=names,
@@ -138,6 +128,22 @@ def read_folder(
             _tell_lower_case(sentence_bert, Path(transformer, SENTENCE_BERT_FILE).as_posix()),
         ),
     )
+
+
+def _read_config(place: Path) -> dict[str, Any]:
+    """The transformer's config.json; what else there has to be lies beside it."""
+    if not (place / CONFIG_FILE).is_file():
+        raise ImportRefused(f"{place}: no {CONFIG_FILE}: not a folder of a transformer model")
+    config = read_json(place / CONFIG_FILE)
+    if not isinstance(config.get("model_type"), str):
+        raise ImportRefused(f"{place / CONFIG_FILE}: says no model_type")
+    if not (place / TOKENIZER_FILE).is_file():
+        raise ImportRefused(
+            f"{place}: no {TOKENIZER_FILE}; make one with transformers: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    check_tokenizer_code(place / TOKENIZER_CONFIG_FILE)
+    return config
 
 
 def _tell_lower_case(sentence_bert: Mapping[str, Any], file: str) -> Told:
