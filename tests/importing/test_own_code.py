@@ -28,7 +28,7 @@ ARCTIC = {
     "AutoModel": "modeling_hf_alibaba_nlp_gte.GteModel",
 }
 # As nomic-embed-text-v1.5 was published before transformers knew its class.
-NOMIC_SETTINGS = {
+NOMIC_SETTINGS: dict[str, Any] = {
     "activation_function": "swiglu",
     "causal": False,
     "max_trained_positions": 2048,
