@@ -109,7 +109,7 @@ def test_known_code_is_replaced_by_transformers_own_class(tmp_path: Path) -> Non
 
 def test_the_arctic_of_the_gte_architecture_is_known(tmp_path: Path) -> None:
     files = ("modeling_hf_alibaba_nlp_gte.py", "configuration_hf_alibaba_nlp_gte.py")
-    settings = {
+    settings: dict[str, Any] = {
         "layer_norm_type": "layer_norm",
         "logn_attention_scale": False,
         "position_embedding_type": "rope",
