@@ -23,6 +23,7 @@
         ModelNotFound             404  invalid_request_error, model_not_found
         MethodNotAllowed          405  invalid_request_error, method_not_allowed
         BodyTooLarge              413  invalid_request_error, body_too_large
+        RequestTooLarge           413  invalid_request_error, request_too_large
         UnsupportedContentEncoding  415  invalid_request_error, unsupported_content_encoding
         RateLimitExceeded         429  rate_limit_error, rate_limit_exceeded, with Retry-After
         InferenceFailed           500  internal_server_error
@@ -344,6 +345,20 @@ class BodyTooLarge(ApiError):
 
     def __init__(self, max_body_bytes: int) -> None:
         super().__init__(f"The request body is larger than this server's {max_body_bytes} bytes.")
+
+
+class RequestTooLarge(ApiError):
+    """The request would take more memory than `max_memory_bytes` leaves for one."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+    def __init__(self, needed_bytes: int, allowed_bytes: int) -> None:
+        super().__init__(
+            f"The request would take {needed_bytes} bytes of memory with its answer, more than "
+            f"this server's {allowed_bytes}. Send several smaller requests."
+        )
 
 
 class UnsupportedContentEncoding(ApiError):

@@ -245,6 +245,13 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         32 * 1024 * 1024, ge=1024, description="Largest request body, decompressed, in bytes."
     )
+    max_memory_bytes: int | None = Field(
+        None,
+        ge=16 * 1024 * 1024,
+        description="Most bytes of memory that requests take together: bodies, inputs, vectors and "
+        "answers that are not read yet; above it requests are refused with 503. Default: a quarter "
+        "of what the machine, or its container, lets the process use.",
+    )
     truncate_inputs: bool = Field(
         False, description="Cut over-long inputs when the request does not say `truncate`."
     )

@@ -24,8 +24,9 @@ from server.api.client_watch import ClientWatch
 from server.api.fingerprint_pin import FINGERPRINT, check_fingerprint
 from server.api.reading import Reading
 from server.api.record import RequestRecord
-from server.api.schemas import RequestBody
+from server.api.schemas import LARGE_BODY_BYTES, RequestBody
 from server.api.seats import Seat
+from server.api.sending import PiecewiseResponse
 from server.api.services import Services, services_of
 from server.catalog.card import Card
 from server.catalog.names import Purpose
@@ -36,6 +37,8 @@ from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs
 
 Body = TypeVar("Body", bound=RequestBody)
+# Objects of a small body take at most so many bytes for each of its own: ids of four digits.
+OBJECT_BYTES_PER_BYTE = 10
 
 
 @dataclass(slots=True)
@@ -127,8 +130,13 @@ class Pipeline:
         timeout_s = services.settings.request_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                with services.seats.take() as seat:
+                seat = services.seats.take()
+                record.until_sent.callback(seat.give_back)
+                try:
                     yield cls(request, services, record, key, seat)
+                except BaseException:
+                    seat.hold(0)  # what it took is gone before the refusal is sent
+                    raise
         except TimeoutError:
             raise RequestTimedOut(timeout_s) from None
 
@@ -139,8 +147,16 @@ class Pipeline:
             ApiError: see `read_body` and `RequestBody.read`.
         """
         with self._record.stage("read"):
-            max_body_bytes = self._services.settings.max_body_bytes
-            return schema.read(await read_body(self._request, max_body_bytes, self._seat))
+            settings = self._services.settings
+            body = await read_body(self._request, settings.max_body_bytes, self._seat)
+            if len(body) <= LARGE_BODY_BYTES:
+                self._seat.hold(OBJECT_BYTES_PER_BYTE * len(body))
+                return schema.read(body)
+            outline = schema.outline(body, max_request_tokens=settings.max_request_tokens)
+            self._seat.hold(len(body) + outline.object_bytes)
+            fields = outline.read()
+        self._seat.hold(outline.object_bytes)  # the body itself goes
+        return schema.of(fields)
 
     @contextlib.asynccontextmanager
     async def use_model(self, name: str) -> AsyncIterator[OfferedModel]:
@@ -188,6 +204,14 @@ class Pipeline:
             own_token_ids=model.own_token_ids,
         )
 
+    def hold_answer(self, num_bytes: int) -> None:
+        """Count what vectors and answer will take, until the answer is sent.
+
+        Raises:
+            RequestTooLarge, Overloaded: see `Seats.change`.
+        """
+        self._seat.hold(self._seat.bytes + num_bytes)
+
     @contextlib.asynccontextmanager
     async def admit(self, model: OfferedModel, reading: Reading) -> AsyncIterator[AdmittedRequest]:
         """Let the request's work in, once its model is in memory; it ends if the client leaves.
@@ -227,4 +251,4 @@ class Pipeline:
         with self._record.stage("serialize"):
             body = await asyncio.to_thread(write) if in_thread else write()
         headers = {FINGERPRINT: card.fingerprint}
-        return Response(body, media_type="application/json", headers=headers)
+        return PiecewiseResponse(body, media_type="application/json", headers=headers)

@@ -60,7 +60,8 @@ class RequestContext:
             pass
         except asyncio.CancelledError:  # uvicorn cuts what is left at the end of a drain
             if status != CLIENT_CLOSED_REQUEST:
-                raise
+                log.warning("request %s: its answer was not read to its end", record.request_id)
+                return
             record.error = Draining()
             await error_response(record.error)(scope, receive, send_with_headers)
         except Exception:

@@ -65,7 +65,9 @@ def create_app(
     metrics = Metrics((card.name for card in cards), (card.name for card in offering.encoder_cards))
     access = access or Access(settings)
     access.report_to(metrics)
-    services = Services(settings, access, offering, metrics, Seats.of(settings), metrics_page)
+    seats = Seats.of(settings)
+    metrics.request_memory_bytes.set_function(lambda: seats.held_bytes)
+    services = Services(settings, access, offering, metrics, seats, metrics_page)
 
     # The pages at /docs would load their scripts from a CDN, which an air-gapped site cannot reach.
     app = FastAPI(

@@ -249,12 +249,12 @@ async def test_decompressed_bodies_count_against_what_all_requests_may_hold(
     app_over: AppOver,
 ) -> None:
     most = 1 << 20
-    app = await app_over(FakeBackend(), max_body_bytes=most)
+    app = await app_over(FakeBackend(), max_body_bytes=most, max_memory_bytes=16 * most)
     seats = app.state.services.seats
     large = zlib.compress(bytes(most), 1, 31)
-    with seats.take() as others:
-        others.hold(4 * most)
-        async with client_of(app) as client:
-            response = await post(client, large, "gzip")
-            assert response.status_code == 503
-            assert response.json()["error"]["code"] == "server_overloaded"
+    for _ in range(16):
+        seats.take().hold(most)
+    async with client_of(app) as client:
+        response = await post(client, large, "gzip")
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "server_overloaded"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import select
 import socket
 import threading
 import time
@@ -19,7 +18,6 @@ import openai
 import pytest
 from fastapi import FastAPI
 
-from server.api.seats import LARGEST_BODIES
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.engine import wait_until
 from tests.fakes import FakeBackend
@@ -317,16 +315,16 @@ def test_who_is_still_sending_holds_a_seat_and_more_than_the_seats_are_refused()
 
 
 def test_no_more_than_some_large_bodies_are_held_at_a_time_and_queries_still_get_in() -> None:
-    largest = 1 << 20
+    largest = 4 << 20
     body = b" " * largest
-    with serving("--max-body-bytes", str(largest)) as client:
-        uploads = [start_upload(client, body, largest - 1) for _ in range(LARGEST_BODIES + 1)]
-        (refused,), _, _ = select.select(uploads, [], [], PATIENCE_S)  # whichever is the last
+    with serving("--max-memory-bytes", str(4 * largest)) as client:
+        uploads = [start_upload(client, body, largest - 1) for _ in range(3)]
+        wait_until(lambda: page(client).value("request_memory_bytes") == 3 * (largest - 1))
+        refused = start_upload(client, body, largest - 1)  # three fit
         assert refused.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
-        uploads.remove(refused)
         for _ in range(5):
             assert post(client, QUERY).status_code == 200
-        large = {"model": PLAIN, "input": "", "user": "x" * 900_000}
+        large = {"model": PLAIN, "input": "", "user": "x" * (largest - 1000)}
         with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as other:
             assert_refused(post(other, large))
         uploads.pop().close()  # who leaves gives the bytes back, and who is answered
@@ -334,11 +332,31 @@ def test_no_more_than_some_large_bodies_are_held_at_a_time_and_queries_still_get
             upload.sendall(b" ")
             assert upload.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
         with contextlib.ExitStack() as stack:
-            for _ in range(LARGEST_BODIES):
+            for _ in range(4):
                 other = stack.enter_context(httpx.Client(base_url=client.base_url))
                 assert post(other, large).status_code == 400
         for upload in (refused, *uploads):
             upload.close()
+
+
+def test_an_answer_that_nobody_reads_counts_until_it_is_read() -> None:
+    body = json.dumps({"model": PLAIN, "input": ["a"] * 2048}).encode()
+    with serving("--max-memory-bytes", str(48 << 20)) as client:  # it takes 28 MB
+
+        def status() -> int:
+            head = {"content-type": "application/json"}
+            return client.post(EMBEDDINGS, content=body, headers=head).status_code
+
+        assert status() == 200
+        unread = start_upload(client, body, len(body))
+        assert unread.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200"
+        for _ in range(3):
+            assert status() == 503
+        assert post(client, QUERY).status_code == 200
+        while not unread.recv(1 << 20).endswith(b"}}"):
+            pass
+        wait_until(lambda: status() == 200)
+        unread.close()
 
 
 async def test_refused_and_wrong_requests_keep_no_seat(app_over: AppOver) -> None:
