@@ -22,6 +22,7 @@
         UrlNotFound               404  invalid_request_error, unknown_url
         ModelNotFound             404  invalid_request_error, model_not_found
         MethodNotAllowed          405  invalid_request_error, method_not_allowed
+        BodyTooSlow               408  invalid_request_error, body_too_slow
         BodyTooLarge              413  invalid_request_error, body_too_large
         RequestTooLarge           413  invalid_request_error, request_too_large
         UnsupportedContentEncoding  415  invalid_request_error, unsupported_content_encoding
@@ -334,6 +335,19 @@ class MethodNotAllowed(ApiError):
     @property
     def headers(self) -> dict[str, str]:
         return {"Allow": self.allow}
+
+
+class BodyTooSlow(ApiError):
+    """The request body comes so slowly that it would hold a place of others."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "body_too_slow"
+
+    def __init__(self, min_bytes_per_s: int) -> None:
+        super().__init__(
+            f"The request body came more slowly than {min_bytes_per_s} bytes a second."
+        )
 
 
 class BodyTooLarge(ApiError):

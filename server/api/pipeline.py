@@ -18,7 +18,7 @@ from fastapi import Request, Response
 from numpy.typing import NDArray
 
 from server.access.access import Access
-from server.access.keys import Key, Scope
+from server.access.keys import ANONYMOUS, Key, Scope
 from server.api.body import read_body
 from server.api.client_watch import ClientWatch
 from server.api.fingerprint_pin import FINGERPRINT, check_fingerprint
@@ -130,7 +130,7 @@ class Pipeline:
         timeout_s = services.settings.request_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                seat = services.seats.take()
+                seat = services.seats.take(_whose(request, key))
                 record.until_sent.callback(seat.give_back)
                 try:
                     yield cls(request, services, record, key, seat)
@@ -252,3 +252,9 @@ class Pipeline:
             body = await asyncio.to_thread(write) if in_thread else write()
         headers = {FINGERPRINT: card.fingerprint}
         return PiecewiseResponse(body, media_type="application/json", headers=headers)
+
+
+def _whose(request: Request, key: Key) -> str:
+    """Who shares seats and memory with others: a key, or an address while no key is asked for."""
+    client = request.client
+    return key.id if key is not ANONYMOUS or client is None else f"{key.id} {client.host}"

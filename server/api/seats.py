@@ -5,6 +5,7 @@ Knows nothing of what a request asks. Lives in the event loop's thread.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from server.errors import Overloaded, RequestTooLarge
@@ -15,19 +16,31 @@ DEFAULT_SHARE = 4  # one part in so many of the memory that the process may use
 UNKNOWN_MEMORY_BYTES = 2 * 1024**3  # where the system does not tell
 # Requests that take more leave the last quarter to others: they must not keep short queries out.
 SHORT_BYTES = 1024 * 1024
+# Nobody has more than so many times what is free, so that something is free for whoever comes
+# next, and one who is alone has four fifths (dynamic thresholds: Choudhury and Hahne, 1998).
+MOST_OF_FREE = 4
+
+
+@dataclasses.dataclass(slots=True)
+class _Share:
+    """What all requests of one key have."""
+
+    seats: int = 0
+    held_bytes: int = 0
 
 
 class Seats:
     """How many requests for embeddings there may be at a time, and how many bytes of memory.
 
     A request holds its seat from its head until its answer is sent, so that no flood takes memory
-    without bound, however it is sent, and whether or not its answers are read.
+    without bound, however it is sent, and whether or not its answers are read. Keys share both.
     """
 
     def __init__(self, seats: int, max_bytes: int) -> None:
         self._seats = self._free = seats
         self.max_bytes = max_bytes
         self.held_bytes = 0
+        self._shares: dict[str, _Share] = {}  # by whose they are; only of those who have some
 
     @classmethod
     def of(cls, settings: Settings) -> Seats:
@@ -40,53 +53,71 @@ class Seats:
             math.ceil(max_bytes / frontends),
         )
 
-    def take(self) -> Seat:
+    def take(self, whose: str) -> Seat:
         """A seat, until it is given back.
 
+        Args:
+            whose: the key, or whatever tells clients without keys apart.
+
         Raises:
-            Overloaded: none is free.
+            Overloaded: none is free, or this key has too many of them.
         """
-        if not self._free:
-            raise Overloaded(f"{self._seats} requests are being answered", retry_after_s=1)
+        share = self._shares.get(whose) or _Share()
+        if share.seats >= MOST_OF_FREE * self._free:
+            whose_are = " of this key" if self._free else ""
+            taken = share.seats if self._free else self._seats
+            raise Overloaded(f"{taken} requests{whose_are} are being answered", retry_after_s=1)
+        self._shares[whose] = share
+        share.seats += 1
         self._free -= 1
-        return Seat(self)
+        return Seat(self, whose)
 
-    def give_back(self, held_bytes: int) -> None:
-        """A seat is free again, and so many bytes."""
+    def give_back(self, whose: str) -> None:
+        """A seat of this key is free again."""
+        share = self._shares[whose]
+        share.seats -= 1
         self._free += 1
-        self.held_bytes -= held_bytes
+        if not share.seats:
+            del self._shares[whose]
 
-    def change(self, held_bytes: int, new_bytes: int) -> None:
-        """A request that holds so many bytes wants so many.
+    def change(self, whose: str, held_bytes: int, new_bytes: int) -> None:
+        """A request of this key that holds so many bytes wants so many.
 
         Raises:
             RequestTooLarge: they would be too many if there were no other.
             Overloaded: they are too many, together with the others'.
         """
-        allowed = self.max_bytes - (self.max_bytes // 4 if new_bytes > SHORT_BYTES else 0)
-        if new_bytes > allowed:
-            raise RequestTooLarge(new_bytes, allowed)
-        others = self.held_bytes - held_bytes
-        if new_bytes > held_bytes and others + new_bytes > allowed:
-            raise Overloaded(f"requests of {others} bytes are being answered", retry_after_s=1)
-        self.held_bytes = others + new_bytes
+        share, more_bytes = self._shares[whose], new_bytes - held_bytes
+        allowed = self.max_bytes * (3 if new_bytes > SHORT_BYTES else 4) // 4
+        alone = allowed * MOST_OF_FREE // (MOST_OF_FREE + 1)
+        if new_bytes > alone:
+            raise RequestTooLarge(new_bytes, alone)
+        total = self.held_bytes + more_bytes
+        if more_bytes > 0 and share.held_bytes + more_bytes > MOST_OF_FREE * (allowed - total):
+            raise Overloaded(
+                f"requests of {self.held_bytes - held_bytes} bytes are being answered",
+                retry_after_s=1,
+            )
+        self.held_bytes = total
+        share.held_bytes += more_bytes
 
 
 class Seat:
     """One request's place and the memory it takes."""
 
-    __slots__ = ("_seats", "bytes")
+    __slots__ = ("_seats", "_whose", "bytes")
 
-    def __init__(self, seats: Seats) -> None:
+    def __init__(self, seats: Seats, whose: str) -> None:
         self._seats = seats
+        self._whose = whose
         self.bytes = 0
 
     def hold(self, num_bytes: int) -> None:
         """The request takes so many bytes from now on; raises what `Seats.change` raises."""
-        self._seats.change(self.bytes, num_bytes)
+        self._seats.change(self._whose, self.bytes, num_bytes)
         self.bytes = num_bytes
 
     def give_back(self) -> None:
         """The request has ended, and its answer is sent."""
-        self._seats.give_back(self.bytes)
-        self.bytes = 0
+        self.hold(0)
+        self._seats.give_back(self._whose)

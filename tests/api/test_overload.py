@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,7 @@ import openai
 import pytest
 from fastapi import FastAPI
 
+from server.api import body as body_module
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.engine import wait_until
 from tests.fakes import FakeBackend
@@ -317,7 +318,7 @@ def test_who_is_still_sending_holds_a_seat_and_more_than_the_seats_are_refused()
 def test_no_more_than_some_large_bodies_are_held_at_a_time_and_queries_still_get_in() -> None:
     largest = 4 << 20
     body = b" " * largest
-    with serving("--max-memory-bytes", str(4 * largest)) as client:
+    with serving("--max-memory-bytes", str(5 * largest)) as client:
         uploads = [start_upload(client, body, largest - 1) for _ in range(3)]
         wait_until(lambda: page(client).value("request_memory_bytes") == 3 * (largest - 1))
         refused = start_upload(client, body, largest - 1)  # three fit
@@ -341,7 +342,7 @@ def test_no_more_than_some_large_bodies_are_held_at_a_time_and_queries_still_get
 
 def test_an_answer_that_nobody_reads_counts_until_it_is_read() -> None:
     body = json.dumps({"model": PLAIN, "input": ["a"] * 2048}).encode()
-    with serving("--max-memory-bytes", str(48 << 20)) as client:  # it takes 28 MB
+    with serving("--max-memory-bytes", str(48 << 20)) as client:  # it takes 28
 
         def status() -> int:
             head = {"content-type": "application/json"}
@@ -419,6 +420,56 @@ def test_who_stalls_an_upload_is_given_up_and_loses_the_seat() -> None:
         assert b'"code":"request_timeout"' in answer
         stalling.close()
         assert post(client, QUERY).status_code == 200
+
+
+def test_one_key_that_stalls_all_it_may_shuts_no_other_out() -> None:
+    keys = ("--api-key", "sk-greedy", "--api-key", "sk-other")
+    body = json.dumps(QUERY).encode()
+    with serving("--max-concurrent-requests", "10", *keys) as client:
+        stalled = []
+        while post(client, QUERY, "sk-greedy").status_code == 200:
+            head = "Authorization: Bearer sk-greedy\r\nExpect: 100-continue\r\n"
+            stalled.append(start_upload(client, body, 0, head))
+            assert stalled[-1].recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert len(stalled) == 8
+        for _ in range(3):
+            assert post(client, QUERY, "sk-other").status_code == 200
+        for upload in stalled:
+            upload.close()
+
+
+async def test_a_body_that_hardly_moves_is_given_up(
+    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_module, "PATIENCE_S", 0.1)
+    app = await app_over(FakeBackend(), max_concurrent_requests=1)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    async with client_of(app) as client:
+        answer = await client.post(EMBEDDINGS, content=trickle())
+        assert answer.status_code == 408
+        assert answer.json()["error"]["code"] == "body_too_slow"
+        assert (await ask(client, QUERY)).status_code == 200
+
+
+async def test_a_slow_body_that_moves_has_its_time(
+    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_module, "PATIENCE_S", 0.1)
+    app = await app_over(FakeBackend())
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b" " * 1024  # good for a second
+            await asyncio.sleep(0.05)
+        yield json.dumps(QUERY).encode()
+
+    async with client_of(app) as client:
+        assert (await client.post(EMBEDDINGS, content=slowly())).status_code == 200
 
 
 async def test_a_worker_that_is_stuck_does_not_keep_its_client_for_ever(app_over: AppOver) -> None:

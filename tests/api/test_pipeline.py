@@ -141,7 +141,7 @@ async def test_its_requests_count_against_the_limit_of_the_key(counting: Countin
 
 async def test_it_takes_a_seat_and_leaves_it(counting: Counting) -> None:
     seats = counting.app.state.services.seats
-    taken = [seats.take(), seats.take()]
+    taken = [seats.take("a"), seats.take("b")]
     refused = await counting.post()
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "server_overloaded"

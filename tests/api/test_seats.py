@@ -15,40 +15,72 @@ MIB = 1024 * 1024
 def test_a_seat_that_is_given_back_is_free_again() -> None:
     seats = Seats(1, max_bytes=MIB)
     for _ in range(3):
-        seat = seats.take()
+        seat = seats.take("a")
         with pytest.raises(Overloaded, match="1 requests"):
-            seats.take()
-        seat.hold(MIB)
+            seats.take("a")
+        seat.hold(MIB // 2)
         seat.give_back()
 
 
 def test_what_all_hold_together_is_bounded() -> None:
     seats = Seats(9, max_bytes=100)
-    one, other = seats.take(), seats.take()
+    one, other = seats.take("a"), seats.take("a")
     one.hold(60)
-    other.hold(40)
+    other.hold(20)
     with pytest.raises(Overloaded, match="60 bytes"):
-        other.hold(41)
+        other.hold(21)
     one.hold(50)  # the body is gone, its texts are left
-    other.hold(50)
+    other.hold(30)
     one.give_back()
-    seats.take().hold(50)
+    seats.take("a").hold(50)
     with pytest.raises(Overloaded):
-        seats.take().hold(1)
+        seats.take("a").hold(1)
 
 
 def test_large_requests_leave_room_for_short_ones() -> None:
-    seats = Seats(9, max_bytes=8 * MIB)
-    seats.take().hold(4 * MIB)
-    large = seats.take()
+    seats = Seats(9, max_bytes=10 * MIB)
+    seats.take("a").hold(4 * MIB)
+    large = seats.take("a")
     with pytest.raises(Overloaded):
         large.hold(3 * MIB)
     for _ in range(4):
-        seats.take().hold(SHORT_BYTES)
+        seats.take("a").hold(SHORT_BYTES)
+
+
+def test_a_key_leaves_seats_to_others() -> None:
+    seats = Seats(100, max_bytes=MIB)
+    for whose, most in (("a", 80), ("b", 16), ("c", 4)):
+        for _ in range(most):
+            last = seats.take(whose)
+        with pytest.raises(Overloaded, match="requests"):
+            seats.take(whose)
+    last.give_back()
+    seats.take("c")
+
+
+def test_a_key_leaves_memory_to_others() -> None:
+    seats = Seats(100, max_bytes=100)
+    for whose, most in (("a", 80), ("b", 16), ("c", 3)):
+        for _ in range(most):
+            seat = seats.take(whose)
+            seat.hold(1)
+        with pytest.raises(Overloaded, match="requests of"):
+            seat.hold(2)
+        seat.hold(0)
+        seat.hold(1)
+
+
+@pytest.mark.parametrize("seats", [1, 2, 3, 4])
+def test_where_there_are_few_seats_one_key_may_have_all(seats: int) -> None:
+    few = Seats(seats, max_bytes=MIB)
+    for _ in range(seats):
+        few.take("a")
+    with pytest.raises(Overloaded, match=f"{seats} requests are"):
+        few.take("b")
 
 
 def test_a_request_for_which_there_is_never_room_is_told_so() -> None:
-    seat = Seats(9, max_bytes=8 * MIB).take()
+    seat = Seats(9, max_bytes=10 * MIB).take("a")
     with pytest.raises(RequestTooLarge, match=f"{7 * MIB} bytes .* {6 * MIB}"):
         seat.hold(7 * MIB)
     seat.hold(6 * MIB)
@@ -68,7 +100,7 @@ def test_a_quarter_of_the_memory_is_for_requests(
 def test_each_front_end_has_its_share(frontends: int | None, seats: int) -> None:
     settings = Settings(max_concurrent_requests=10, frontends=frontends)
     shared = Seats.of(settings)
-    taken = [shared.take() for _ in range(seats)]
+    taken = [shared.take(f"key {number}") for number in range(seats)]
     with pytest.raises(Overloaded):
-        shared.take()
+        shared.take("another")
     assert len(taken) == seats
