@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from server.http.protocol import MAX_HEAD_BYTES
+from server.http.protocol import MAX_HEAD_BYTES, MAX_UNWANTED_BYTES
 from tests.conftest import REPOSITORY
 from tests.server_process import ServerProcess
 
@@ -262,6 +262,21 @@ def test_a_body_that_was_answered_early_and_hardly_moves_is_not_waited_for(
         connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n")
         with pytest.raises(ConnectionError):
             drip(connection, b"x" * 50)
+
+
+@pytest.mark.parametrize("offer", [b"", OFFER], ids=["plain", "upgrade-offered"])
+def test_of_a_body_that_was_answered_early_only_so_much_is_read(
+    impatient: ServerProcess, offer: bytes
+) -> None:
+    sent = 0
+    with Connection(impatient) as connection:
+        connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\n", offer)
+        connection.send(b"Content-Length: %d\r\n\r\n" % 10**9)
+        with pytest.raises(ConnectionError):
+            while sent < 10**9:
+                connection.send(b"x" * 1_000_000)
+                sent += 1_000_000
+    assert MAX_UNWANTED_BYTES <= sent < MAX_UNWANTED_BYTES + 30_000_000  # what the kernel holds
 
 
 def test_who_does_not_read_answers_is_not_waited_for(impatient: ServerProcess) -> None:
