@@ -10,6 +10,7 @@
           RequestAboveTokenLimit       max_tokens_per_request
           TokenWithoutEmbedding
           FingerprintMismatch          embedding_fingerprint_mismatch
+          UntrustedHost                untrusted_host
         AuthenticationFailed      401  authentication_error
           MissingApiKey
           IncorrectApiKey              invalid_api_key
@@ -206,6 +207,18 @@ class FingerprintMismatch(InvalidRequest):
             f"the request expects {expected} ({header}). Vectors of the two do not belong into one "
             "index.",
             param=header,
+        )
+
+
+class UntrustedHost(InvalidRequest):
+    """The request names a host for which this server does not answer."""
+
+    code = "untrusted_host"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"This server does not answer for the host {host[:100]!r}. Whoever runs it can allow it "
+            "with --trusted-host."
         )
 
 

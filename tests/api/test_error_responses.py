@@ -125,7 +125,7 @@ async def test_a_path_with_a_slash_or_a_v1_too_many_or_too_few_is_answered_with_
 ) -> None:
     async with client_of(app) as client:
         for method in ("GET", "POST"):
-            response = await client.request(method, f"http://test{path}")
+            response = await client.request(method, f"http://localhost{path}")
             error = refusal(response, 404)
             assert error["code"] == "unknown_url"
             assert f"Unknown request URL: {method} {path}. Use {right}: " in str(error["message"])

@@ -264,7 +264,7 @@ async def test_an_unexpected_failure_is_a_500_in_the_one_shape_without_a_traceba
         raise RuntimeError("secret detail")
 
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         response = await client.get("/broken")
     assert response.status_code == 500
     assert "secret detail" not in response.text

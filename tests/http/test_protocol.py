@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import socket
@@ -272,7 +273,7 @@ def test_of_a_body_that_was_answered_early_only_so_much_is_read(
     with Connection(impatient) as connection:
         connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\n", offer)
         connection.send(b"Content-Length: %d\r\n\r\n" % 10**9)
-        with pytest.raises(ConnectionError):
+        with contextlib.suppress(ConnectionError):
             while sent < 10**9:
                 connection.send(b"x" * 1_000_000)
                 sent += 1_000_000
