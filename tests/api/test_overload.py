@@ -263,7 +263,7 @@ def start_upload(
     host, port = str(client.base_url).removeprefix("http://").rstrip("/").split(":")
     connection = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
     head = (
-        f"POST {EMBEDDINGS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{more_head}\r\n"
+        f"POST {EMBEDDINGS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{more_head}\r\n"
     )
     connection.sendall(head.encode() + body[:sent])
     return connection

@@ -426,7 +426,7 @@ def test_a_client_that_leaves_takes_its_waiting_work_with_it() -> None:
             return page.value(name, model=PLAIN)
 
         body = json.dumps({"model": PLAIN, "input": ["word " * 250] * 200}).encode()
-        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         host, port = own.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as leaving:
             leaving.sendall(head.encode() + body)
