@@ -79,7 +79,8 @@ def raw(server: ServerProcess, *parts: bytes) -> bytes:
         b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
         b"GET\r\n\r\n",
         b"POST /v1/embeddings HTTP/9\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 20_000,  # more than a head may hold
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
+        + b"a: b\r\n" * 20_000,  # more than a head may hold
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\nlong: " + b"x" * 200_000,
     ],
 )

@@ -262,9 +262,7 @@ def start_upload(
     """A connection that has sent so much of a request's body and stalls."""
     host, port = str(client.base_url).removeprefix("http://").rstrip("/").split(":")
     connection = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
-    head = (
-        f"POST {EMBEDDINGS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{more_head}\r\n"
-    )
+    head = f"POST {EMBEDDINGS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{more_head}\r\n"
     connection.sendall(head.encode() + body[:sent])
     return connection
 

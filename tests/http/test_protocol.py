@@ -260,7 +260,9 @@ def test_a_body_that_was_answered_early_and_hardly_moves_is_not_waited_for(
     impatient: ServerProcess,
 ) -> None:
     with Connection(impatient) as connection:
-        connection.send(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n")
+        connection.send(
+            b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n"
+        )
         with pytest.raises(ConnectionError):
             drip(connection, b"x" * 50)
 
