@@ -171,7 +171,7 @@ async def test_a_counter_in_redis_that_somebody_made_last_for_ever_ends_after_a_
     with redis.Redis.from_url(shared_redis.url) as client:
         client.set(name, 9)
         counters = RedisCounters(shared_redis.url, patience_s=10)
-        assert await counters.take_if_fits(name, 1, 9) == (False, 9, pytest.approx(60, abs=5))
+        assert 50 < (await counters.take_if_fits(name, 1, 9)).ends_in_s <= 60
         client.persist(name)
-        assert await counters.take_if_fits(name, 0, 9) == (True, 9, pytest.approx(60, abs=5))
+        assert 50 < (await counters.take_if_fits(name, 0, 9)).ends_in_s <= 60
         await counters.close()
