@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from server.catalog.names import stays_below
-from server.importing.folder import CONFIG_FILE, PROMPTS_FILE
+from server.importing.folder import CONFIG_FILE
 from server.importing.head import MODULES_FILE
 from server.importing.json_files import is_there, read_any_json, read_json_if_there
+from server.importing.prompts import PROMPTS_FILE
 from server.importing.published_graph import find_graphs
 
 _CLASSIFIERS = re.compile(
@@ -54,6 +55,7 @@ _NOT_EXPORTABLE = {
     "xlnet": "its attention over permutations cannot be exported",
     "funnel": "its layers that drop tokens cannot be exported",
 }
+_README_CHARS = 20_000  # its header may list languages and figures
 _INSTEAD = "choose a transformer that gives one dense vector a text"
 
 
@@ -174,7 +176,8 @@ def _ranking_by_readme(traits: Traits) -> str | None:
     readme = traits.path / "README.md"
     if traits.pools or not readme.is_file():
         return None
-    header = readme.read_text(encoding="utf-8", errors="replace")[:20_000].split("\n---", 1)[0]
+    with readme.open(encoding="utf-8", errors="replace") as opened:
+        header = opened.read(_README_CHARS).split("\n---", 1)[0]
     if re.search(r"^pipeline_tag:\s*['\"]?text-ranking\b", header, re.MULTILINE) is None:
         return None
     return f"is a reranker (its README says pipeline_tag: text-ranking); {_INSTEAD}"

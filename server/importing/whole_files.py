@@ -13,12 +13,12 @@ from server.catalog.card import TOKENIZER_FILE
 from server.errors import ImportRefused
 from server.importing.folder import (
     CONFIG_FILE,
-    PROMPTS_FILE,
     SENTENCE_BERT_FILE,
     TOKENIZER_CONFIG_FILE,
 )
 from server.importing.head import MODULES_FILE, WEIGHTS_FILE
 from server.importing.json_files import read_json
+from server.importing.prompts import PROMPTS_FILE
 from server.importing.weight_files import INDEX_FILE
 from server.inference.safetensors_header import NotSafetensors, read_header
 
