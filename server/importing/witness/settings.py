@@ -1,0 +1,77 @@
+"""What a config.json says of the arithmetic; what a family's formulas do not know is refused.
+
+Pure functions; any thread may call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.errors import ImportRefused
+from server.importing.witness import formulas
+
+Activation = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+# By the names of config.json.
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": formulas.gelu,
+    "gelu_new": formulas.gelu_tanh,
+    "gelu_pytorch_tanh": formulas.gelu_tanh,
+    "relu": formulas.relu,
+    "silu": formulas.silu,
+    "swish": formulas.silu,
+    "tanh": formulas.tanh,
+}
+
+
+def count(config: Mapping[str, Any], key: str) -> int:
+    """A positive whole number that the config has to say.
+
+    Raises:
+        ImportRefused: it does not.
+    """
+    found = config.get(key)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise ImportRefused(f"config.json: {key} is {found!r}, not a positive whole number")
+    return found
+
+
+def number(config: Mapping[str, Any], key: str, default: float) -> float:
+    """A number; `default` is the published one, for configs that leave it out.
+
+    Raises:
+        ImportRefused: it is none.
+    """
+    found = config.get(key, default)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ImportRefused(f"config.json: {key} is {found!r}, not a number")
+    return float(found)
+
+
+def require(config: Mapping[str, Any], key: str, *known: object) -> None:
+    """See that a setting is absent or one that the formulas know.
+
+    Raises:
+        ImportRefused: it is another one.
+    """
+    if key in config and config[key] not in known:
+        told = " or ".join(repr(one) for one in known)
+        raise ImportRefused(f"config.json: {key} is {config[key]!r}; the witness knows only {told}")
+
+
+def activation(config: Mapping[str, Any], key: str, default: str) -> Activation:
+    """The function that a setting names.
+
+    Raises:
+        ImportRefused: it is unknown here.
+    """
+    name = config.get(key, default)
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise ImportRefused(
+            f"config.json: {key} is {name!r}; the witness knows only {', '.join(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[name]
