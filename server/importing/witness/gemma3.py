@@ -60,8 +60,8 @@ def forward(
         feed_forward_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
     )
     words = "embed_tokens.weight"
-    tensors.find_prefix(words)
     rows = settings.count(config, "vocab_size")
+    tensors.find_prefix(words)
     found = read_embeddings(tensors, words, texts, rows, plan.width)
     root = np.float32(math.sqrt(plan.width))
     return gated_decoder.run(plan, tensors, [text * root for text in found])

@@ -44,8 +44,8 @@ def forward(
     refuse_strangers(config)
     model = _ModernBert(config, tensors)
     width, words = model.width, "embeddings.tok_embeddings.weight"
-    tensors.find_prefix(words)
     rows = settings.count(config, "vocab_size")
+    tensors.find_prefix(words)
     norm = model.norm("embeddings.norm")
     hidden = [norm(text) for text in read_embeddings(tensors, words, texts, rows, width)]
     for number, kind in enumerate(model.layer_types):

@@ -51,13 +51,12 @@ _NEUTRAL = {
     "scale_attn_weights": True,
     "parallel_block_tied_norm": False,
 }
-_TRANSLATED = {
+_COUNTS = {
     "n_embd": "hidden_size",
     "n_head": "num_attention_heads",
     "n_layer": "num_hidden_layers",
-    "layer_norm_epsilon": "layer_norm_eps",
-    "rotary_emb_base": "rope_theta",
 }
+_NUMBERS = {"layer_norm_epsilon": "layer_norm_eps", "rotary_emb_base": "rope_theta"}
 _ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu"}
 _INNER_MULTIPLE = 256  # the published code rounds n_inner up to it
 
@@ -197,7 +196,10 @@ def _translated(config: Mapping[str, Any], longest: int) -> Mapping[str, Any]:
         raise ImportRefused(
             f"config.json: the witness knows no rotary_scaling_factor {factor} for {longest} tokens"
         )
-    found = {new: config.get(old) for old, new in _TRANSLATED.items()}
+    found: dict[str, object] = {
+        **{new: settings.count(config, old) for old, new in _COUNTS.items()},
+        **{new: settings.number(config, old) for old, new in _NUMBERS.items()},
+    }
     found["intermediate_size"] = _rounded_up(settings.count(config, "n_inner"), _INNER_MULTIPLE)
     settings.require({"activation_function": None, **config}, "activation_function", *_ACTIVATIONS)
     found["hidden_act"] = _ACTIVATIONS[config["activation_function"]]

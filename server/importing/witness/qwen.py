@@ -88,8 +88,8 @@ def _forward(
         feed_forward_norms=("post_attention_layernorm", None),
     )
     words = "embed_tokens.weight"
-    tensors.find_prefix(words)
     rows = settings.count(config, "vocab_size")
+    tensors.find_prefix(words)
     return gated_decoder.run(
         plan, tensors, read_embeddings(tensors, words, texts, rows, plan.width)
     )

@@ -62,7 +62,7 @@ def read_rotation(
     for key, value in older.items():
         if found.setdefault(key, value) != value:
             raise ImportRefused(f"config.json: {key} is {value!r}, but {found[key]!r} in {where}")
-    return _rotation(found, base_key if base_key in config else f"{where}.rope_theta")
+    return _rotation(found, f"{where}.rope_theta" if told and base_key not in config else base_key)
 
 
 def _rotation(found: dict[str, Any], base_name: str) -> Rotation:

@@ -97,6 +97,7 @@ CASES = {
             "attention_bias": True,
             "mlp_bias": True,
             "norm_bias": True,
+            "norm_eps": 0.01,
         },
     ),
     "modernbert-as-transformers-4": Case(
@@ -112,7 +113,9 @@ CASES = {
         },
     ),
     "nomic_bert": Case(nomic_bert.forward, _nomic, {"rope_parameters": {"rope_theta": 500.0}}),
-    "nomic_bert-heads": Case(nomic_bert.forward, _nomic, {"head_dim": 16, "hidden_act": "gelu"}),
+    "nomic_bert-heads": Case(
+        nomic_bert.forward, _nomic, {"head_dim": 16, "hidden_act": "gelu", "layer_norm_eps": 0.01}
+    ),
     "qwen2": Case(qwen.forward_qwen2, _qwen2, {}),
     "qwen2-window": Case(qwen.forward_qwen2, _qwen2, {**WINDOW, "max_window_layers": 1}),
     "qwen2-both-ways": Case(qwen.forward_qwen2, _qwen2, {"is_causal": False}),
@@ -132,10 +135,18 @@ CASES = {
     "qwen3-biased": Case(
         qwen.forward_qwen3,
         _qwen3,
-        {**WINDOW, "layer_types": MIXED, "attention_bias": True, "rope_parameters": LINEAR},
+        {
+            **WINDOW,
+            "layer_types": MIXED,
+            "attention_bias": True,
+            "rope_parameters": LINEAR,
+            "rms_norm_eps": 0.01,
+        },
     ),
     "gemma3": Case(gemma3.forward, _gemma3, {"attention_bias": True}),
-    "gemma3-both-ways": Case(gemma3.forward, _gemma3, {"use_bidirectional_attention": True}),
+    "gemma3-both-ways": Case(
+        gemma3.forward, _gemma3, {"use_bidirectional_attention": True, "rms_norm_eps": 0.01}
+    ),
     "gemma3-as-transformers-4": Case(
         gemma3.forward,
         _gemma3,
