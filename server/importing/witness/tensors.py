@@ -110,6 +110,13 @@ class Tensors:
         read = {row: self._read(place, row * width, width) for row in {int(row) for row in rows}}
         return _finite(np.stack([read[int(row)] for row in rows]), place, name)
 
+    def look_up(
+        self, name: str, texts: Sequence[NDArray[np.int64]], *shape: int
+    ) -> list[NDArray[np.float32]]:
+        """The rows of a table for each text's numbers, (tokens, width); see `take_rows`."""
+        found = self.take_rows(name, np.concatenate(texts), *shape)
+        return np.split(found, np.cumsum([len(text) for text in texts])[:-1])
+
     def unused(self) -> tuple[str, ...]:
         """Full names that nobody took, sorted."""
         return tuple(sorted(self._places.keys() - self._taken))
