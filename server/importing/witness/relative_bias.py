@@ -40,4 +40,5 @@ def buckets(distance: NDArray[np.int64], number: int, farthest: int) -> NDArray[
     ratio = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(single))
     step = ratio / np.float32(math.log(farthest / single)) * np.float32(half - single)
     logarithmic = np.minimum(single + step.astype(np.int64), half - 1)
-    return np.where(far < single, far, logarithmic) + half * (distance > 0)
+    found: NDArray[np.int64] = np.where(far < single, far, logarithmic) + half * (distance > 0)
+    return found

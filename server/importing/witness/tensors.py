@@ -81,6 +81,10 @@ class Tensors:
         """Whether `take` would find it."""
         return self.prefix + name in self._places
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape that the file says; see `take`, which asks for it."""
+        return self._place(name).shape
+
     def take(self, name: str, *shape: int) -> NDArray[np.float32]:
         """A tensor in float32, `shape`; half precision is widened, which is exact.
 
@@ -121,11 +125,14 @@ class Tensors:
         """Full names that nobody took, sorted."""
         return tuple(sorted(self._places.keys() - self._taken))
 
-    def _find(self, name: str, shape: tuple[int, ...]) -> _Place:
-        full = self.prefix + name
-        place = self._places.get(full)
+    def _place(self, name: str) -> _Place:
+        place = self._places.get(self.prefix + name)
         if place is None:
-            raise ImportRefused(f"{self._folder}: the weights hold no {full}")
+            raise ImportRefused(f"{self._folder}: the weights hold no {self.prefix}{name}")
+        return place
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> _Place:
+        place, full = self._place(name), self.prefix + name
         self._taken.add(full)
         if place.shape != shape:
             raise ImportRefused(
