@@ -22,6 +22,13 @@ def doctor(
         bool,
         typer.Option("--offline", help="Prove that serving opens no socket beyond this machine."),
     ] = False,
+    witness: Annotated[
+        bool,
+        typer.Option(
+            "--witness",
+            help="Compute some texts once more with numpy, straight from the weights, and compare.",
+        ),
+    ] = False,
 ) -> None:
     """Test this installation: files, vectors against the models' references, memory, threads."""
     if offline:
@@ -34,7 +41,7 @@ def doctor(
 
     settings.check_data_dir()
     bad = 0
-    for finding in examine(settings, offline=offline):
+    for finding in examine(settings, offline=offline, witness=witness):
         verdict = "ok " if finding.good else "BAD"
         print(f"{verdict}  {finding.subject}: {finding.text}", flush=True)
         bad += not finding.good

@@ -70,6 +70,13 @@ Graph = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Import it though its vectors are not the publisher's.")
 ]
+Witnessing = Annotated[
+    bool,
+    typer.Option(
+        "--witness",
+        help="Then compute some texts once more with numpy, straight from the weights, and compare.",
+    ),
+]
 Replace = Annotated[bool, typer.Option("--replace", help="Take the place of an installed model.")]
 
 
@@ -245,6 +252,7 @@ def verify_models(
         list[str] | None,
         typer.Argument(help="Models, by their cards' names; default: all on this machine."),
     ] = None,
+    witness: Witnessing = False,
 ) -> None:
     """Compare every byte of the models with their cards; changes nothing, needs no network."""
     from rich.filesize import decimal
@@ -280,3 +288,7 @@ def verify_models(
     found = [problem for problems in wrong.values() for problem in problems]
     if found:
         raise ModelFileError(f"not what the cards say: {'; '.join(found)}")
+    if witness:
+        from server.commands.witnessing import check_by_witness
+
+        check_by_witness(cards, insist=bool(names))

@@ -19,13 +19,14 @@ from server.catalog.card_file import read_card, write_card
 from server.delivery.placing import workshop
 from server.errors import ImportRefused
 from server.importing import origin
-from server.importing.build import build_files, pin_files
+from server.importing.build import build_files, makes_own_graph, pin_files
 from server.importing.families import find_family
 from server.importing.folder import REFERENCE_FILE, ModelFolder, read_folder
 from server.importing.places import check_free, choose_name
 from server.importing.plan import Wishes, choose_prompts, choose_sizes
 from server.importing.proof import prove_dtypes, prove_it_computes, prove_parity
 from server.importing.proof_texts import REFERENCE_TEXTS
+from server.importing.witness_proof import prove_by_witness
 
 
 def import_model(
@@ -73,6 +74,10 @@ def _make(
     prompts = choose_prompts(folder, family, wishes, report)
     matryoshka = choose_sizes(encoder.embedding_dim, family, wishes, report)
     parity = prove_parity(folder, encoder, prompts.values(), report, force=wishes.force)
+    own = makes_own_graph(folder, wishes)
+    parity = prove_by_witness(
+        folder, encoder, prompts.values(), parity, report, own_graph=own, force=wishes.force
+    )
     card = Card(
         name=name,
         description=origin.description(folder, wishes),

@@ -27,7 +27,6 @@ from server.importing.witness.rotary import (
     FULL,
     SLIDING,
     Attention,
-    read_embeddings,
     read_layer_types,
     read_rotation,
 )
@@ -62,7 +61,7 @@ def forward(
     words = "embed_tokens.weight"
     rows = settings.count(config, "vocab_size")
     tensors.find_prefix(words)
-    found = read_embeddings(tensors, words, texts, rows, plan.width)
+    found = tensors.look_up(words, texts, rows, plan.width)
     root = np.float32(math.sqrt(plan.width))
     return gated_decoder.run(plan, tensors, [text * root for text in found])
 

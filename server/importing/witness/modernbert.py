@@ -23,7 +23,6 @@ from server.importing.witness.rotary import (
     SLIDING,
     Attention,
     Norm,
-    read_embeddings,
     read_layer_types,
     read_rotation,
 )
@@ -47,7 +46,7 @@ def forward(
     rows = settings.count(config, "vocab_size")
     tensors.find_prefix(words)
     norm = model.norm("embeddings.norm")
-    hidden = [norm(text) for text in read_embeddings(tensors, words, texts, rows, width)]
+    hidden = [norm(text) for text in tensors.look_up(words, texts, rows, width)]
     for number, kind in enumerate(model.layer_types):
         hidden = model.attend(f"layers.{number}", kind, hidden, normed=number > 0)
         hidden = model.feed_forward(f"layers.{number}", hidden)

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import ImportRefused
+from server.errors import UnknownArithmetic
 from server.importing.witness import formulas, settings
 from server.importing.witness.formulas import Floats
 from server.importing.witness.rotary import (
     Attention,
     Norm,
-    read_embeddings,
     read_rotation,
 )
 from server.importing.witness.settings import Activation
@@ -106,7 +105,7 @@ def forward(
     refuse_strangers(config)
     model = _read(_translated(config, max(map(len, texts))))
     tensors.find_prefix(_WORDS)
-    found = read_embeddings(tensors, _WORDS, texts, model.words, model.width)
+    found = tensors.look_up(_WORDS, texts, model.words, model.width)
     if model.segments:
         segment = tensors.take(_SEGMENTS, model.segments, model.width)[0]
         found = [text + segment for text in found]
@@ -186,14 +185,14 @@ def _translated(config: Mapping[str, Any], longest: int) -> Mapping[str, Any]:
         return config
     for key, known in _PUBLISHED.items():
         if config.get(key) != known:
-            raise ImportRefused(
+            raise UnknownArithmetic(
                 f"config.json: {key} is {config.get(key)!r}; the witness knows only {known!r}"
             )
     for key, neutral in _NEUTRAL.items():
         settings.require(config, key, neutral, None)
     factor = config.get("rotary_scaling_factor")
     if factor and longest > settings.count(config, "max_trained_positions"):
-        raise ImportRefused(
+        raise UnknownArithmetic(
             f"config.json: the witness knows no rotary_scaling_factor {factor} for {longest} tokens"
         )
     found: dict[str, object] = {
@@ -205,7 +204,7 @@ def _translated(config: Mapping[str, Any], longest: int) -> Mapping[str, Any]:
     found["hidden_act"] = _ACTIVATIONS[config["activation_function"]]
     for new, value in found.items():
         if config.get(new, value) != value:
-            raise ImportRefused(
+            raise UnknownArithmetic(
                 f"config.json: {new} is {config[new]!r}, but {value!r} as published"
             )
     words, multiple = (

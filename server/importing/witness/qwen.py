@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import ImportRefused
+from server.errors import UnknownArithmetic
 from server.importing.witness import gated_decoder, settings
 from server.importing.witness.formulas import Floats
 from server.importing.witness.rotary import (
     FULL,
     SLIDING,
     Attention,
-    read_embeddings,
     read_layer_types,
     read_rotation,
 )
@@ -68,7 +67,9 @@ def _forward(
     reach = _read_reach(config) if SLIDING in layer_types else None
     causal = _is_causal(config)
     if reach is not None and not causal:
-        raise ImportRefused("config.json: a window without causal attention is not known of Qwen")
+        raise UnknownArithmetic(
+            "config.json: a window without causal attention is not known of Qwen"
+        )
     sizes = gated_decoder.read_sizes(config, head_dim)
     rotation = read_rotation(config, "rope_theta")
     plan = gated_decoder.Plan(
@@ -90,9 +91,7 @@ def _forward(
     words = "embed_tokens.weight"
     rows = settings.count(config, "vocab_size")
     tensors.find_prefix(words)
-    return gated_decoder.run(
-        plan, tensors, read_embeddings(tensors, words, texts, rows, plan.width)
-    )
+    return gated_decoder.run(plan, tensors, tensors.look_up(words, texts, rows, plan.width))
 
 
 def _is_causal(config: Mapping[str, Any]) -> bool:
@@ -109,7 +108,7 @@ def _older_type(config: Mapping[str, Any], number: int) -> str:
 
 def _read_reach(config: Mapping[str, Any]) -> int:
     if not settings.flag(config, "use_sliding_window", default=False):
-        raise ImportRefused(
+        raise UnknownArithmetic(
             "config.json: layer_types says sliding_attention, but use_sliding_window does not"
         )
     return settings.count(config, "sliding_window") - 1

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import ImportRefused
+from server.errors import UnknownArithmetic
 from server.importing.witness import formulas, settings
 from server.importing.witness.formulas import Floats
-from server.importing.witness.tensors import Tensors
 
 Norm = Callable[[Floats], Floats]
 
@@ -47,46 +46,50 @@ def read_rotation(
         scaled: whether the older `rope_scaling` is meant for these layers, too.
 
     Raises:
-        ImportRefused: no base is told, two spellings differ, or the kind is not known here.
+        UnknownArithmetic: no base is told, two spellings differ, or the kind is not known here.
     """
     told = _object(config, "rope_parameters")
     where = "rope_parameters"
     if told and layer_type is not None:
         told, where = _object(told, layer_type), f"rope_parameters.{layer_type}"
         if not told:
-            raise ImportRefused(f"config.json: rope_parameters says nothing of {layer_type}")
+            raise UnknownArithmetic(f"config.json: rope_parameters says nothing of {layer_type}")
     found = dict(told)
     older = dict(_object(config, "rope_scaling")) if scaled else {}
     if base_key in config:
         older["rope_theta"] = config[base_key]
     for key, value in older.items():
         if found.setdefault(key, value) != value:
-            raise ImportRefused(f"config.json: {key} is {value!r}, but {found[key]!r} in {where}")
+            raise UnknownArithmetic(
+                f"config.json: {key} is {value!r}, but {found[key]!r} in {where}"
+            )
     return _rotation(found, f"{where}.rope_theta" if told and base_key not in config else base_key)
 
 
 def _rotation(found: dict[str, Any], base_name: str) -> Rotation:
     kind = found.pop("rope_type", found.get("type", "default"))
     if kind not in _KINDS or found.pop("type", kind) != kind:
-        raise ImportRefused(
+        raise UnknownArithmetic(
             f"config.json: rope_type is {kind!r}; the witness knows only {' and '.join(_KINDS)}"
         )
     base, factor = found.pop("rope_theta", None), found.pop("factor", 1.0)
     for name, value in ((base_name, base), ("the rotation's factor", factor)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ImportRefused(f"config.json: {name} is {value!r}, not a positive number")
+            raise UnknownArithmetic(f"config.json: {name} is {value!r}, not a positive number")
     if kind == "default" and factor != 1:
-        raise ImportRefused(f"config.json: a rotation by default has the factor {factor}")
+        raise UnknownArithmetic(f"config.json: a rotation by default has the factor {factor}")
     for key, value in found.items():
         if key not in _NEUTRAL or _NEUTRAL[key] not in (None, value):
-            raise ImportRefused(f"config.json: the witness knows no rotation with {key} {value!r}")
+            raise UnknownArithmetic(
+                f"config.json: the witness knows no rotation with {key} {value!r}"
+            )
     return Rotation(float(base), float(factor))
 
 
 def _object(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = config.get(key)
     if found is not None and not isinstance(found, Mapping):
-        raise ImportRefused(f"config.json: {key} is {found!r}, not an object")
+        raise UnknownArithmetic(f"config.json: {key} is {found!r}, not an object")
     return found or {}
 
 
@@ -97,17 +100,17 @@ def read_layer_types(config: Mapping[str, Any], older: Callable[[int], str]) -> 
         older: the type by a layer's number, for configs without `layer_types`.
 
     Raises:
-        ImportRefused: there are more or fewer types than layers, or others.
+        UnknownArithmetic: there are more or fewer types than layers, or others.
     """
     layers = settings.count(config, "num_hidden_layers")
     types = config.get("layer_types")
     if types is None:
         types = [older(number) for number in range(layers)]
     if not isinstance(types, list) or len(types) != layers:
-        raise ImportRefused(f"config.json: layer_types does not name {layers} layers")
+        raise UnknownArithmetic(f"config.json: layer_types does not name {layers} layers")
     for kind in types:
         if kind not in (FULL, SLIDING):
-            raise ImportRefused(f"config.json: the witness knows no layer type {kind!r}")
+            raise UnknownArithmetic(f"config.json: the witness knows no layer type {kind!r}")
     return types
 
 
@@ -126,24 +129,12 @@ def sees(tokens: int, *, causal: bool, reach: int | None) -> NDArray[np.bool_] |
     return near if reach is None else near & (np.abs(back) <= reach)
 
 
-def read_embeddings(
-    tensors: Tensors, name: str, texts: Sequence[NDArray[np.int64]], rows: int, width: int
-) -> list[Floats]:
-    """Each text's rows of the table, (tokens, width); only those rows are read.
-
-    Raises:
-        ImportRefused: as `Tensors.take_rows`.
-    """
-    found = tensors.take_rows(name, np.concatenate(texts), rows, width)
-    return np.split(found, np.cumsum([len(text) for text in texts])[:-1])
-
-
 @dataclass(frozen=True, slots=True)
 class Attention:
     """One layer's attention between its projections.
 
     Raises:
-        ImportRefused: `head_dim` is odd: its numbers cannot be paired.
+        UnknownArithmetic: `head_dim` is odd: its numbers cannot be paired.
     """
 
     heads: int
@@ -156,7 +147,9 @@ class Attention:
 
     def __post_init__(self) -> None:
         if self.head_dim % 2:
-            raise ImportRefused(f"config.json: heads of {self.head_dim} numbers cannot be rotated")
+            raise UnknownArithmetic(
+                f"config.json: heads of {self.head_dim} numbers cannot be rotated"
+            )
 
     def __call__(
         self,

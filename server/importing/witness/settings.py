@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import ImportRefused
+from server.errors import ImportRefused, UnknownArithmetic
 from server.importing.witness import formulas
 
 Activation = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -68,22 +68,24 @@ def require(config: Mapping[str, Any], key: str, *known: object) -> None:
     """See that a setting is absent or one that the formulas know.
 
     Raises:
-        ImportRefused: it is another one.
+        UnknownArithmetic: it is another one.
     """
     if key in config and config[key] not in known:
         told = " or ".join(repr(one) for one in known)
-        raise ImportRefused(f"config.json: {key} is {config[key]!r}; the witness knows only {told}")
+        raise UnknownArithmetic(
+            f"config.json: {key} is {config[key]!r}; the witness knows only {told}"
+        )
 
 
 def activation(config: Mapping[str, Any], key: str, default: str | None = None) -> Activation:
     """The function that a setting names; `default` as for `number`.
 
     Raises:
-        ImportRefused: it is unknown here.
+        UnknownArithmetic: it is unknown here.
     """
     name = config.get(key, default)
     if not isinstance(name, str) or name not in _ACTIVATIONS:
-        raise ImportRefused(
+        raise UnknownArithmetic(
             f"config.json: {key} is {name!r}; the witness knows only {', '.join(_ACTIVATIONS)}"
         )
     return _ACTIVATIONS[name]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.errors import ImportRefused
+from server.errors import UnknownArithmetic
 
 # Each with the values that change nothing. None, like no such key, changes nothing either.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -62,9 +62,11 @@ def refuse_strangers(config: Mapping[str, Any]) -> None:
     """See that none of these settings says anything.
 
     Raises:
-        ImportRefused: one does; it is named.
+        UnknownArithmetic: one does; it is named.
     """
     for key, neutral in _NEUTRAL.items():
         found = config.get(key)
         if found is not None and found not in neutral:
-            raise ImportRefused(f"config.json: {key} is {found!r}; the witness knows no such model")
+            raise UnknownArithmetic(
+                f"config.json: {key} is {found!r}; the witness knows no such model"
+            )

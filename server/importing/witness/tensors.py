@@ -81,6 +81,10 @@ class Tensors:
         """Whether `take` would find it."""
         return self.prefix + name in self._places
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape that the file says; see `take`, which asks for it."""
+        return self._place(name).shape
+
     def take(self, name: str, *shape: int) -> NDArray[np.float32]:
         """A tensor in float32, `shape`; half precision is widened, which is exact.
 
@@ -110,15 +114,25 @@ class Tensors:
         read = {row: self._read(place, row * width, width) for row in {int(row) for row in rows}}
         return _finite(np.stack([read[int(row)] for row in rows]), place, name)
 
+    def look_up(
+        self, name: str, texts: Sequence[NDArray[np.int64]], *shape: int
+    ) -> list[NDArray[np.float32]]:
+        """The rows of a table for each text's numbers, (tokens, width); see `take_rows`."""
+        found = self.take_rows(name, np.concatenate(texts), *shape)
+        return np.split(found, np.cumsum([len(text) for text in texts])[:-1])
+
     def unused(self) -> tuple[str, ...]:
         """Full names that nobody took, sorted."""
         return tuple(sorted(self._places.keys() - self._taken))
 
-    def _find(self, name: str, shape: tuple[int, ...]) -> _Place:
-        full = self.prefix + name
-        place = self._places.get(full)
+    def _place(self, name: str) -> _Place:
+        place = self._places.get(self.prefix + name)
         if place is None:
-            raise ImportRefused(f"{self._folder}: the weights hold no {full}")
+            raise ImportRefused(f"{self._folder}: the weights hold no {self.prefix}{name}")
+        return place
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> _Place:
+        place, full = self._place(name), self.prefix + name
         self._taken.add(full)
         if place.shape != shape:
             raise ImportRefused(
