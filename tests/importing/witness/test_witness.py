@@ -57,6 +57,10 @@ MODELS = {
     "t5": _model(_ROBERTA, "T5", "EncoderModel", **_T5),
     "t5-gelu": _model(_ROBERTA, "T5", "EncoderModel", **_T5, feed_forward_proj="gated-gelu"),
     "t5-silu": _model(_ROBERTA, "T5", "EncoderModel", **_T5, feed_forward_proj="gated-silu"),
+    **{
+        name: folders.ARCHITECTURES[name]
+        for name in ("modernbert", "nomic_bert", "qwen2", "qwen3", "gemma3_text")
+    },
 }
 
 
