@@ -62,6 +62,7 @@ WITH_TORCH = [
     "importing/test_importer.py",
     "importing/test_onnx_graph.py",
     "importing/test_torch_*",
+    "importing/witness/test_torch_*",
     "importing/witness/test_witness.py",
     "inference/test_torch_*",
     "commands/test_models.py",

@@ -140,7 +140,7 @@ def join_heads(inputs: Floats) -> Floats:
     return inputs.transpose(1, 0, 2).reshape(inputs.shape[1], -1)
 
 
-def rotate(inputs: Floats, base: float) -> Floats:
+def rotate(inputs: Floats, base: float, factor: float = 1.0) -> Floats:
     """Rotary positions 0, 1, 2 … of one text, halves against each other.
 
     Su et al., RoFormer (2021), section 3.2.2: pair i of a head turns by position / base^(2i/d). The
@@ -148,11 +148,12 @@ def rotate(inputs: Floats, base: float) -> Floats:
 
     Args:
         inputs: (heads, tokens, head_dim) of queries or keys; head_dim is even.
+        factor: positions are divided by it. Chen et al., Position Interpolation (2023), equation 4.
     """
     tokens, head_dim = inputs.shape[1:]
     half = head_dim // 2
     pace = base ** (-np.arange(half, dtype=np.float64) * 2 / head_dim)
-    angles = np.arange(tokens, dtype=np.float64)[:, None] * pace  # (tokens, half)
+    angles = np.arange(tokens, dtype=np.float64)[:, None] / factor * pace  # (tokens, half)
     cosine, sine = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     left, right = inputs[..., :half], inputs[..., half:]
     return np.concatenate((left * cosine - right * sine, right * cosine + left * sine), axis=-1)

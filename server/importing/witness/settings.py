@@ -40,8 +40,8 @@ def count(config: Mapping[str, Any], key: str) -> int:
     return found
 
 
-def number(config: Mapping[str, Any], key: str, default: float) -> float:
-    """A number; `default` is the published one, for configs that leave it out.
+def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A number; `default` is the published one, for configs that leave it out; None: they may not.
 
     Raises:
         ImportRefused: it is none.
@@ -50,6 +50,18 @@ def number(config: Mapping[str, Any], key: str, default: float) -> float:
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise ImportRefused(f"config.json: {key} is {found!r}, not a number")
     return float(found)
+
+
+def flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    """Whether a setting is on; None counts as absent.
+
+    Raises:
+        ImportRefused: it is neither on nor off.
+    """
+    found = config.get(key)
+    if found is not None and not isinstance(found, bool):
+        raise ImportRefused(f"config.json: {key} is {found!r}, neither true nor false")
+    return default if found is None else found
 
 
 def require(config: Mapping[str, Any], key: str, *known: object) -> None:
@@ -65,8 +77,8 @@ def require(config: Mapping[str, Any], key: str, *known: object) -> None:
         )
 
 
-def activation(config: Mapping[str, Any], key: str, default: str) -> Activation:
-    """The function that a setting names.
+def activation(config: Mapping[str, Any], key: str, default: str | None = None) -> Activation:
+    """The function that a setting names; `default` as for `number`.
 
     Raises:
         UnknownArithmetic: it is unknown here.

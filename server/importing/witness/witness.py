@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 from server.catalog.card import Activation, Card, PoolingMode
 from server.importing.folder import ModelFolder
 from server.importing.json_files import read_json
-from server.importing.witness import bert, distilbert, mpnet, roberta, t5
+from server.importing.witness import (
+    bert,
+    distilbert,
+    gemma3,
+    modernbert,
+    mpnet,
+    nomic_bert,
+    qwen,
+    roberta,
+    t5,
+)
 from server.importing.witness.tensors import Tensors
 from server.importing.witness.vectors import dense, pool, unit
 
@@ -32,7 +42,12 @@ FAMILIES: dict[str, Forward] = {
     "bert": bert.forward,
     "camembert": roberta.forward,
     "distilbert": distilbert.forward,
+    "gemma3_text": gemma3.forward,
+    "modernbert": modernbert.forward,
     "mpnet": mpnet.forward,
+    "nomic_bert": nomic_bert.forward,
+    "qwen2": qwen.forward_qwen2,
+    "qwen3": qwen.forward_qwen3,
     "roberta": roberta.forward,
     "t5": t5.forward,
     "xlm-roberta": roberta.forward,
