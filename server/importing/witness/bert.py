@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from server.importing.witness import post_norm
 from server.importing.witness.formulas import Floats
 from server.importing.witness.settings import activation, count, number, require
+from server.importing.witness.strangers import refuse_strangers
 from server.importing.witness.tensors import Tensors
 
 WORDS = "embeddings.word_embeddings.weight"
@@ -47,10 +48,8 @@ def encode(
     positions: Sequence[NDArray[np.int64]],
 ) -> list[Floats]:
     """As `forward`, with the positions of each text's tokens, (tokens,)."""
+    refuse_strangers(config)
     require(config, "position_embedding_type", "absolute")
-    require(config, "is_decoder", False)
-    require(config, "add_cross_attention", False)
-    require(config, "pruned_heads", {}, None)
     sizes = post_norm.Sizes(
         hidden=count(config, "hidden_size"),
         inner=count(config, "intermediate_size"),

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from server.importing.witness import post_norm
 from server.importing.witness.formulas import Floats
-from server.importing.witness.settings import activation, count, require
+from server.importing.witness.settings import activation, count
+from server.importing.witness.strangers import refuse_strangers
 from server.importing.witness.tensors import Tensors
 
 WORDS = "embeddings.word_embeddings.weight"
@@ -39,7 +40,7 @@ def forward(
     Raises:
         ImportRefused: a tensor is missing, or the config says what these formulas do not know.
     """
-    require(config, "pruned_heads", {}, None)
+    refuse_strangers(config)
     sizes = post_norm.Sizes(
         hidden=count(config, "dim"),
         inner=count(config, "hidden_dim"),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from server.importing.witness import post_norm, relative_bias, roberta
 from server.importing.witness.formulas import Floats
 from server.importing.witness.settings import activation, count, number, require
+from server.importing.witness.strangers import refuse_strangers
 from server.importing.witness.tensors import Tensors
 
 WORDS = "embeddings.word_embeddings.weight"
@@ -40,6 +41,7 @@ def forward(
     Raises:
         ImportRefused: a tensor is missing, or the config says what these formulas do not know.
     """
+    refuse_strangers(config)
     require(config, "pad_token_id", PADDING)
     sizes = post_norm.Sizes(
         hidden=count(config, "hidden_size"),

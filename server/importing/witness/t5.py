@@ -17,6 +17,7 @@ from server.errors import ImportRefused
 from server.importing.witness import formulas, relative_bias
 from server.importing.witness.formulas import Floats, attention, linear, rms_norm
 from server.importing.witness.settings import count, number, require
+from server.importing.witness.strangers import refuse_strangers
 from server.importing.witness.tensors import Tensors
 
 _FIRST = "encoder.block.0.layer.0.SelfAttention."
@@ -33,6 +34,7 @@ def forward(
     Raises:
         ImportRefused: a tensor is missing, or the config says what these formulas do not know.
     """
+    refuse_strangers(config)
     require(config, "feed_forward_proj", *_PLAIN, *_GATED)
     size, heads = count(config, "d_model"), count(config, "num_heads")
     inner = heads * count(config, "d_kv")

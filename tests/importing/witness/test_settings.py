@@ -23,7 +23,7 @@ def test_what_is_said_is_taken() -> None:
 
 @pytest.mark.parametrize("value", [None, 0, -1, 1.5, True, "12"])
 def test_a_size_that_is_none_is_refused(value: Any) -> None:
-    with pytest.raises(ImportRefused, match="layers is .*, not a positive whole number"):
+    with pytest.raises(ImportRefused, match=r"layers is .*, not a positive whole number"):
         count({"layers": value}, "layers")
     with pytest.raises(ImportRefused, match="epsilon is 'x', not a number"):
         number({"epsilon": "x"}, "epsilon", 1)

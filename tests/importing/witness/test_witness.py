@@ -38,9 +38,9 @@ _BERT = {
 _DISTILBERT = {"dim": DIM, "n_layers": 2, "n_heads": 4, "hidden_dim": 96}
 
 
-def _model(tokenizer: Any, name: str, model: str = "Model", **config: Any) -> Any:
+def _model(tokenizer: Any, name: str, **config: Any) -> Any:
     config_class = getattr(transformers, f"{name}Config")
-    model_class = getattr(transformers, f"{name}{model}")
+    model_class = getattr(transformers, f"{name}{'EncoderModel' if name == 'T5' else 'Model'}")
     return tokenizer, lambda size: model_class(config_class(vocab_size=size, **config))
 
 
@@ -54,9 +54,9 @@ MODELS = {
     "mpnet": _model(_ROBERTA, "MPNet", **_BERT),
     "roberta": _model(_ROBERTA, "Roberta", **_BERT),
     "xlm-roberta": _model(_ROBERTA, "XLMRoberta", **_BERT, pad_token_id=1),
-    "t5": _model(_ROBERTA, "T5", "EncoderModel", **_T5),
-    "t5-gelu": _model(_ROBERTA, "T5", "EncoderModel", **_T5, feed_forward_proj="gated-gelu"),
-    "t5-silu": _model(_ROBERTA, "T5", "EncoderModel", **_T5, feed_forward_proj="gated-silu"),
+    "t5": _model(_ROBERTA, "T5", **_T5),
+    "t5-gelu": _model(_ROBERTA, "T5", **_T5, feed_forward_proj="gated-gelu"),
+    "t5-silu": _model(_ROBERTA, "T5", **_T5, feed_forward_proj="gated-silu"),
     **{
         name: folders.ARCHITECTURES[name]
         for name in ("modernbert", "nomic_bert", "qwen2", "qwen3", "gemma3_text")
