@@ -38,7 +38,8 @@ def forward(
     Raises:
         ImportRefused: a tensor is missing, or the config says what these formulas do not know.
     """
-    return encode(config, tensors, texts, [np.arange(len(text)) for text in texts])
+    positions = [np.arange(len(text)) for text in texts]
+    return encode(config, tensors, texts, positions, epsilon=1e-12)
 
 
 def encode(
@@ -46,15 +47,20 @@ def encode(
     tensors: Tensors,
     texts: Sequence[NDArray[np.int64]],
     positions: Sequence[NDArray[np.int64]],
+    epsilon: float | None = None,
 ) -> list[Floats]:
-    """As `forward`, with the positions of each text's tokens, (tokens,)."""
+    """As `forward`, with the positions of each text's tokens, (tokens,).
+
+    Args:
+        epsilon: that of the norms in configs which do not say one; None: they have to.
+    """
     refuse_strangers(config)
     require(config, "position_embedding_type", "absolute")
     sizes = post_norm.Sizes(
         hidden=count(config, "hidden_size"),
         inner=count(config, "intermediate_size"),
         heads=count(config, "num_attention_heads"),
-        epsilon=number(config, "layer_norm_eps", 1e-12),
+        epsilon=number(config, "layer_norm_eps", epsilon),
         activation=activation(config, "hidden_act", "gelu"),
     )
     tensors.find_prefix(WORDS)

@@ -47,7 +47,7 @@ def forward(
         hidden=count(config, "hidden_size"),
         inner=count(config, "intermediate_size"),
         heads=count(config, "num_attention_heads"),
-        epsilon=number(config, "layer_norm_eps", 1e-12),
+        epsilon=number(config, "layer_norm_eps"),
         activation=activation(config, "hidden_act", "gelu"),
     )
     tensors.find_prefix(WORDS)

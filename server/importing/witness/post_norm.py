@@ -40,9 +40,15 @@ class Sizes:
 
 
 def normalise(tensors: Tensors, name: str, hidden: Sequence[Floats], sizes: Sizes) -> list[Floats]:
-    """LayerNorm with the scale and shift of that name, of each text."""
-    scale = tensors.take(f"{name}.weight", sizes.hidden)
-    shift = tensors.take(f"{name}.bias", sizes.hidden)
+    """LayerNorm with the scale and shift of that name, of each text.
+
+    Checkpoints that come from TensorFlow, BERT's own among them, call them gamma and beta.
+    """
+    older = tensors.has(f"{name}.gamma") or tensors.has(f"{name}.beta")
+    scale, shift = (
+        tensors.take(f"{name}.{part}", sizes.hidden)
+        for part in (("gamma", "beta") if older else ("weight", "bias"))
+    )
     return [layer_norm(text, scale, shift, sizes.epsilon) for text in hidden]
 
 

@@ -23,7 +23,7 @@ def forward(
     config: Mapping[str, Any], tensors: Tensors, texts: Sequence[NDArray[np.int64]]
 ) -> list[Floats]:
     """Token vectors (tokens, hidden_size) of each text's token ids; see `bert.forward`."""
-    padding = count(config, "pad_token_id")
+    padding = count(config, "pad_token_id", least=0)
     return bert.encode(config, tensors, texts, [positions(text, padding) for text in texts])
 
 

@@ -19,7 +19,9 @@ Activation = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 # By the names of config.json.
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": formulas.gelu,
+    "gelu_fast": formulas.gelu_tanh,
     "gelu_new": formulas.gelu_tanh,
+    "gelu_python": formulas.gelu,
     "gelu_pytorch_tanh": formulas.gelu_tanh,
     "relu": formulas.relu,
     "silu": formulas.silu,
@@ -28,15 +30,16 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def count(config: Mapping[str, Any], key: str) -> int:
-    """A positive whole number that the config has to say.
+def count(config: Mapping[str, Any], key: str, least: int = 1) -> int:
+    """A whole number that the config has to say, positive unless it may be as small as `least`.
 
     Raises:
         ImportRefused: it does not.
     """
     found = config.get(key)
-    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise ImportRefused(f"config.json: {key} is {found!r}, not a positive whole number")
+    if isinstance(found, bool) or not isinstance(found, int) or found < least:
+        positive = "a positive" if least == 1 else "a"
+        raise ImportRefused(f"config.json: {key} is {found!r}, not {positive} whole number")
     return found
 
 

@@ -25,6 +25,9 @@ _WORDS = ("shared.weight", "encoder.embed_tokens.weight")  # two names of one ta
 _PLAIN = {"relu": formulas.relu}
 _GATED = {"gated-gelu": formulas.gelu_tanh, "gated-silu": formulas.silu}
 
+# How newer configs say the same once more.
+_SPELLED = {"relu": "relu", "gated-gelu": "gelu_new", "gated-silu": "silu"}
+
 
 def forward(
     config: Mapping[str, Any], tensors: Tensors, texts: Sequence[NDArray[np.int64]]
@@ -36,6 +39,9 @@ def forward(
     """
     refuse_strangers(config)
     require(config, "feed_forward_proj", *_PLAIN, *_GATED)
+    kind = str(config.get("feed_forward_proj", "relu"))
+    require(config, "is_gated_act", kind in _GATED)
+    require(config, "dense_act_fn", _SPELLED[kind])
     size, heads = count(config, "d_model"), count(config, "num_heads")
     inner = heads * count(config, "d_kv")
     epsilon = number(config, "layer_norm_epsilon", 1e-6)

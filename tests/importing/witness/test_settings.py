@@ -17,12 +17,16 @@ def test_what_is_said_is_taken() -> None:
     assert number({}, "epsilon", 1e-12) == 1e-12
     assert activation({"act": "gelu_new"}, "act", "gelu") is formulas.gelu_tanh
     assert activation({}, "act", "gelu") is formulas.gelu
+    assert count({"padding": 0}, "padding", least=0) == 0
     require({}, "kind", "absolute")
     require({"kind": "absolute"}, "kind", "absolute")
 
 
 @pytest.mark.parametrize("value", [None, 0, -1, 1.5, True, "12"])
 def test_a_size_that_is_none_is_refused(value: Any) -> None:
+    if value != 0 or value is False:
+        with pytest.raises(ImportRefused, match=r"padding is .*, not a whole number"):
+            count({"padding": value}, "padding", least=0)
     with pytest.raises(ImportRefused, match=r"layers is .*, not a positive whole number"):
         count({"layers": value}, "layers")
     with pytest.raises(ImportRefused, match="epsilon is 'x', not a number"):
