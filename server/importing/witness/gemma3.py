@@ -72,6 +72,7 @@ def _older_type(config: Mapping[str, Any], number: int) -> str:
 
 def _read_attention(config: Mapping[str, Any], kind: str) -> Attention:
     both_ways = settings.flag(config, "use_bidirectional_attention", default=False)
+    settings.require(config, "is_causal", not both_ways, None)
     reach = None
     if kind == SLIDING:
         window = settings.count(config, "sliding_window")

@@ -41,6 +41,7 @@ def forward(
         ImportRefused: a tensor is missing, or a setting is not known here.
     """
     refuse_strangers(config)
+    settings.require(config, "is_causal", False, None)
     model = _ModernBert(config, tensors)
     width, words = model.width, "embeddings.tok_embeddings.weight"
     rows = settings.count(config, "vocab_size")

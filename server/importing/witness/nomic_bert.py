@@ -103,6 +103,7 @@ def forward(
         ImportRefused: a tensor is missing, or a setting is not known here.
     """
     refuse_strangers(config)
+    settings.require(config, "is_causal", False, None)
     model = _read(_translated(config, max(map(len, texts))))
     tensors.find_prefix(_WORDS)
     found = tensors.look_up(_WORDS, texts, model.words, model.width)

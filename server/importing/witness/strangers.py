@@ -19,22 +19,19 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "attention_chunk_size": (),  # Llama 4
     "attention_k_eq_v": (False,),  # Gemma 4
     "attention_multiplier": (1,),  # Granite
-    "attention_sinks": (False,),
     "attn_temperature_tuning": (False,),  # Llama 4
     "clip_qkv": (),  # OLMo
     "global_head_dim": (),  # Gemma 4
     "kv_lora_rank": (0,),  # DeepSeek
     "num_kv_shared_layers": (0,),  # Gemma 3n
     "qk_layernorm": (False,),  # Phi, StableLM
-    "use_qk_norm": (False,),
+    "use_qk_norm": (False,),  # Cohere, Llama 4
     "scale_attn_by_inverse_layer_idx": (False,),  # GPT-2
     # other positions
-    "alibi": (False,),
-    "use_alibi": (False,),
-    "no_rope_layers": ([],),  # SmolLM 3
+    "alibi": (False,),  # Falcon
+    "no_rope_layers": ([],),  # Llama 4, SmolLM 3
     "partial_rotary_factor": (1,),  # Phi, GLM
     "rope_interleave": (False,),  # DeepSeek
-    "rope_interleaved": (False,),
     "rotary_pct": (1,),  # GPT-NeoX
     "use_mrope": (False,),  # Qwen2-VL
     # other layers
@@ -43,14 +40,16 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "residual_multiplier": (1,),  # Granite
     "hidden_size_per_layer_input": (0,),  # Gemma 3n
     "is_decoder": (False,),
-    "num_loops": (1,),
-    "parallel_block": (False,),
+    "parallel_attn": (False,),  # Falcon
+    "parallel_block": (False,),  # NomicBERT
     "pruned_heads": ({},),
+    "scale_embedding": (False,),  # BART
+    "use_parallel_residual": (False,),  # GPT-NeoX
     # mixtures of experts
     "enable_moe_block": (False,),  # Gemma 4
     "moe_every_n_layers": (0,),  # Nomic Embed v2
     "moe_intermediate_size": (0,),  # Qwen3 MoE
-    "n_routed_experts": (0,),
+    "n_routed_experts": (0,),  # DeepSeek
     "num_experts": (0,),  # Qwen3 MoE, Nomic Embed v2
     "num_local_experts": (0,),  # Mixtral
     # other numbers in the files than those that count

@@ -31,6 +31,7 @@ KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "rope_parameters": {}}),
     ("qwen3", {"use_bidirectional_attention": True, "num_experts": 0, "pruned_heads": {}}),
     ("qwen3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}}),
+    ("gemma3", {"is_causal": False}),
     ("gemma3", {"use_bidirectional_attention": None, "final_logit_softcapping": 30.0}),
 ]
 UNKNOWN: list[tuple[str, dict[str, Any], str]] = [
@@ -96,6 +97,10 @@ UNKNOWN: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"num_experts": 128}, "num_experts"),
     ("qwen2", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ("modernbert", {"is_decoder": True}, "is_decoder"),
+    ("modernbert", {"is_causal": True}, "is_causal"),
+    ("nomic_bert", {"is_causal": True}, "is_causal"),
+    ("gemma3", {"is_causal": True}, "is_causal"),
+    ("gemma3", {"is_causal": False, "use_bidirectional_attention": False}, "is_causal"),
     ("nomic_bert", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
     ("modernbert", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
 ]
