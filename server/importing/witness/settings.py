@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import ImportRefused, UnknownArithmetic
+from server.errors import UnknownArithmetic
 from server.importing.witness import formulas
 
 Activation = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -34,12 +34,12 @@ def count(config: Mapping[str, Any], key: str, least: int = 1) -> int:
     """A whole number that the config has to say, positive unless it may be as small as `least`.
 
     Raises:
-        ImportRefused: it does not.
+        UnknownArithmetic: it does not.
     """
     found = config.get(key)
     if isinstance(found, bool) or not isinstance(found, int) or found < least:
         positive = "a positive" if least == 1 else "a"
-        raise ImportRefused(f"config.json: {key} is {found!r}, not {positive} whole number")
+        raise UnknownArithmetic(f"config.json: {key} is {found!r}, not {positive} whole number")
     return found
 
 
@@ -47,11 +47,11 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None) ->
     """A number; `default` is the published one, for configs that leave it out; None: they may not.
 
     Raises:
-        ImportRefused: it is none.
+        UnknownArithmetic: it is none.
     """
     found = config.get(key, default)
     if isinstance(found, bool) or not isinstance(found, int | float):
-        raise ImportRefused(f"config.json: {key} is {found!r}, not a number")
+        raise UnknownArithmetic(f"config.json: {key} is {found!r}, not a number")
     return float(found)
 
 
@@ -59,11 +59,11 @@ def flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
     """Whether a setting is on; None counts as absent.
 
     Raises:
-        ImportRefused: it is neither on nor off.
+        UnknownArithmetic: it is neither on nor off.
     """
     found = config.get(key)
     if found is not None and not isinstance(found, bool):
-        raise ImportRefused(f"config.json: {key} is {found!r}, neither true nor false")
+        raise UnknownArithmetic(f"config.json: {key} is {found!r}, neither true nor false")
     return default if found is None else found
 
 
