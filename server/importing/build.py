@@ -6,7 +6,7 @@ Torch is needed only where a graph has to be made. Not for two imports into one 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -95,10 +95,12 @@ def _write_graph(
     folder: ModelFolder, made: Path, wishes: Wishes, report: Callable[[str], None]
 ) -> None:
     if makes_own_graph(folder, wishes):
+        _check_room(folder.path, made, folder.weights)
+        from server.importing.torch_export import check_tensors, export_graph
+
+        check_tensors(folder)
         _copy(folder.path, made, folder.weights)
         report(f"making the graph ({folder.architecture}); this takes from seconds to minutes")
-        from server.importing.torch_export import export_graph
-
         graph, share = export_graph(folder)
         (made / GRAPH_FILE).write_bytes(graph)
         report(
@@ -118,20 +120,24 @@ def _write_graph(
     (made / folder.graph.name).rename(made / GRAPH_FILE)
 
 
-def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy files, links resolved.
+def _copy(source: Path, target: Path, names: Collection[str]) -> None:
+    """Copy files, links resolved; see `_check_room`."""
+    _check_room(source, target, names)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def _check_room(source: Path, target: Path, names: Collection[str]) -> None:
+    """Do nothing if the disk has room for these files.
 
     Raises:
-        ImportRefused: the disk has no room for them.
+        ImportRefused: it has not.
     """
-    names = tuple(names)
     needed = sum((source / name).stat().st_size for name in names) + SPARE_BYTES
     free = shutil.disk_usage(target).free
     if needed > free:
         raise ImportRefused(f"{target.parent}: {needed:,} bytes are needed and {free:,} are free")
-    for name in names:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
 
 
 def _write_tokenizer(folder: ModelFolder, made: Path) -> None:

@@ -1,14 +1,12 @@
 """Where each tensor lies in safetensors files, found by its content.
 
 A graph that is made here holds no weights: it points at the bytes of the official files. Reads with
-numpy alone. Layout: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header,
-tensors). Pure functions of files; any thread may call.
+numpy alone. Pure functions of files; any thread may call.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import ImportRefused
+from server.inference.safetensors_header import NotSafetensors, read_header
 
 # Fused projections are stored as one matrix of three parts (query, key, value) or two.
 PARTS = (3, 2)
@@ -48,28 +47,18 @@ def read_stored_tensors(folder: Path, files: Iterable[str]) -> dict[str, StoredT
     stored: dict[str, StoredTensor] = {}
     for file in files:
         try:
+            header = read_header(folder / file)
             content = memoryview((folder / file).read_bytes())
-            for tensor, shape in _tensors(file, content):
-                part = content[tensor.offset : tensor.offset + tensor.length]
-                for key, place in _keys(tensor, shape, part):
-                    stored.setdefault(key, place)
         except OSError as error:
             raise ImportRefused(f"{folder / file}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ImportRefused(f"{folder / file}: not a safetensors file: {error}") from None
+        except NotSafetensors as error:
+            raise ImportRefused(str(error)) from None
+        for entry in header.values():
+            tensor = StoredTensor(file, entry.begin, entry.end - entry.begin, entry.dtype)
+            part = content[entry.begin : entry.end]
+            for key, place in _keys(tensor, entry.shape, part):
+                stored.setdefault(key, place)
     return stored
-
-
-def _tensors(file: str, content: memoryview) -> Iterator[tuple[StoredTensor, list[int]]]:
-    """What the file's header says: each tensor and its shape."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(bytes(content[8:start]))
-    header.pop("__metadata__", None)
-    for entry in header.values():
-        begin, end = (start + offset for offset in entry["data_offsets"])
-        if end > len(content):
-            raise ValueError("it is cut off")
-        yield StoredTensor(file, begin, end - begin, entry["dtype"]), entry["shape"]
 
 
 def _keys(

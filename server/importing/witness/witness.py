@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.card import Activation, Card, PoolingMode
+from server.errors import ImportRefused
 from server.importing.folder import ModelFolder
 from server.importing.json_files import read_json
 from server.importing.witness import (
@@ -32,6 +33,7 @@ from server.importing.witness import (
 )
 from server.importing.witness.tensors import Tensors
 from server.importing.witness.vectors import dense, pool, unit
+from server.inference.tensor_account import UNUSED_HARMLESS, is_harmless, listed
 
 Forward = Callable[
     [Mapping[str, Any], Tensors, Sequence[NDArray[np.int64]]], list[NDArray[np.float32]]
@@ -121,16 +123,31 @@ class Witness:
         """Vectors (texts, embedding_dim), float32, of each text's token ids (tokens,).
 
         Raises:
-            ImportRefused: a tensor is missing, has another shape or is not finite, or config.json
-                says what the family's formulas do not know.
+            UnknownArithmetic: config.json says what the family's formulas do not know.
+            ImportRefused: a tensor is missing, has another shape or is not finite, or the files hold
+                one that the family has no use for.
         """
         texts = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
         tensors = Tensors(self.folder, self.weights)
         hidden = FAMILIES[self.architecture](self.config, tensors, texts)
+        self._check_unused(tensors)
         vectors = np.stack([pool(text, self.pooling) for text in hidden])
         for layer in self.dense:
             vectors = dense(vectors, Tensors(self.folder, [layer.weights]), layer.activation)
         return unit(vectors) if self.normalize else vectors
+
+    def _check_unused(self, tensors: Tensors) -> None:
+        prefix = tensors.prefix.rstrip(".")
+        strange = [
+            name
+            for name in tensors.unused()
+            if not is_harmless(name, self.architecture, UNUSED_HARMLESS, prefix)
+        ]
+        if strange:
+            raise ImportRefused(
+                f"{self.folder}: the files hold tensors that the {self.name} has no use for: "
+                f"{listed(strange)}"
+            )
 
 
 def lack_of(architecture: str) -> str:

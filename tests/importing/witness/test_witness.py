@@ -158,6 +158,22 @@ def test_a_tensor_that_is_missing_is_named(
         assert missing in refused.value.message
 
 
+def test_a_tensor_without_a_use_is_refused_but_for_those_that_no_embedding_needs(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    read = read_folder(made("bert"))
+    stored = load_file(read.path / "model.safetensors")
+    witness = Witness("bert", tmp_path, read.config, read.weights[:1], (), "mean", normalize=True)
+    harmless = {"pooler.dense.weight": stored["encoder.layer.0.output.dense.bias"]}
+    harmless["embeddings.position_ids"] = np.arange(9)
+    save_file(stored | harmless, tmp_path / "model.safetensors")
+    witness.embed([np.array([3, 4, 5])])
+    added = "encoder.layer.2.output.dense.bias"
+    save_file(stored | {added: stored[added.replace("2", "1")]}, tmp_path / "model.safetensors")
+    with pytest.raises(ImportRefused, match=f"in numpy.* has no use for: {added}"):
+        witness.embed([np.array([3, 4, 5])])
+
+
 def test_settings_that_change_the_arithmetic_are_refused_by_name(
     made: Callable[[str], Path],
 ) -> None:
