@@ -46,6 +46,7 @@ _NEUTRAL = {
     "rotary_emb_interleaved": False,
     "rotary_emb_scale_base": None,
     "rotary_head_dim": False,
+    "norm_mlp": False,
     "num_heads_kv": None,
     "scale_attn_weights": True,
     "parallel_block_tied_norm": False,
@@ -208,9 +209,8 @@ def _translated(config: Mapping[str, Any], longest: int) -> Mapping[str, Any]:
             raise UnknownArithmetic(
                 f"config.json: {new} is {config[new]!r}, but {value!r} as published"
             )
-    words, multiple = (
-        settings.count(config, key) for key in ("vocab_size", "pad_vocab_size_multiple")
-    )
+    words = settings.count(config, "vocab_size")
+    multiple = settings.count({"pad_vocab_size_multiple": 1, **config}, "pad_vocab_size_multiple")
     return {**config, **found, "vocab_size": _rounded_up(words, multiple)}
 
 

@@ -47,7 +47,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "use_parallel_residual": (False,),  # GPT-NeoX
     # mixtures of experts
     "enable_moe_block": (False,),  # Gemma 4
-    "moe_every_n_layers": (0,),  # Nomic Embed v2
+    "moe_every_n_layers": (0, -1),  # Nomic Embed v2
     "moe_intermediate_size": (0,),  # Qwen3 MoE
     "n_routed_experts": (0,),  # DeepSeek
     "num_experts": (0,),  # Qwen3 MoE, Nomic Embed v2

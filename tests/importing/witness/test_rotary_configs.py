@@ -79,6 +79,7 @@ UNKNOWN: list[tuple[str, dict[str, Any], str]] = [
             "prenorm",
             "causal",
             "use_rms_norm",
+            "norm_mlp",
             "rotary_emb_interleaved",
             "parallel_block",
             "qkv_proj_bias",
@@ -110,7 +111,7 @@ NEEDED = {
     "global_attn_every_n_layers hidden_size intermediate_size num_attention_heads vocab_size",
     "nomic_bert": "rope_parameters layer_norm_eps hidden_act type_vocab_size num_hidden_layers",
     "nomic": "rotary_emb_base rotary_emb_fraction activation_function layer_norm_epsilon n_inner "
-    "qkv_proj_bias mlp_fc1_bias mlp_fc2_bias type_vocab_size pad_vocab_size_multiple n_head",
+    "qkv_proj_bias mlp_fc1_bias mlp_fc2_bias type_vocab_size n_head",
     "qwen2": "rope_theta rms_norm_eps hidden_act num_key_value_heads",
     "qwen3": "rope_theta rms_norm_eps hidden_act num_key_value_heads head_dim",
     "gemma3": "rope_theta rope_local_base_freq rms_norm_eps hidden_activation num_key_value_heads "
