@@ -77,10 +77,10 @@ def encode(
             [np.zeros_like(text) for text in texts],
         ),
     ]
-    hidden = [np.zeros((len(text), sizes.hidden), np.float32) for text in texts]
-    for name, rows, chosen in tables:
-        found = tensors.look_up(name, chosen, rows, sizes.hidden)
-        hidden = [old + new for old, new in zip(hidden, found, strict=True)]
+    words, places, segments = (
+        tensors.look_up(name, chosen, rows, sizes.hidden) for name, rows, chosen in tables
+    )
+    hidden = [sum(one[1:], one[0]) for one in zip(words, places, segments, strict=True)]
     hidden = post_norm.normalise(tensors, "embeddings.LayerNorm", hidden, sizes)
     for place in range(count(config, "num_hidden_layers")):
         hidden = post_norm.layer(tensors, f"encoder.layer.{place}.", _LAYER, sizes, hidden)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.errors import UnknownArithmetic
 from server.importing.witness import formulas, settings
 from server.importing.witness.formulas import Floats
 from server.importing.witness.rotary import (
@@ -80,6 +81,10 @@ class _ModernBert:
         if kind == SLIDING:
             reach = settings.count(config, "local_attention") // 2
         heads = settings.count(config, "num_attention_heads")
+        if self.width % heads:
+            raise UnknownArithmetic(
+                f"config.json: {heads} heads do not fit hidden_size {self.width}"
+            )
         return Attention(
             heads=heads,
             key_heads=heads,

@@ -166,7 +166,7 @@ def _read(config: Mapping[str, Any]) -> _Settings:
         inner=settings.count(config, "intermediate_size"),
         layers=settings.count(config, "num_hidden_layers"),
         words=settings.count(config, "vocab_size"),
-        segments=int(settings.number(config, "type_vocab_size")),
+        segments=settings.count(config, "type_vocab_size", least=0),
         epsilon=settings.number(config, "layer_norm_eps"),
         gate=settings.activation(config, "hidden_act"),
         attention=Attention(heads, heads, head_dim, read_rotation(config, "rope_theta")),

@@ -21,6 +21,7 @@ from server.importing.witness.formulas import Floats
 Norm = Callable[[Floats], Floats]
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+_MOST_LAYERS = 10_000  # a broken number must not fill the memory
 
 # Of a rotation's settings: beside the base and the factor, these decide nothing of the kinds known.
 _KINDS = ("default", "linear")
@@ -72,10 +73,8 @@ def _rotation(found: dict[str, Any], base_name: str) -> Rotation:
         raise UnknownArithmetic(
             f"config.json: rope_type is {kind!r}; the witness knows only {' and '.join(_KINDS)}"
         )
-    base, factor = found.pop("rope_theta", None), found.pop("factor", 1.0)
-    for name, value in ((base_name, base), ("the rotation's factor", factor)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise UnknownArithmetic(f"config.json: {name} is {value!r}, not a positive number")
+    base = settings.number({base_name: found.pop("rope_theta", None)}, base_name)
+    factor = settings.number({"factor": found.pop("factor", 1)}, "factor")
     if kind == "default" and factor != 1:
         raise UnknownArithmetic(f"config.json: a rotation by default has the factor {factor}")
     for key, value in found.items():
@@ -83,7 +82,7 @@ def _rotation(found: dict[str, Any], base_name: str) -> Rotation:
             raise UnknownArithmetic(
                 f"config.json: the witness knows no rotation with {key} {value!r}"
             )
-    return Rotation(float(base), float(factor))
+    return Rotation(base, factor)
 
 
 def _object(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -103,6 +102,8 @@ def read_layer_types(config: Mapping[str, Any], older: Callable[[int], str]) -> 
         UnknownArithmetic: there are more or fewer types than layers, or others.
     """
     layers = settings.count(config, "num_hidden_layers")
+    if layers > _MOST_LAYERS:
+        raise UnknownArithmetic(f"config.json: num_hidden_layers is {layers}")
     types = config.get("layer_types")
     if types is None:
         types = [older(number) for number in range(layers)]

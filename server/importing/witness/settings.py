@@ -5,6 +5,7 @@ Pure functions; any thread may call.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from server.importing.witness import formulas
 
 Activation = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
+_LARGEST = sys.float_info.max
 # By the names of config.json.
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": formulas.gelu,
@@ -44,14 +46,17 @@ def count(config: Mapping[str, Any], key: str, least: int = 1) -> int:
 
 
 def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A number; `default` is the published one, for configs that leave it out; None: they may not.
+    """A positive number; `default` is the published one, for configs that leave it out.
+
+    Args:
+        default: None: they may not leave it out.
 
     Raises:
         UnknownArithmetic: it is none.
     """
     found = config.get(key, default)
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise UnknownArithmetic(f"config.json: {key} is {found!r}, not a number")
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= _LARGEST:
+        raise UnknownArithmetic(f"config.json: {key} is {found!r}, not a positive number")
     return float(found)
 
 

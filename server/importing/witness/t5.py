@@ -22,6 +22,7 @@ from server.importing.witness.tensors import Tensors
 
 _FIRST = "encoder.block.0.layer.0.SelfAttention."
 _WORDS = ("shared.weight", "encoder.embed_tokens.weight")  # two names of one table
+_FARTHEST = "relative_attention_max_distance"  # 128 in configs older than it
 _PLAIN = {"relu": formulas.relu}
 _GATED = {"gated-gelu": formulas.gelu_tanh, "gated-silu": formulas.silu}
 
@@ -49,7 +50,7 @@ def forward(
     hidden = _words(config, tensors, texts)
     buckets = count(config, "relative_attention_num_buckets")
     table = tensors.take(f"{_FIRST}relative_attention_bias.weight", buckets, heads)
-    farthest = int(number(config, "relative_attention_max_distance", 128))
+    farthest = count({_FARTHEST: 128, **config}, _FARTHEST)
     biases = [relative_bias.bias_of(table, len(text), farthest) for text in texts]
     for place in range(count(config, "num_layers")):
         block = f"encoder.block.{place}.layer."

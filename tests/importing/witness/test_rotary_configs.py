@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.errors import ImportRefused, UnknownArithmetic
 from server.importing.witness import gemma3, modernbert, nomic_bert, qwen
@@ -56,6 +59,7 @@ UNKNOWN: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"layer_types": ["full_attention"]}, "layer_types does not name 2 layers"),
     ("modernbert", {"layer_types": "all"}, "layer_types does not name 2 layers"),
     ("gemma3", {"layer_types": None}, "sliding_window_pattern"),
+    ("qwen3", {"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000"),
     ("qwen3", {"layer_types": ["sliding_attention", "full_attention"]}, "use_sliding_window"),
     ("qwen2", {"use_sliding_window": True, "is_causal": False}, "window without causal"),
     ("gemma3", {"sliding_window": None}, "sliding_window is None"),
@@ -68,6 +72,9 @@ UNKNOWN: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"attention_bias": "yes"}, "attention_bias"),
     ("gemma3", {"use_bidirectional_attention": "vision"}, "use_bidirectional_attention"),
     ("qwen3", {"head_dim": 3}, "heads of 3 numbers"),
+    ("modernbert", {"num_attention_heads": 3}, "3 heads do not fit hidden_size 8"),
+    ("gemma3", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+    ("nomic_bert", {"type_vocab_size": float("inf")}, "type_vocab_size is inf"),
     # two spellings
     ("nomic", {"hidden_size": 16}, "hidden_size is 16, but 8"),
     ("nomic", {"hidden_act": "gelu"}, "hidden_act is 'gelu', but 'silu'"),
@@ -118,6 +125,21 @@ NEEDED = {
     "head_dim query_pre_attn_scalar sliding_window",
 }
 
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+OLDER_AND_NEWER = [
+    "rope_parameters",
+    "rope_scaling",
+    "layer_types",
+    "is_causal",
+    "num_hidden_layers",
+]
+
 
 def _compute(family: str, config: dict[str, Any], place: Path) -> None:
     forward, _ = FAMILIES[family]
@@ -154,3 +176,13 @@ def test_a_setting_that_decides_and_is_not_said_is_named(
     told = {"rope_parameters": "rope_theta"}.get(key, key)
     with pytest.raises(UnknownArithmetic, match=f"^config.json: .*{told}"):
         _compute(family, config, tmp_path)
+
+
+@given(st.sampled_from(sorted(FAMILIES)), st.data())
+def test_whatever_a_config_says_it_is_refused_in_one_way(family: str, data: st.DataObject) -> None:
+    config = FAMILIES[family][1]
+    key = data.draw(st.sampled_from([*config, *OLDER_AND_NEWER]))
+    kinds = st.fixed_dictionaries({"rope_type": ODD, "rope_theta": ODD, "factor": ODD})
+    changed = {**config, key: data.draw(ODD | kinds | st.lists(ODD, min_size=2, max_size=2))}
+    with TemporaryDirectory() as place, pytest.raises(ImportRefused):
+        _compute(family, changed, Path(place))

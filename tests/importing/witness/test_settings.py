@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -31,10 +32,13 @@ def test_a_size_that_is_none_is_refused(value: Any) -> None:
             count({"padding": value}, "padding", least=0)
     with pytest.raises(UnknownArithmetic, match=r"layers is .*, not a positive whole number"):
         count({"layers": value}, "layers")
-    with pytest.raises(UnknownArithmetic, match="epsilon is 'x', not a number"):
+    with pytest.raises(UnknownArithmetic, match="epsilon is 'x', not a positive number"):
         number({"epsilon": "x"}, "epsilon", 1)
-    with pytest.raises(UnknownArithmetic, match="epsilon is None, not a number"):
+    with pytest.raises(UnknownArithmetic, match="epsilon is None, not a positive number"):
         number({}, "epsilon")
+    for wrong in (0, -1e-5, math.nan, math.inf, 10**400):
+        with pytest.raises(UnknownArithmetic, match="not a positive number"):
+            number({"epsilon": wrong}, "epsilon")
     with pytest.raises(UnknownArithmetic, match="bias is 'no', neither true nor false"):
         flag({"bias": "no"}, "bias", default=False)
 
