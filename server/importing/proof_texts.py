@@ -24,6 +24,6 @@ PARITY_TEXTS = (
 LONGEST_TEXT = PARITY_TEXTS[-1]
 # For the witness, which takes its time: short ones, and one that is longer than the windows and the
 # near distances that families have.
-WITNESS_TEXTS = (*PARITY_TEXTS[:4], PARITY_TEXTS[8], PARITY_TEXTS[-2][:700])
+WITNESS_TEXTS = (*PARITY_TEXTS[:4], PARITY_TEXTS[8], PARITY_TEXTS[-2][:400])
 # Without the two long ones: half precision takes its time on a CPU.
 HALF_PRECISION_TEXTS = PARITY_TEXTS[:-2]
