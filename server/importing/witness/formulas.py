@@ -148,7 +148,7 @@ def rotate(inputs: Floats, base: float, factor: float = 1.0) -> Floats:
 
     Args:
         inputs: (heads, tokens, head_dim) of queries or keys; head_dim is even.
-        factor: positions are divided by it. Chen et al., Position Interpolation (2023), equation 4.
+        factor: positions are divided by it. Chen et al., Position Interpolation (2023).
     """
     tokens, head_dim = inputs.shape[1:]
     half = head_dim // 2

@@ -1,6 +1,6 @@
 """NomicBERT's forward pass.
 
-Nussbaum et al., Nomic Embed (2024), section 3: BERT without biases in its matrices, with rotary
+Nussbaum et al., Nomic Embed (2024): BERT without biases in its matrices, with rotary
 positions in place of learned ones and SwiGLU (Shazeer, GLU Variants (2020)); the norms stand behind
 the sums, as in BERT. Two spellings of its settings are read: that of the published folders (GPT-2's
 names and `rotary_emb_base`), and that of transformers 5; and two of its tensors. Which of the two

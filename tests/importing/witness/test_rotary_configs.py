@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.errors import ImportRefused
+from server.errors import ImportRefused, UnknownArithmetic
 from server.importing.witness import gemma3, modernbert, nomic_bert, qwen
 from tests.importing.witness import configs
 
@@ -139,7 +139,7 @@ def test_settings_that_are_known_pass(family: str, changes: dict[str, Any], tmp_
 def test_a_setting_that_is_not_known_is_named(
     family: str, changes: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ImportRefused, match=f"^config.json: .*{re.escape(named)}"):
+    with pytest.raises(UnknownArithmetic, match=f"^config.json: .*{re.escape(named)}"):
         _compute(family, {**FAMILIES[family][1], **changes}, tmp_path)
 
 
@@ -151,5 +151,5 @@ def test_a_setting_that_decides_and_is_not_said_is_named(
 ) -> None:
     config = {k: v for k, v in FAMILIES[family][1].items() if k != key}
     told = {"rope_parameters": "rope_theta"}.get(key, key)
-    with pytest.raises(ImportRefused, match=f"^config.json: .*{told}"):
+    with pytest.raises(UnknownArithmetic, match=f"^config.json: .*{told}"):
         _compute(family, config, tmp_path)

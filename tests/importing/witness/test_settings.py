@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from server.errors import ImportRefused, UnknownArithmetic
+from server.errors import UnknownArithmetic
 from server.importing.witness import formulas
-from server.importing.witness.settings import activation, count, number, require
+from server.importing.witness.settings import activation, count, flag, number, require
 
 
 def test_what_is_said_is_taken() -> None:
@@ -18,6 +18,8 @@ def test_what_is_said_is_taken() -> None:
     assert activation({"act": "gelu_new"}, "act", "gelu") is formulas.gelu_tanh
     assert activation({}, "act", "gelu") is formulas.gelu
     assert count({"padding": 0}, "padding", least=0) == 0
+    assert flag({"bias": None}, "bias", default=True)
+    assert not flag({"bias": False}, "bias", default=True)
     require({}, "kind", "absolute")
     require({"kind": "absolute"}, "kind", "absolute")
 
@@ -25,12 +27,16 @@ def test_what_is_said_is_taken() -> None:
 @pytest.mark.parametrize("value", [None, 0, -1, 1.5, True, "12"])
 def test_a_size_that_is_none_is_refused(value: Any) -> None:
     if value != 0 or value is False:
-        with pytest.raises(ImportRefused, match=r"padding is .*, not a whole number"):
+        with pytest.raises(UnknownArithmetic, match=r"padding is .*, not a whole number"):
             count({"padding": value}, "padding", least=0)
-    with pytest.raises(ImportRefused, match=r"layers is .*, not a positive whole number"):
+    with pytest.raises(UnknownArithmetic, match=r"layers is .*, not a positive whole number"):
         count({"layers": value}, "layers")
-    with pytest.raises(ImportRefused, match="epsilon is 'x', not a number"):
+    with pytest.raises(UnknownArithmetic, match="epsilon is 'x', not a number"):
         number({"epsilon": "x"}, "epsilon", 1)
+    with pytest.raises(UnknownArithmetic, match="epsilon is None, not a number"):
+        number({}, "epsilon")
+    with pytest.raises(UnknownArithmetic, match="bias is 'no', neither true nor false"):
+        flag({"bias": "no"}, "bias", default=False)
 
 
 def test_another_arithmetic_is_refused_by_name() -> None:
