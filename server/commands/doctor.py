@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from server.commands.flags import with_flags
+from server.commands.flags import Witnessing, with_flags
 from server.errors import SelfTestFailed
 from server.settings import Settings
 
@@ -22,13 +22,7 @@ def doctor(
         bool,
         typer.Option("--offline", help="Prove that serving opens no socket beyond this machine."),
     ] = False,
-    witness: Annotated[
-        bool,
-        typer.Option(
-            "--witness",
-            help="Compute some texts once more with numpy, straight from the weights, and compare.",
-        ),
-    ] = False,
+    witness: Witnessing = False,
 ) -> None:
     """Test this installation: files, vectors against the models' references, memory, threads."""
     if offline:

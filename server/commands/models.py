@@ -5,12 +5,27 @@ Imports what a command needs when it runs, so that `--version` and mistakes answ
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.commands.flags import FOLDERS, with_flags
+from server.commands.flags import FOLDERS, Witnessing, with_flags
+from server.commands.import_flags import (
+    Aliases,
+    Base,
+    DocumentPrompt,
+    Folder,
+    Force,
+    Graph,
+    ImportedName,
+    MaxInputTokens,
+    Normalize,
+    Onnx,
+    Pooling,
+    QueryPrompt,
+    Replace,
+    Sizes,
+)
 from server.commands.on_demand import commands_on_demand
 from server.commands.printing import print_table
 from server.errors import ModelFileError, SettingError
@@ -28,56 +43,6 @@ models_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
-# The flags of `models import`.
-Folder = Annotated[
-    Path, typer.Argument(help="Hugging Face or sentence-transformers folder.", metavar="FOLDER")
-]
-ImportedName = Annotated[
-    str | None, typer.Option(help="What clients call it; default: the folder's name.")
-]
-Sizes = Annotated[
-    str | None,
-    typer.Option(
-        help="Sizes to which its vectors may be cut, as it was trained; default: what is "
-        "published for its name.",
-        metavar="768,512,...",
-    ),
-]
-QueryPrompt = Annotated[
-    str | None, typer.Option(help="Text put before queries; default: the folder's own.")
-]
-DocumentPrompt = Annotated[
-    str | None, typer.Option(help="Text put before documents; default: the folder's own.")
-]
-Aliases = Annotated[list[str] | None, typer.Option(help="Another name for clients (repeatable).")]
-Pooling = Annotated[
-    Literal["mean", "cls", "last_token"] | None,
-    typer.Option(help="For a folder without modules.json (default: mean)."),
-]
-Normalize = Annotated[
-    bool | None,
-    typer.Option("--normalize/--no-normalize", help="For a folder without modules.json."),
-]
-Graph = Annotated[
-    Literal["own", "published"] | None,
-    typer.Option(
-        help="Make the graph, which needs the [torch] extra, or use the folder's "
-        "onnx/model.onnx; default: own if torch is installed."
-    ),
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Import it though its vectors are not the publisher's.")
-]
-Witnessing = Annotated[
-    bool,
-    typer.Option(
-        "--witness",
-        help="Then compute some texts once more with numpy, straight from the weights, and compare.",
-    ),
-]
-Replace = Annotated[bool, typer.Option("--replace", help="Take the place of an installed model.")]
 
 
 @models_app.command("list")
@@ -157,6 +122,8 @@ def pull_models(
 
 def _tell_installed(card: Card) -> None:
     print(f"{card.name}: installed in {card.folder}, fingerprint {card.fingerprint}")
+    if not card.normalize:
+        print("Its vectors are not of unit length: compare them by cosine, not by dot product.")
     print(f"Serve it with: {own_command('serve', '--model', card.name)}")
 
 
@@ -177,6 +144,9 @@ def import_folder(
     pooling: Pooling = None,
     normalize: Normalize = None,
     graph: Graph = None,
+    onnx: Onnx = None,
+    max_input_tokens: MaxInputTokens = None,
+    base: Base = None,
     force: Force = False,
     replace: Replace = False,
 ) -> None:
@@ -200,6 +170,9 @@ def import_folder(
         pooling=pooling,
         normalize=normalize,
         graph=graph,
+        onnx=onnx,
+        max_input_tokens=max_input_tokens,
+        base=base,
         force=force,
         replace=replace,
     )

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from server.errors import ImportRefused
-from server.importing.folder import INDEX_FILE, ModelFolder
+from server.importing.folder import ModelFolder
 from server.importing.head import WEIGHTS_FILE, DenseLayer
 from server.importing.json_files import read_json
+from server.importing.weight_files import INDEX_FILE, find_transformer_weights
 from server.inference.safetensors_header import NotSafetensors, read_header
 from server.inference.tensor_account import listed
 
@@ -23,7 +24,7 @@ def check_files(folder: ModelFolder) -> None:
         ImportRefused: index or configuration and files differ, or a file is none of safetensors.
     """
     try:
-        if (folder.path / INDEX_FILE).is_file():
+        if (folder.transformer_path / INDEX_FILE).is_file():
             _check_index(folder)
         for layer in folder.head.dense:
             _check_dense(folder, layer)
@@ -34,18 +35,15 @@ def check_files(folder: ModelFolder) -> None:
 
 
 def _check_index(folder: ModelFolder) -> None:
-    index = folder.path / INDEX_FILE
-    if WEIGHTS_FILE not in folder.transformer_weights and (folder.path / WEIGHTS_FILE).exists():
+    place = folder.transformer_path
+    index, shards = place / INDEX_FILE, find_transformer_weights(place)
+    if WEIGHTS_FILE not in shards and (place / WEIGHTS_FILE).exists():
         raise ImportRefused(
-            f"{folder.path}: has {WEIGHTS_FILE} and the shards of {INDEX_FILE}, and which of them "
+            f"{place}: has {WEIGHTS_FILE} and the shards of {INDEX_FILE}, and which of them "
             "count is not said; remove one or the other"
         )
     said = {(str(file), name) for name, file in read_json(index)["weight_map"].items()}
-    held = {
-        (file, name)
-        for file in folder.transformer_weights
-        for name in read_header(folder.path / file)
-    }
+    held = {(file, name) for file in shards for name in read_header(place / file)}
     if said - held:
         raise ImportRefused(
             f"{index}: names tensors that their files do not hold: {_places(said - held)}; get the "

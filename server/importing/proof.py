@@ -7,6 +7,7 @@ these comparisons. Any thread may call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,7 @@ from server.catalog.card import Card, Parity, TorchDense, TorchModel
 from server.errors import ImportRefused, first_line
 from server.importing import packages
 from server.importing.build import MAX_COMPARED_TOKENS
+from server.importing.company import check_vectors
 from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.proof_texts import (
     HALF_PRECISION_TEXTS,
@@ -66,6 +68,7 @@ def prove_it_computes(
     """
     with refusing(f"{folder.path}: the graph cannot compute"):
         reference = direct.embed_texts(encoder, REFERENCE_TEXTS)
+        check_vectors(folder, REFERENCE_TEXTS, reference)
     _tell_unknown_tokens(encoder, report)
     if folder.head.normalize and not np.allclose(np.linalg.norm(reference, axis=1), 1, atol=1e-3):
         raise ImportRefused(
@@ -74,9 +77,10 @@ def prove_it_computes(
         )
     with refusing(
         f"{folder.path}: a text of {encoder.tokenizer.max_input_tokens} tokens cannot be computed; "
-        f"max_seq_length in sentence_bert_config.json may say less than {folder.max_input_tokens}"
+        f"--max-input-tokens may say less than {folder.max_input_tokens}"
     ):
-        direct.embed_texts(encoder, [LONGEST_TEXT])
+        longest = direct.embed_texts(encoder, [LONGEST_TEXT])
+        check_vectors(folder, [LONGEST_TEXT], longest)
     return reference
 
 
@@ -97,10 +101,14 @@ def prove_parity(
         ImportRefused: they do, or sentence-transformers cannot compute the model.
     """
     if not folder.weights or not packages.is_installed("sentence_transformers"):
-        missing = "safetensors weights"
         if folder.weights:
-            missing = f"its package: {install_command('torch')}"
-        report(f"not compared with sentence-transformers, which needs {missing}")
+            package = install_command("torch")
+            report(f"not compared with sentence-transformers, which needs its package: {package}")
+        else:
+            report(
+                "warning: the publisher's graph was compared with nothing: the folder has no "
+                "safetensors weights"
+            )
         return None
     from server.importing import torch_reference
 
@@ -116,6 +124,8 @@ def prove_parity(
             f"{folder.path}: cosine {found.min_cosine:.5f} with {reference.name}, at least "
             f"{least_cosines.IMPORT} is needed (worst: {found.worst[:40]!r})"
         )
+        if not math.isfinite(found.min_cosine):
+            raise ImportRefused(refusal)
         if not force:
             raise ImportRefused(f"{refusal}; --force imports it all the same")
         report(f"warning: {refusal}")
@@ -172,6 +182,7 @@ def compare(
     for prompt in dict.fromkeys(("", *prompts)):
         with refusing(f"{folder.path}: cannot compute with the prompt {prompt!r}"):
             ours = direct.embed_texts(encoder, PARITY_TEXTS, prompt)
+            check_vectors(folder, PARITY_TEXTS, ours)
             theirs = other.embed(PARITY_TEXTS, prompt)
         if ours.shape != theirs.shape:
             raise ImportRefused(

@@ -30,6 +30,7 @@ from server.importing.file_account import check_files
 from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.onnx_graph import StoredShare, move_weights_out, strip, tidy
 from server.importing.stored_tensors import read_stored_tensors
+from server.importing.torch_ordered_sets import ordered_sets
 from server.inference.safetensors_header import NotSafetensors
 from server.inference.tensor_account import UnaccountedTensors
 from server.inference.torch_attention import takes_attention_functions
@@ -87,14 +88,14 @@ def check_tensors(folder: ModelFolder) -> None:
     check_files(folder)
     weights = [folder.path / name for name in folder.transformer_weights]
     try:
-        account_for_tensors(folder.path / CONFIG_FILE, weights).check()
+        account_for_tensors(folder.transformer_path / CONFIG_FILE, weights).check()
     except UnaccountedTensors as error:
         raise ImportRefused(f"{folder.path}: {error}") from None
     except NotSafetensors as error:
         raise ImportRefused(str(error)) from None
     except Exception as error:  # a config can be wrong in any way
         reason = f"{type(error).__name__}: {first_line(error, unsaid='')}"
-        raise ImportRefused(f"{folder.path / CONFIG_FILE}: {reason}") from error
+        raise ImportRefused(f"{folder.transformer_path / CONFIG_FILE}: {reason}") from error
 
 
 def check_architecture(folder: ModelFolder) -> None:
@@ -120,7 +121,7 @@ def trace(folder: ModelFolder) -> ir.Model:
     AttentionInterface.register(FUSED_ATTENTION, fused_attention)
     AttentionMaskInterface.register(FUSED_ATTENTION, fused_attention_mask)
     weights = (folder.path / name for name in folder.transformer_weights)
-    transformer = read_transformer(folder.path / CONFIG_FILE, weights, torch.float32)
+    transformer = read_transformer(folder.transformer_path / CONFIG_FILE, weights, torch.float32)
     # Never sdpa: exported, it guards each softmax against NaN, 10 to 13 % of the time.
     fused = takes_attention_functions(transformer)
     transformer.set_attn_implementation(FUSED_ATTENTION if fused else "eager")
@@ -129,17 +130,18 @@ def trace(folder: ModelFolder) -> ir.Model:
     dense = DenseLayers(layers, normalize=head.normalize)
     ids = torch.arange(2, 20).reshape(2, 9)
     axes = {0: "batch", 1: "tokens"}
-    program = torch.onnx.export(
-        PaddedModule(transformer, dense, head.pooling).eval(),
-        (ids, torch.ones_like(ids)),
-        dynamo=True,
-        optimize=False,  # would store each weight transposed; `tidy` does it better
-        opset_version=20,
-        input_names=["input_ids", "attention_mask"],
-        output_names=["embeddings"],
-        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-        verbose=False,
-    )
+    with ordered_sets(transformer):
+        program = torch.onnx.export(
+            PaddedModule(transformer, dense, head.pooling).eval(),
+            (ids, torch.ones_like(ids)),
+            dynamo=True,
+            optimize=False,  # would store each weight transposed; `tidy` does it better
+            opset_version=20,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["embeddings"],
+            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+            verbose=False,
+        )
     model: ir.Model = program.model
     return model
 

@@ -50,7 +50,8 @@ class TorchReference:
                         trust_remote_code=False,
                         model_kwargs=weights,
                     )
-            own = self._model.max_seq_length
+            # Its own limit stays where it can: that it is ours as well is compared, too.
+            own = self._model.max_seq_length if folder.cut_as_published else folder.max_input_tokens
             self._model.max_seq_length = max_tokens if own is None else min(own, max_tokens)
         except Exception as error:  # each architecture fails in its own way
             reason = first_line(error)

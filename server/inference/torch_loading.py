@@ -11,12 +11,23 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import MODEL_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    MT5EncoderModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    T5EncoderModel,
+    UMT5EncoderModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from server.inference.safetensors_header import read_shapes
 from server.inference.tensor_account import TensorAccount, UnaccountedTensors, listed
 from server.inference.torch_account import WantedTensors
+
+# Of models of two halves only the encoder makes embeddings, as in sentence-transformers.
+ENCODERS = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
 
 
 def read_transformer(config: Path, weights: Iterable[Path], dtype: torch.dtype) -> PreTrainedModel:
@@ -78,7 +89,7 @@ def _read_config(config: Path) -> PretrainedConfig:
 
 
 def _class_for(config: PretrainedConfig) -> type[PreTrainedModel]:
-    found: type[PreTrainedModel] = MODEL_MAPPING[type(config)]
+    found: type[PreTrainedModel] = ENCODERS.get(config.model_type) or MODEL_MAPPING[type(config)]
     return found
 
 

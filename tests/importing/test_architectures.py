@@ -47,6 +47,7 @@ FOLDERS: dict[str, dict[str, Any]] = {
         "prompts": {"search_query": "search_query: ", "search_document": "search_document: "},
     },
     "nomic-raw": {"architecture": "nomic_bert", "normalize": False},
+    "t5-dense": {"architecture": "t5", "dense": [(96, IDENTITY)], "dense_bias": False},
     "qwen3-last": {
         "architecture": "qwen3",
         "pooling": "lasttoken",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.errors import ImportRefused
-from server.importing.head import DenseLayer, Head, read_head
+from server.importing.head import DenseLayer, Head, find_transformer, read_head
 
 KINDS = "sentence_transformers.models."
 TANH = "torch.nn.modules.activation.Tanh"
@@ -104,10 +104,19 @@ def test_a_dense_layer_that_would_be_computed_otherwise_is_refused(
         read_head(tmp_path)
 
 
-def test_a_transformer_in_a_folder_of_its_own_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "found"), [("", ""), (".", ""), ("0_Transformer", "0_Transformer"), ("a/", "a")]
+)
+def test_the_transformer_may_lie_in_a_folder_of_its_own(
+    tmp_path: Path, path: str, found: str
+) -> None:
     write(tmp_path, "Transformer", "Pooling", _1_Pooling={"pooling_mode": "mean"})
     modules = json.loads((tmp_path / "modules.json").read_text())
-    modules[0]["path"] = "0_Transformer"
+    modules[0]["path"] = path
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ImportRefused, match="the transformer lies in 0_Transformer"):
-        read_head(tmp_path)
+    assert find_transformer(tmp_path) == found
+    assert read_head(tmp_path) == Head("mean", (), normalize=False)
+
+
+def test_without_modules_it_lies_at_the_top(tmp_path: Path) -> None:
+    assert find_transformer(tmp_path) == ""

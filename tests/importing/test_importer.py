@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as RustTokenizer
 
 from server.catalog.card import TOKENIZER_FILE, Card
@@ -112,6 +113,16 @@ def test_a_publishers_graph_gives_the_same_vectors(
     assert np.abs(left - right).max() < 1e-6
 
 
+def test_a_publishers_graph_of_other_weights_is_refused(tmp_path: Path, exports: Exports) -> None:
+    folder = make_folder(tmp_path / "bert")
+    exports.published(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["encoder.layer.1.output.dense.weight"] *= 4
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ImportRefused, match=r"cosine 0\.\d+ with sentence-transformers .* --force"):
+        import_model(folder, tmp_path / "models", Wishes(graph="published"), ignore)
+
+
 def test_a_model_that_torch_cannot_try_is_installed_for_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +161,7 @@ def test_what_is_published_of_a_family_fills_the_gaps(tmp_path: Path) -> None:
     assert card.matryoshka is not None
     assert card.matryoshka.dimensions == (DIM, 32, 16)
     assert card.matryoshka.layer_norm
-    assert "prompts as published for nomic-ai/nomic-embed-text-v1.5" in lines
+    assert any("(table of families, from nomic-ai/nomic-embed-text-v1.5)" in line for line in lines)
 
 
 def test_own_prompts_come_before_the_familys_and_the_commands_before_both(tmp_path: Path) -> None:
@@ -448,19 +459,19 @@ def test_an_interrupted_import_leaves_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "models").iterdir())
 
 
-def test_a_folder_without_modules_is_mean_pooled_unless_told(tmp_path: Path) -> None:
+def test_a_folder_without_modules_is_what_a_person_says_as_sentence_transformers_has_it(
+    tmp_path: Path,
+) -> None:
     folder = make_folder(tmp_path / "bert", normalize=False)
     (folder / "modules.json").unlink()
     (folder / "config_sentence_transformers.json").unlink()
-    models = tmp_path / "models"
-    plain = import_model(folder, models, Wishes(), ignore)
-    assert (plain.pooling, plain.normalize) == ("mean", False)
-    wishes = Wishes(name="told", pooling="cls", normalize=True)
-    told = import_model(folder, models, wishes, ignore)
-    assert (told.pooling, told.normalize) == ("cls", True)
-    for card in (plain, told):
-        assert card.parity is not None
-        assert card.parity.min_cosine > 0.9999
+    lines: list[str] = []
+    wishes = Wishes(pooling="cls", normalize=True)
+    card = import_model(folder, tmp_path / "models", wishes, lines.append)
+    assert (card.pooling, card.normalize) == ("cls", True)
+    assert card.parity is not None
+    assert card.parity.min_cosine > 0.9999
+    assert {"pooling: cls (--pooling)", "normalize: yes (--normalize)"} < set(lines)
 
 
 def test_texts_are_put_into_lower_case_where_the_folder_says_so(tmp_path: Path) -> None:

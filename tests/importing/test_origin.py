@@ -18,23 +18,28 @@ def lying_at(path: Path, **config: str) -> Any:
     path.mkdir(parents=True)
     return SimpleNamespace(
         path=path,
+        given_path=path,
         config=config,
         weights=("model.safetensors", "gone.safetensors"),
         lower_case=False,
+        transformer="",
     )
 
 
 def test_a_plain_folder_gives_its_name_and_no_publisher(tmp_path: Path) -> None:
     folder = lying_at(tmp_path / "bert", _name_or_path="org/original")
-    assert origin.given_name(folder) == "bert"
+    assert origin.given_name(folder.path) == "bert"
     assert origin.publisher(folder, Wishes()) == "imported"
-    assert origin.known_names(folder, "mine", Wishes()) == ("mine", "", "org/original", "bert")
+    assert origin.known_names(folder, "mine", Wishes()) == ("mine", "", "", "bert", "org/original")
+    assert "org/original" not in origin.own_names(
+        folder.path, Wishes(name="mine")
+    )  # may be its base
     assert origin.description(folder, Wishes()) == "Imported from bert."
 
 
 def test_the_hub_clients_cache_gives_both(tmp_path: Path) -> None:
     folder = lying_at(tmp_path / "models--intfloat--e5-small-v2" / "snapshots" / "0123abc")
-    assert origin.given_name(folder) == "e5-small-v2"
+    assert origin.given_name(folder.path) == "e5-small-v2"
     assert origin.publisher(folder, Wishes()) == "intfloat"
     assert "e5-small-v2" in origin.known_names(folder, "mine", Wishes())
 
@@ -65,14 +70,16 @@ def test_the_license_is_the_readmes_if_it_says_one(
     assert origin.license_name(folder) == found
 
 
-@pytest.mark.parametrize("lower_case", [False, True])
+@pytest.mark.parametrize(
+    ("lower_case", "transformer"), [(False, ""), (True, ""), (False, "0_Transformer")]
+)
 def test_only_files_that_stay_as_published_can_be_had_from_the_hub(
-    tmp_path: Path, lower_case: bool
+    tmp_path: Path, lower_case: bool, transformer: str
 ) -> None:
-    """A tokenizer that was changed here is not there, nor is what the model does not use."""
+    """A tokenizer that was changed or moved is not there, nor is what the model does not use."""
     folder = lying_at(tmp_path / "bert")
-    folder.lower_case = lower_case
+    folder.lower_case, folder.transformer = lower_case, transformer
     card: Any = SimpleNamespace(files=["graph.onnx", "model.safetensors", "tokenizer.json"])
     source = origin.hub_source(folder, card, ("org/model", "abc"))
-    kept = ("model.safetensors",) if lower_case else ("model.safetensors", "tokenizer.json")
+    kept = ("model.safetensors", *([] if lower_case or transformer else ["tokenizer.json"]))
     assert (source.repository, source.revision, source.files) == ("org/model", "abc", kept)

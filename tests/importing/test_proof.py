@@ -92,7 +92,8 @@ def test_whatever_the_other_side_fails_with_is_one_line(encoder: Encoder) -> Non
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"), [((), "needs safetensors weights"), (("w",), "needs its package: ")]
+    ("weights", "said"),
+    [((), "the publisher's graph was compared with nothing"), (("w",), "needs its package: ")],
 )
 def test_what_cannot_be_compared_is_said(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch, weights: tuple[str, ...], said: str
