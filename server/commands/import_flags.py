@@ -27,6 +27,12 @@ QueryPrompt = Annotated[
 DocumentPrompt = Annotated[
     str | None, typer.Option(help="Text put before documents; default: the folder's own.")
 ]
+NamedPrompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=TEXT", help="Text put before texts of another purpose (repeatable)."
+    ),
+]
 Aliases = Annotated[list[str] | None, typer.Option(help="Another name for clients (repeatable).")]
 Pooling = Annotated[
     Literal["mean", "cls", "last_token"] | None,

@@ -19,6 +19,7 @@ from server.commands.import_flags import (
     Graph,
     ImportedName,
     MaxInputTokens,
+    NamedPrompts,
     Normalize,
     Onnx,
     Pooling,
@@ -34,7 +35,6 @@ from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.catalog.card import Card
-    from server.catalog.names import Purpose
 
 
 models_app = typer.Typer(
@@ -90,6 +90,8 @@ def pull_models(
     name: Annotated[
         str | None, typer.Option(help="What clients call a model of the hub; default: its name.")
     ] = None,
+    pooling: Pooling = None,
+    normalize: Normalize = None,
 ) -> None:
     """Fetch the files of models that are not there yet, and check every byte.
 
@@ -103,8 +105,11 @@ def pull_models(
     there = {called for card in registry.cards for called in (card.name, *card.aliases)}
     there |= {called for card in registry.broken for called in (card.name, *card.aliases)}
     from_hub = [asked for asked in names or () if "/" in asked and asked not in there]
-    if (revision or name) and (len(from_hub) != 1 or len(names or ()) != 1):
-        raise SettingError("--revision and --name go with one model of the hub")
+    told = (revision, name, pooling, normalize) != (None, None, None, None)
+    if told and (len(from_hub) != 1 or len(names or ()) != 1):
+        raise SettingError(
+            "--revision, --name, --pooling and --normalize go with one model of the hub"
+        )
     pulled: set[str] = set()
     known = [asked for asked in names or settings.model if asked not in from_hub]
     cards = registry.select(known).cards if known else ()
@@ -117,7 +122,10 @@ def pull_models(
         from server.importing.from_hub import import_from_hub
 
         for repository in from_hub:
-            _tell_installed(import_from_hub(settings, repository, revision, name, _say))
+            card = import_from_hub(
+                settings, repository, revision, name, _say, pooling=pooling, normalize=normalize
+            )
+            _tell_installed(card)
 
 
 def _tell_installed(card: Card) -> None:
@@ -140,6 +148,7 @@ def import_folder(
     matryoshka: Sizes = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
+    prompt: NamedPrompts = None,
     alias: Aliases = None,
     pooling: Pooling = None,
     normalize: Normalize = None,
@@ -156,16 +165,12 @@ def import_folder(
     """
     from server.importing.importer import import_model
     from server.importing.plan import Wishes
+    from server.importing.prompts import wished_prompts
 
-    prompts: dict[Purpose, str] = {}
-    if query_prompt is not None:
-        prompts["query"] = query_prompt
-    if document_prompt is not None:
-        prompts["document"] = document_prompt
     wishes = Wishes(
         name=name,
         matryoshka=_read_sizes(matryoshka),
-        prompts=prompts,
+        prompts=wished_prompts(prompt or (), query_prompt, document_prompt),
         aliases=tuple(alias or ()),
         pooling=pooling,
         normalize=normalize,

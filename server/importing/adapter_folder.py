@@ -13,10 +13,11 @@ from pathlib import Path
 
 from server.delivery.placing import workshop
 from server.errors import ImportRefused
-from server.importing.folder import CONFIG_FILE, PROMPTS_FILE
+from server.importing.folder import CONFIG_FILE
 from server.importing.head import MODULES_FILE, WEIGHTS_FILE, find_transformer, read_modules
 from server.importing.json_files import read_json
 from server.importing.lora import ADAPTER_CONFIG_FILE, ADAPTER_FILE, merge_lora, read_lora
+from server.importing.prompts import PROMPTS_FILE
 from server.importing.told import Told, tell
 from server.importing.weight_files import find_transformer_weights
 

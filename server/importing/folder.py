@@ -14,33 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from server.catalog.card import TOKENIZER_FILE, PoolingMode
-from server.catalog.names import Purpose, is_card_name
+from server.catalog.names import is_card_name
 from server.errors import ImportRefused, unusable
 from server.importing.head import MODULES_FILE, Head, find_transformer
 from server.importing.head_choice import choose_head
 from server.importing.input_length import InputLength, Said, choose_length, count_positions
 from server.importing.json_files import is_there, read_json, read_json_if_there
+from server.importing.prompts import Prompts, read_prompts
 from server.importing.published_graph import find_graphs
 from server.importing.told import Told
 from server.importing.weight_files import find_weights
 from server.program.command_lines import own_command
 
 CONFIG_FILE = "config.json"
-PROMPTS_FILE = "config_sentence_transformers.json"
 SENTENCE_BERT_FILE = "sentence_bert_config.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-
-# The names under which models keep what `input_type` means.
-PROMPT_NAMES: dict[str, Purpose] = {
-    "query": "query",
-    "search_query": "query",
-    "web_search_query": "query",
-    "s2p_query": "query",
-    "document": "document",
-    "passage": "document",
-    "corpus": "document",
-    "search_document": "document",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +39,7 @@ class ModelFolder:
     config: Mapping[str, Any]
     head: Head
     assumed_head: bool  # there is no modules.json that says it
-    prompts: Mapping[Purpose, str]
-    default_prompt: Purpose | None
+    prompts: Prompts
     max_input_tokens: int
     lower_case: bool  # sentence-transformers puts texts into lower case first
     weights: tuple[str, ...]  # safetensors files, from the folder; empty if there are none
@@ -96,8 +83,7 @@ def read_folder(
     """Read a folder's own description.
 
     Args:
-        names: by which the model may be known; a folder without modules.json has the pooling and
-            normalisation that are published for one of them.
+        names: the model's own, by which the table of families may know it.
         pooling, normalize: what a person says of a folder without modules.json.
         onnx: which of the publisher's graphs is wished for, from the folder.
         max_input_tokens: where a person has texts cut.
@@ -125,7 +111,6 @@ def read_folder(
         pooling=pooling,
         normalize=normalize,
     )
-    prompts, default_prompt = _read_prompts(path)
     sentence_bert = read_json_if_there(place / SENTENCE_BERT_FILE)
     length = _choose_length(path, transformer, config, sentence_bert, max_input_tokens)
     graphs = find_graphs(path, transformer, onnx)
@@ -135,8 +120,7 @@ def read_folder(
         config=config,
         head=head,
         assumed_head=not is_there(path / MODULES_FILE),
-        prompts=prompts,
-        default_prompt=default_prompt,
+        prompts=read_prompts(path),
         max_input_tokens=length.tokens,
         cut_as_published=length.is_own,
         lower_case=sentence_bert.get("do_lower_case") is True,
@@ -166,35 +150,6 @@ def _check_is_folder(path: Path) -> None:
     except OSError as error:
         raise ImportRefused(f"{unusable(str(path), error)}{hint}") from error
     raise ImportRefused(f"{path} is not a folder")
-
-
-def _read_prompts(
-    path: Path,
-) -> tuple[dict[Purpose, str], Purpose | None]:
-    file = path / PROMPTS_FILE
-    config = read_json_if_there(file)
-    named = config.get("prompts") or {}
-    if not isinstance(named, dict) or not all(isinstance(text, str) for text in named.values()):
-        raise ImportRefused(f"{file}: prompts must be texts by name")
-    prompts: dict[Purpose, str] = {}
-    for name, purpose in PROMPT_NAMES.items():
-        # sentence-transformers writes an empty `document` beside a `passage` that is meant.
-        if named.get(name) and not prompts.get(purpose):
-            prompts[purpose] = named[name]
-    default = config.get("default_prompt_name")
-    if not isinstance(default, str | None):
-        raise ImportRefused(f"{file}: default_prompt_name must be a text")
-    if default is None or (default in named and not named[default]):
-        return prompts, None
-    if default not in named:
-        raise ImportRefused(f"{file}: default_prompt_name {default!r} is not among the prompts")
-    for purpose, prompt in prompts.items():
-        if prompt == named[default]:
-            return prompts, purpose
-    raise ImportRefused(
-        f"{file}: the default prompt {default!r} is that of neither a query nor a document, and "
-        "input_type knows no other"
-    )
 
 
 def _choose_length(

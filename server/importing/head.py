@@ -111,7 +111,7 @@ def read_head(path: Path) -> Head | None:
             "optionally, Normalize can be served"
         )
     pooling_file = f"{steps[1][1]}/{MODULE_CONFIG_FILE}"
-    pooling = _read_pooling(path / pooling_file)
+    pooling = read_pooling(path / pooling_file)
     dense = tuple(_read_dense_layer(path, folder) for _, folder in steps[2 : 2 + layers])
     told = (
         Told("pooling", pooling, pooling_file),
@@ -127,8 +127,12 @@ def _tell_dense_layers(dense: tuple[DenseLayer, ...]) -> Told:
     return Told("dense layers", "; ".join(named) or "none", ", ".join(files))
 
 
-def _read_pooling(path: Path) -> PoolingMode:
-    """The one mode of a sentence-transformers pooling config, in either of its two spellings."""
+def read_pooling(path: Path) -> PoolingMode:
+    """The one mode of a sentence-transformers pooling config, in either of its two spellings.
+
+    Raises:
+        ImportRefused: it has none, several, or one that cannot be served.
+    """
     config = read_json(path)
     if config.get("include_prompt") is False:
         raise ImportRefused(f"{path}: include_prompt = false is not supported")

@@ -26,7 +26,8 @@ from server.importing.company import prove_company
 from server.importing.families import find_family
 from server.importing.folder import ModelFolder, read_folder
 from server.importing.places import check_free, choose_name
-from server.importing.plan import Wishes, choose_default_prompt, choose_prompts, choose_sizes
+from server.importing.plan import Wishes, choose_sizes
+from server.importing.prompts import choose_prompts
 from server.importing.proof import prove_dtypes, prove_it_computes, prove_parity
 from server.importing.proof_texts import REFERENCE_TEXTS
 from server.importing.recognising import refuse_what_is_no_model
@@ -54,8 +55,8 @@ def import_model(
         ImportRefused: the folder cannot be served as its publisher meant it, or its place is taken.
         CardError, ModelLoadError: what came out cannot be used.
     """
+    refuse_what_is_no_model(path)
     base = find_base(path, wishes.base, look_beside=wishes.origin is None)
-    refuse_what_is_no_model(path, base=base.path if base else None)
     try:
         with whole_folder(path, base, into, report) as whole:
             if whole is not path:
@@ -97,17 +98,28 @@ def _make(
     """Write all files but the card into the empty folder `made`; returns what the card says."""
     tell((*folder.head.told, *folder.told), report)
     family = find_family(origin.known_names(folder, name, wishes))
-    prompts = choose_prompts(folder, family, wishes, report)
-    default_prompt = choose_default_prompt(folder, prompts, report)
+    prompts = choose_prompts(folder.prompts, family, wishes.prompts, report)
     encoder = build_files(folder, made, wishes, report)
     reference = prove_it_computes(folder, encoder, report)
     prove_company(folder, encoder, made / GRAPH_FILE, report)
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
     matryoshka = choose_sizes(encoder.embedding_dim, family, wishes, report)
-    parity = prove_parity(folder, encoder, prompts.values(), report, force=wishes.force)
-    own = makes_own_graph(folder, wishes)
+    parity = prove_parity(
+        folder,
+        encoder,
+        prompts.of_card,
+        report,
+        force=wishes.force,
+        briefly=prompts.by_name.values(),
+    )
     parity = prove_by_witness(
-        folder, encoder, prompts.values(), parity, report, own_graph=own, force=wishes.force
+        folder,
+        encoder,
+        prompts.by_name.values(),
+        parity,
+        report,
+        own_graph=makes_own_graph(folder, wishes),
+        force=wishes.force,
     )
     card = Card(
         name=name,
@@ -122,8 +134,8 @@ def _make(
         normalize=folder.head.normalize,
         dtype="float32",
         aliases=wishes.aliases,
-        prompts=prompts,
-        default_prompt=default_prompt,
+        prompts=dict(prompts.by_name),
+        default_prompt=prompts.default,
         matryoshka=matryoshka,
         parity=parity,
         reference=Reference(texts=REFERENCE_TEXTS, file=REFERENCE_FILE),

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from server.catalog.names import stays_below
-from server.importing.folder import CONFIG_FILE, PROMPTS_FILE
+from server.importing.folder import CONFIG_FILE
 from server.importing.head import MODULES_FILE
 from server.importing.json_files import is_there, read_any_json, read_json_if_there
+from server.importing.prompts import PROMPTS_FILE
 from server.importing.published_graph import find_graphs
 
 _CLASSIFIERS = re.compile(
@@ -49,12 +50,13 @@ _MODEL_TYPES = {
 }
 # Architectures of transformers that were tried, and the reason why they cannot be a graph.
 _NOT_EXPORTABLE = {
-    "longformer": "its attention in windows pads each text by itself",
-    "led": "its attention in windows pads each text by itself",
+    "longformer": "its attention in windows cannot be exported",
+    "led": "its attention in windows cannot be exported",
     "xlnet": "its attention over permutations cannot be exported",
-    "funnel": "transformers has no one class for it",
+    "funnel": "its layers that drop tokens cannot be exported",
 }
-_INSTEAD = "this server gives one dense vector a text; choose an embedding model"
+_README_CHARS = 20_000  # its header may list languages and figures
+_INSTEAD = "choose a transformer that gives one dense vector a text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def _images_or_sound(traits: Traits) -> str | None:
     ]
     if not reads or traits.pools:
         return None
-    return f"is a model of images or sound ({traits.model_type}, {reads[0]}); {_INSTEAD} of texts alone"
+    return f"is a model of images or sound ({traits.model_type}, {reads[0]}); {_INSTEAD}"
 
 
 def _classifier(traits: Traits) -> str | None:
@@ -174,7 +176,8 @@ def _ranking_by_readme(traits: Traits) -> str | None:
     readme = traits.path / "README.md"
     if traits.pools or not readme.is_file():
         return None
-    header = readme.read_text(encoding="utf-8", errors="replace")[:20_000].split("\n---", 1)[0]
+    with readme.open(encoding="utf-8", errors="replace") as opened:
+        header = opened.read(_README_CHARS).split("\n---", 1)[0]
     if re.search(r"^pipeline_tag:\s*['\"]?text-ranking\b", header, re.MULTILINE) is None:
         return None
     return f"is a reranker (its README says pipeline_tag: text-ranking); {_INSTEAD}"
@@ -204,7 +207,7 @@ def _no_graph(traits: Traits) -> str | None:
     else:
         return None
     return (
-        f"is a {traits.model_type}, which cannot be made a graph: {reason}; for long texts choose a "
+        f"is a {traits.model_type}, which cannot be served as it was meant: {reason}; for long texts choose a "
         "model such as ModernBERT's or Qwen3's"
     )
 

@@ -9,7 +9,8 @@ import contextlib
 import re
 from pathlib import Path
 
-from server.catalog.card import TOKENIZER_FILE, Card, HubSource
+from server.catalog.card import TOKENIZER_FILE, Card
+from server.catalog.sources import HubSource
 from server.importing.folder import ModelFolder
 from server.importing.plan import Wishes
 

@@ -72,8 +72,8 @@ def prove_it_computes(
     _tell_unknown_tokens(encoder, report)
     if folder.head.normalize and not np.allclose(np.linalg.norm(reference, axis=1), 1, atol=1e-3):
         raise ImportRefused(
-            f"{folder.path}: modules.json says Normalize, but the graph's vectors have other "
-            "lengths than 1"
+            f"{folder.path}: its vectors are to be normalised, but the graph's have other lengths "
+            "than 1"
         )
     with refusing(
         f"{folder.path}: a text of {encoder.tokenizer.max_input_tokens} tokens cannot be computed; "
@@ -91,11 +91,13 @@ def prove_parity(
     report: Callable[[str], None],
     *,
     force: bool,
+    briefly: Iterable[str] = (),
 ) -> Parity | None:
     """Compare with sentence-transformers, with every prompt; None if that cannot be.
 
     Args:
         force: warn where the vectors differ too much.
+        briefly: see `compare`.
 
     Raises:
         ImportRefused: they do, or sentence-transformers cannot compute the model.
@@ -114,7 +116,7 @@ def prove_parity(
 
     report(f"comparing with {torch_reference.NAME}")
     reference = torch_reference.TorchReference(folder, MAX_COMPARED_TOKENS)
-    found = compare(folder, encoder, reference, prompts)
+    found = compare(folder, encoder, reference, prompts, briefly)
     report(
         f"{found.texts} texts: smallest cosine {found.min_cosine:.7f}, "
         f"largest difference {found.max_difference:.1e}"
@@ -171,33 +173,43 @@ def prove_dtypes(
 
 
 def compare(
-    folder: ModelFolder, encoder: Encoder, other: Implementation, prompts: Iterable[str]
+    folder: ModelFolder,
+    encoder: Encoder,
+    other: Implementation,
+    prompts: Iterable[str],
+    briefly: Iterable[str] = (),
 ) -> Comparison:
     """The vectors of PARITY_TEXTS, without a prompt and behind each of them.
+
+    Args:
+        briefly: prompts behind which REFERENCE_TEXTS suffice, since there may be many.
 
     Raises:
         ImportRefused: one side cannot compute a text, or gives vectors of another size.
     """
     similarities, differences = [], []
-    for prompt in dict.fromkeys(("", *prompts)):
+    compared: list[str] = []
+    behind: dict[str, Sequence[str]] = dict.fromkeys(briefly, REFERENCE_TEXTS)
+    for prompt, texts in (behind | dict.fromkeys(("", *prompts), PARITY_TEXTS)).items():
         with refusing(f"{folder.path}: cannot compute with the prompt {prompt!r}"):
-            ours = direct.embed_texts(encoder, PARITY_TEXTS, prompt)
-            check_vectors(folder, PARITY_TEXTS, ours)
-            theirs = other.embed(PARITY_TEXTS, prompt)
+            ours = direct.embed_texts(encoder, texts, prompt)
+            check_vectors(folder, texts, ours)
+            theirs = other.embed(texts, prompt)
         if ours.shape != theirs.shape:
             raise ImportRefused(
                 f"{folder.path}: vectors of {ours.shape[1]} dimensions, but "
                 f"{theirs.shape[1]} with sentence-transformers"
             )
         similarities.append(cosines(ours, theirs))
-        differences.append(np.abs(ours - theirs))
+        differences.append(np.max(np.abs(ours - theirs)))
+        compared += texts
     found = np.concatenate(similarities)
     return Comparison(
         texts=len(found),
         # A NaN must not hide behind min and max.
         min_cosine=float(np.min(found)),
         max_difference=float(np.max(differences)),
-        worst=PARITY_TEXTS[int(np.argmin(found)) % len(PARITY_TEXTS)],
+        worst=compared[int(np.argmin(found))],
     )
 
 

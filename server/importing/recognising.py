@@ -12,10 +12,10 @@ from pathlib import Path
 
 from server.catalog.card import CARD_FILE
 from server.delivery.bundle_format import MANIFEST
-from server.errors import ImportRefused
+from server.errors import ImportRefused, unusable
 from server.importing.folder import CONFIG_FILE, TOKENIZER_CONFIG_FILE
 from server.importing.head import MODULES_FILE, WEIGHTS_FILE
-from server.importing.json_files import is_there, read_json_if_there
+from server.importing.json_files import is_there
 from server.importing.model_kinds import name_model_kind
 from server.importing.published_graph import find_graphs
 from server.importing.weight_files import INDEX_FILE
@@ -51,29 +51,27 @@ _OTHER_WEIGHTS = (
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
-def refuse_what_is_no_model(path: Path, *, base: Path | None = None) -> None:
+def refuse_what_is_no_model(path: Path) -> None:
     """Name what a path is if it is no folder of a text embedding model, and say what to do.
-
-    Args:
-        base: the folder of the model that an adapter was trained on; with it an adapter is one.
 
     Raises:
         ImportRefused: it is of a known kind that cannot be imported, or a file of it is not whole.
     """
-    if path.is_file():
-        kinds: tuple[Kind, ...] = FILES
-    elif path.is_dir():
-        kinds = tuple(kind for kind in FOLDERS if kind is not _adapter or base is None)
-    else:
-        kinds = NOTHING_THERE
-    said = next(filter(None, (kind(path) for kind in kinds)), None)
+    try:
+        said = _name(path)
+    except OSError as error:
+        raise ImportRefused(unusable(str(path), error)) from error
     if said is not None:
         raise ImportRefused(f"{path} {said}")
-    if path.is_dir():
+
+
+def _name(path: Path) -> str | None:
+    kinds = FILES if path.is_file() else FOLDERS if path.is_dir() else NOTHING_THERE
+    said = next(filter(None, (kind(path) for kind in kinds)), None)
+    if said is None and path.is_dir():
         refuse_broken_files(path)
         said = name_model_kind(path)
-        if said is not None:
-            raise ImportRefused(f"{path} {said}")
+    return said
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -135,7 +133,7 @@ def _address(path: Path) -> str | None:
 
 
 def _empty_folder(path: Path) -> str | None:
-    return "is an empty folder" if not any(path.iterdir()) else None
+    return "is an empty folder: nothing was fetched into it" if not any(path.iterdir()) else None
 
 
 def _installed_model(path: Path) -> str | None:
@@ -186,20 +184,11 @@ def _snapshots(root: Path) -> list[Path]:
     return sorted(found, key=lambda snapshot: snapshot.name != commit)
 
 
-def _adapter(path: Path) -> str | None:
-    if not is_there(path / "adapter_config.json") or _has_weights(path):
-        return None
-    base = read_json_if_there(path / "adapter_config.json").get("base_model_name_or_path")
-    named = f" ({base})" if isinstance(base, str) and base else ""
-    return (
-        f"is an adapter without the model that it was trained on{named}; name that model's folder "
-        "with --base"
-    )
-
-
 def _pipeline_of_images(path: Path) -> str | None:
     return (
-        "makes images (diffusers); no embeddings" if is_there(path / "model_index.json") else None
+        "makes images (diffusers); choose a model of texts"
+        if is_there(path / "model_index.json")
+        else None
     )
 
 
@@ -256,7 +245,6 @@ FOLDERS: tuple[Kind, ...] = (
     _absent_files_of_a_cache,
     _cached_repository,
     _whole_cache,
-    _adapter,
     _pipeline_of_images,
     _other_weights,
     _unfinished_download,

@@ -13,13 +13,14 @@ from server.catalog.card import TOKENIZER_FILE
 from server.errors import ImportRefused
 from server.importing.folder import (
     CONFIG_FILE,
-    PROMPTS_FILE,
     SENTENCE_BERT_FILE,
     TOKENIZER_CONFIG_FILE,
 )
 from server.importing.head import MODULES_FILE, WEIGHTS_FILE
 from server.importing.json_files import read_json
+from server.importing.prompts import PROMPTS_FILE
 from server.importing.weight_files import INDEX_FILE
+from server.inference.safetensors_header import NotSafetensors, read_header
 
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 # What an import reads at a folder's top and in the folders of its modules.
@@ -91,6 +92,13 @@ def refuse_broken_file(file: Path) -> None:
         raise ImportRefused(
             f"{file}: is an error message of the hub, not the file itself ({said}); fetch it again"
         )
+    if file.suffix == ".safetensors":
+        try:
+            read_header(file)
+        except NotSafetensors as error:
+            raise ImportRefused(
+                f"{error}; it is damaged, or its download was not finished: fetch it again"
+            ) from None
 
 
 def _is_shard(name: str) -> bool:

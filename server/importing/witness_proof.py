@@ -55,7 +55,8 @@ def prove_by_witness(
     witness = Witness.of_folder(folder)
     others = "sentence-transformers only" if parity else "nothing"
     if witness is None:
-        report(f"{lack_of(folder.architecture)}: compared with {others}")
+        if folder.weights:  # else the comparison before has told
+            report(f"{lack_of(folder.architecture)}: compared with {others}")
         return parity
     try:
         found = compare_with_witness(witness, encoder, prompts)

@@ -10,6 +10,7 @@ import pytest
 
 from server.errors import ImportRefused
 from server.importing.head import DenseLayer, Head, find_transformer, read_head
+from server.importing.told import Told
 
 KINDS = "sentence_transformers.models."
 TANH = "torch.nn.modules.activation.Tanh"
@@ -23,7 +24,7 @@ def write(folder: Path, *modules: str, **configs: dict[str, Any]) -> Path:
     ]
     (folder / "modules.json").write_text(json.dumps(listed))
     for name, config in configs.items():
-        (folder / name.lstrip("_")).mkdir()
+        (folder / name.lstrip("_")).mkdir(exist_ok=True)
         (folder / name.lstrip("_") / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -63,6 +64,15 @@ def test_dense_layers_and_normalisation_come_in_their_order(tmp_path: Path) -> N
     assert head == Head("mean", dense, normalize=True)
     assert head is not None
     assert head.dense[0].weights == "2_Dense/model.safetensors"
+    assert head.told == (
+        Told("pooling", "mean", "1_Pooling/config.json"),
+        Told(
+            "dense layers",
+            "2_Dense to 4, Identity; 3_Dense to 3, Tanh",
+            "modules.json, 2_Dense/config.json, 3_Dense/config.json",
+        ),
+        Told("normalize", "yes", "modules.json"),
+    )
 
 
 @pytest.mark.parametrize(

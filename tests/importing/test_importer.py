@@ -474,6 +474,29 @@ def test_a_folder_without_modules_is_what_a_person_says_as_sentence_transformers
     assert {"pooling: cls (--pooling)", "normalize: yes (--normalize)"} < set(lines)
 
 
+def test_a_known_name_without_modules_is_pooled_as_published_and_every_fact_is_told(
+    tmp_path: Path,
+) -> None:
+    folder = make_folder(tmp_path / "bge-small-en-v1.5", pooling="cls")
+    (folder / "modules.json").unlink()
+    lines: list[str] = []
+    card = import_model(folder, tmp_path / "models", Wishes(), lines.append)
+    assert (card.pooling, card.normalize) == ("cls", True)
+    assert card.parity is not None
+    assert card.parity.min_cosine > 0.9999
+    table = "(table of families, from BAAI/bge-base-en-v1.5)"
+    assert lines[:7] == [
+        f"pooling: cls {table}",
+        "dense layers: none (no modules.json names any)",
+        f"normalize: yes {table}",
+        f"longest input: {MAX_TOKENS} tokens (tokenizer_config.json)",
+        "lower case: left to tokenizer.json (sentence_bert_config.json does not say it)",
+        f'prompt query: "Represent this sentence for searching relevant passages: " {table}',
+        "default prompt: none (config_sentence_transformers.json names none)",
+    ]
+    assert "Matryoshka sizes: none (none are known; --matryoshka says them)" in lines
+
+
 def test_texts_are_put_into_lower_case_where_the_folder_says_so(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "bert")
     change_json(folder / "sentence_bert_config.json", do_lower_case=True, max_seq_length=MAX_TOKENS)

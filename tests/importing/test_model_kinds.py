@@ -71,7 +71,7 @@ KINDS: dict[str, tuple[Make, str]] = {
         of("BartForConditionalGeneration", model_type="bart", is_encoder_decoder=True),
         "makes texts of texts (bart: encoder and decoder)",
     ),
-    "Longformer": (model(*POOLED, model_type="longformer"), "is a longformer, which cannot be made"),
+    "Longformer": (model(*POOLED, model_type="longformer"), "is a longformer, which cannot be served"),
     "BigBird": (model(model_type="big_bird"), "its sparse attention reads random blocks"),
     "GPTQ": (model(quantization_config={"quant_method": "gptq"}), "has quantised weights (gptq)"),
     "MLX": (model(quantization={"bits": 4, "group_size": 64}), "has quantised weights (MLX)"),

@@ -29,13 +29,6 @@ from tests.importing.strange_folders import (
 )
 
 CACHED = "{place}/hub/models--intfloat--e5-base-v2"
-ADAPTER = model(
-    weights=False,
-    files={
-        "adapter_config.json": '{"base_model_name_or_path": "intfloat/e5-base-v2"}',
-        "adapter_model.safetensors": "x",
-    },
-)
 STRANGE: dict[str, tuple[Make, str]] = {
     "wheel": (file("model-1.0-py3-none-any.whl"), "is a wheel; unpack it (python -m zipfile -e"),
     "bundle": (bundle, "is a bundle of this software: "),
@@ -68,7 +61,6 @@ STRANGE: dict[str, tuple[Make, str]] = {
     ),
     "cache's home": (lambda place: cache(place).parent, f"import a snapshot in it: {CACHED}"),
     "absent files": (absent_files, f"does not have; import {CACHED}/snapshots/{COMMIT}"),
-    "adapter": (ADAPTER, "the model that it was trained on (intfloat/e5-base-v2); merge them"),
     "GGUF folder": (without_weights("q8_0.gguf"), "holds weights of llama.cpp (GGUF), which"),
     "Core ML": (
         without_weights("model.mlpackage/x"),
@@ -114,6 +106,7 @@ def test_an_address_of_the_hub_gets_the_command_that_fetches_it() -> None:
         model(),
         model(files={"model-q8_0.gguf": "x", "tf_model.h5": "x", "openvino/m.xml": "x"}),
         model(files={"adapter_config.json": "{}"}),
+        without_weights("adapter_config.json"),  # whether its base is there is another question
         model(files={"optimizer.pt": "x", "trainer_state.json": "{}"}),
         without_weights("onnx/model.onnx", "openvino/openvino_model.xml"),
         lambda place: cached(COMMIT)(place) / "snapshots" / COMMIT,
@@ -126,6 +119,11 @@ def test_a_folder_with_weights_that_can_be_read_is_let_pass(tmp_path: Path, make
 def test_pickles_and_what_is_not_there_are_left_to_others(tmp_path: Path) -> None:
     refuse_what_is_no_model(without_weights("pytorch_model.bin", "tf_model.h5")(tmp_path))
     refuse_what_is_no_model(tmp_path / "absent")
+
+
+def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImportRefused, match="File name too long"):
+        import_model(Path("x" * 300), tmp_path / "models", Wishes(), lambda line: None)
 
 
 def test_an_import_looks_before_it_reads_anything_else(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from server.importing.whole_files import refuse_broken_file, refuse_broken_files
 from tests.importing.strange_folders import (
     POINTER,
     Make,
+    cut_off,
     dangling,
     model,
     replaced,
@@ -30,6 +31,8 @@ BROKEN: dict[str, tuple[Make, str]] = {
     "answer": (replaced(WEIGHTS, "Entry not found"), "is an error message of the hub, not the file"),
     "empty weights": (replaced(WEIGHTS, ""), f"{WEIGHTS}: is empty: the download was not finished"),
     "dangling": (dangling, f"{WEIGHTS}: No such file or directory: it is a link to ../../blobs/53aa51"),
+    "cut off": (cut_off, f"{WEIGHTS}: not a safetensors file: it is cut off; it is damaged, or"),
+    "no header": (replaced(WEIGHTS, "x" * 99), f"{WEIGHTS}: not a safetensors file: "),
     "missing shard": (
         shards(1),
         "1 of the 2 files of weights that model.safetensors.index.json names are missing: model-00002-",
