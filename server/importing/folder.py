@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.catalog.card import TOKENIZER_FILE, PoolingMode
+from server.catalog.card import PoolingMode
 from server.catalog.names import Purpose, is_card_name, stays_below
 from server.errors import ImportRefused, unusable
 from server.importing.head import WEIGHTS_FILE, Head, read_head
 from server.importing.json_files import read_json, read_json_if_there
+from server.importing.tokenizer_source import check_source
 from server.program.command_lines import own_command
 
 CONFIG_FILE = "config.json"
@@ -91,11 +92,7 @@ def read_folder(
     config = read_json(path / CONFIG_FILE)
     if not isinstance(config.get("model_type"), str):
         raise ImportRefused(f"{path / CONFIG_FILE}: says no model_type")
-    if not (path / TOKENIZER_FILE).is_file():
-        raise ImportRefused(
-            f"{path}: no {TOKENIZER_FILE}; make one with transformers: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
+    check_source(path)
     head = read_head(path)
     assumed = head is None
     if head is not None and (pooling is not None or normalize is not None):
