@@ -252,6 +252,7 @@ def model_object(card: Card) -> dict[str, Any]:
         "owned_by": card.owned_by,
         "embedding_dim": card.embedding_dim,
         "max_input_tokens": card.max_input_tokens,
+        "normalized": card.normalize,
         "matryoshka": card.matryoshka is not None,
         "dimensions": list(card.matryoshka.dimensions) if card.matryoshka else None,
         "aliases": list(card.aliases),

@@ -54,11 +54,18 @@ DocumentPrompt = Annotated[
 Aliases = Annotated[list[str] | None, typer.Option(help="Another name for clients (repeatable).")]
 Pooling = Annotated[
     Literal["mean", "cls", "last_token"] | None,
-    typer.Option(help="For a folder without modules.json (default: mean)."),
+    typer.Option(
+        help="How token vectors become one, for a folder without modules.json; default: what is "
+        "published for its name."
+    ),
 ]
 Normalize = Annotated[
     bool | None,
-    typer.Option("--normalize/--no-normalize", help="For a folder without modules.json."),
+    typer.Option(
+        "--normalize/--no-normalize",
+        help="Whether vectors have length 1, for a folder without modules.json; default: what is "
+        "published for its name.",
+    ),
 ]
 Graph = Annotated[
     Literal["own", "published"] | None,
@@ -150,6 +157,8 @@ def pull_models(
 
 def _tell_installed(card: Card) -> None:
     print(f"{card.name}: installed in {card.folder}, fingerprint {card.fingerprint}")
+    if not card.normalize:
+        print("Its vectors are not of unit length: compare them by cosine, not by dot product.")
     print(f"Serve it with: {own_command('serve', '--model', card.name)}")
 
 

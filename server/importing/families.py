@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from server.catalog.card import PoolingMode
 from server.catalog.names import Purpose
 
 _RETRIEVAL = "Represent this sentence for searching relevant passages: "
@@ -28,6 +29,14 @@ class Family:
     dimensions: tuple[int, ...] = ()  # trained prefixes, the native size left out
     layer_norm: bool = False  # before the cut
     prompts: Mapping[Purpose, str] = field(default_factory=dict)
+    pooling: PoolingMode | None = None
+    normalize: bool | None = None
+    dense: bool = False  # it has dense layers behind the pooling, which only modules.json names
+
+    @property
+    def cited(self) -> str:
+        """Where a fact that is not the folder's own comes from."""
+        return f"table of families, from {self.source}"
 
 
 FAMILIES = (

@@ -13,15 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.catalog.card import PoolingMode
+from server.catalog.card import TOKENIZER_FILE, PoolingMode
 from server.catalog.names import Purpose, is_card_name, stays_below
 from server.errors import ImportRefused, unusable
-from server.importing.head import WEIGHTS_FILE, Head, read_head
-from server.importing.json_files import read_json, read_json_if_there
+from server.importing.head import MODULES_FILE, WEIGHTS_FILE, Head
+from server.importing.head_choice import choose_head
+from server.importing.json_files import is_there, read_json, read_json_if_there
+from server.importing.told import Told
 from server.importing.tokenizer_source import check_source
 from server.program.command_lines import own_command
 
 CONFIG_FILE = "config.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
+SENTENCE_BERT_FILE = "sentence_bert_config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 PUBLISHED_GRAPH_FILE = "onnx/model.onnx"
 INDEX_FILE = "model.safetensors.index.json"
 REFERENCE_FILE = "reference.safetensors"  # an import writes it
@@ -55,6 +60,7 @@ class ModelFolder:
     max_input_tokens: int
     lower_case: bool  # sentence-transformers puts texts into lower case first
     weights: tuple[str, ...]  # safetensors files, from the folder; empty if there are none
+    told: tuple[Told, ...] = ()  # who says each of these; for the head, `head.told`
 
     @property
     def architecture(self) -> str:
@@ -75,16 +81,21 @@ class ModelFolder:
 
 
 def read_folder(
-    path: Path, *, pooling: PoolingMode | None = None, normalize: bool | None = None
+    path: Path,
+    *,
+    names: tuple[str, ...] = (),
+    pooling: PoolingMode | None = None,
+    normalize: bool | None = None,
 ) -> ModelFolder:
     """Read a folder's own description.
 
     Args:
-        pooling, normalize: for a folder that does not say them (it has no modules.json); there
-            sentence-transformers assumes mean pooling without normalisation.
+        names: by which the model may be known; a folder without modules.json has the pooling and
+            normalisation that are published for one of them.
+        pooling, normalize: what a person says of a folder without modules.json.
 
     Raises:
-        ImportRefused: the folder is none, or needs what is not supported.
+        ImportRefused: the folder is none, needs what is not supported, or leaves a guess.
     """
     _check_is_folder(path)
     if not (path / CONFIG_FILE).is_file():
@@ -93,28 +104,39 @@ def read_folder(
     if not isinstance(config.get("model_type"), str):
         raise ImportRefused(f"{path / CONFIG_FILE}: says no model_type")
     check_source(path)
-    head = read_head(path)
-    assumed = head is None
-    if head is not None and (pooling is not None or normalize is not None):
-        raise ImportRefused(
-            f"{path / 'modules.json'} says pooling and normalisation; --pooling and --normalize "
-            "are for folders without it"
-        )
-    if head is None:
-        head = Head(pooling or "mean", (), bool(normalize))
+    head = choose_head(
+        path,
+        names=names,
+        made_from=str(config.get("_name_or_path", "")),
+        pooling=pooling,
+        normalize=normalize,
+    )
     prompts, default_prompt = _read_prompts(path)
-    sentence_bert = read_json_if_there(path / "sentence_bert_config.json")
+    sentence_bert = read_json_if_there(path / SENTENCE_BERT_FILE)
+    max_input_tokens, length_source = _max_input_tokens(path, config, sentence_bert)
+    lower_case = sentence_bert.get("do_lower_case") is True
     return ModelFolder(
         path=path,
         config=config,
         head=head,
-        assumed_head=assumed,
+        assumed_head=not is_there(path / MODULES_FILE),
         prompts=prompts,
         default_prompt=default_prompt,
-        max_input_tokens=_max_input_tokens(path, config, sentence_bert),
-        lower_case=sentence_bert.get("do_lower_case") is True,
+        max_input_tokens=max_input_tokens,
+        lower_case=lower_case,
         weights=_find_weights(path, head),
+        told=(
+            Told("longest input", f"{max_input_tokens:,} tokens", length_source),
+            _tell_lower_case(sentence_bert),
+        ),
     )
+
+
+def _tell_lower_case(sentence_bert: Mapping[str, Any]) -> Told:
+    if sentence_bert.get("do_lower_case") is True:
+        return Told("lower case", "every text, before the tokenizer", SENTENCE_BERT_FILE)
+    silent = "" if "do_lower_case" in sentence_bert else " does not say it"
+    return Told("lower case", f"left to {TOKENIZER_FILE}", f"{SENTENCE_BERT_FILE}{silent}")
 
 
 def _check_is_folder(path: Path) -> None:
@@ -132,7 +154,7 @@ def _check_is_folder(path: Path) -> None:
 def _read_prompts(
     path: Path,
 ) -> tuple[dict[Purpose, str], Purpose | None]:
-    file = path / "config_sentence_transformers.json"
+    file = path / PROMPTS_FILE
     config = read_json_if_there(file)
     named = config.get("prompts") or {}
     if not isinstance(named, dict) or not all(isinstance(text, str) for text in named.values()):
@@ -160,18 +182,25 @@ def _read_prompts(
 
 def _max_input_tokens(
     path: Path, config: Mapping[str, Any], sentence_bert: Mapping[str, Any]
-) -> int:
-    """Where sentence-transformers cuts: its own setting, else the tokenizer's within positions."""
-    own = sentence_bert.get("max_seq_length")
+) -> tuple[int, str]:
+    """Where sentence-transformers cuts: its own setting, else the tokenizer's within positions.
+
+    Returns:
+        The number of tokens, and the file that says it.
+    """
+    own, source = sentence_bert.get("max_seq_length"), SENTENCE_BERT_FILE
     if own is None:
-        tokenizer = read_json_if_there(path / "tokenizer_config.json")
-        own = tokenizer.get("model_max_length")
+        tokenizer = read_json_if_there(path / TOKENIZER_CONFIG_FILE)
         positions = next((config[key] for key in POSITIONS if key in config), None)
-        found = [limit for limit in (own, positions) if isinstance(limit, int | float)]
-        own = min(found, default=None)
+        found = (
+            (tokenizer.get("model_max_length"), TOKENIZER_CONFIG_FILE),
+            (positions, CONFIG_FILE),
+        )
+        limits = [(limit, file) for limit, file in found if isinstance(limit, int | float)]
+        own, source = min(limits, default=(None, ""))
     if isinstance(own, bool) or not isinstance(own, int | float) or not 1 <= own < 10_000_000:
         raise ImportRefused(f"{path}: says nowhere how many tokens a text may have")
-    return int(own)
+    return int(own), source
 
 
 def _find_weights(path: Path, head: Head) -> tuple[str, ...]:

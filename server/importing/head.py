@@ -7,7 +7,7 @@ files; any thread may call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +15,10 @@ from server.catalog.card import Activation, PoolingMode
 from server.catalog.names import stays_below
 from server.errors import ImportRefused
 from server.importing.json_files import is_there, read_any_json, read_json
+from server.importing.told import Told, yes_or_no
 
+MODULES_FILE = "modules.json"
+MODULE_CONFIG_FILE = "config.json"  # in the folder of a module
 WEIGHTS_FILE = "model.safetensors"
 POOLING_MODES: dict[str, PoolingMode] = {"mean": "mean", "cls": "cls", "lasttoken": "last_token"}
 POOLING_SWITCHES = {  # the older spelling of 1_Pooling/config.json: one boolean a mode
@@ -50,6 +53,7 @@ class Head:
     pooling: PoolingMode
     dense: tuple[DenseLayer, ...]
     normalize: bool
+    told: tuple[Told, ...] = field(default=(), compare=False, repr=False)  # who says each of these
 
 
 def read_head(path: Path) -> Head | None:
@@ -58,7 +62,7 @@ def read_head(path: Path) -> Head | None:
     Raises:
         ImportRefused: they are not those that can be served.
     """
-    file = path / "modules.json"
+    file = path / MODULES_FILE
     if not is_there(file):
         return None
     modules = read_any_json(file)
@@ -82,9 +86,21 @@ def read_head(path: Path) -> Head | None:
         )
     if steps[0][1] not in ("", "."):
         raise ImportRefused(f"{file}: the transformer lies in {steps[0][1]}; it must be at the top")
-    pooling = _read_pooling(path / steps[1][1] / "config.json")
+    pooling_file = f"{steps[1][1]}/{MODULE_CONFIG_FILE}"
+    pooling = _read_pooling(path / pooling_file)
     dense = tuple(_read_dense_layer(path, folder) for _, folder in steps[2 : 2 + layers])
-    return Head(pooling, dense, normalize)
+    told = (
+        Told("pooling", pooling, pooling_file),
+        _tell_dense_layers(dense),
+        Told("normalize", yes_or_no(normalize), MODULES_FILE),
+    )
+    return Head(pooling, dense, normalize, told)
+
+
+def _tell_dense_layers(dense: tuple[DenseLayer, ...]) -> Told:
+    files = [MODULES_FILE, *(f"{layer.folder}/{MODULE_CONFIG_FILE}" for layer in dense)]
+    named = [f"{layer.folder} to {layer.out_features}, {layer.activation}" for layer in dense]
+    return Told("dense layers", "; ".join(named) or "none", ", ".join(files))
 
 
 def _read_pooling(path: Path) -> PoolingMode:
@@ -105,7 +121,7 @@ def _read_pooling(path: Path) -> PoolingMode:
 
 
 def _read_dense_layer(path: Path, folder: str) -> DenseLayer:
-    file = path / folder / "config.json"
+    file = path / folder / MODULE_CONFIG_FILE
     config = read_json(file)
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     module, _, name = activation.rpartition(".")

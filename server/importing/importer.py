@@ -23,9 +23,10 @@ from server.importing.build import build_files, pin_files
 from server.importing.families import find_family
 from server.importing.folder import REFERENCE_FILE, ModelFolder, read_folder
 from server.importing.places import check_free, choose_name
-from server.importing.plan import Wishes, choose_prompts, choose_sizes
+from server.importing.plan import Wishes, choose_default_prompt, choose_prompts, choose_sizes
 from server.importing.proof import prove_dtypes, prove_it_computes, prove_parity
 from server.importing.proof_texts import REFERENCE_TEXTS
+from server.importing.told import tell
 
 
 def import_model(
@@ -47,7 +48,12 @@ def import_model(
         ImportRefused: the folder cannot be served as its publisher meant it, or its place is taken.
         CardError, ModelLoadError: what came out cannot be used.
     """
-    folder = read_folder(path, pooling=wishes.pooling, normalize=wishes.normalize)
+    folder = read_folder(
+        path,
+        names=origin.own_names(path, wishes),
+        pooling=wishes.pooling,
+        normalize=wishes.normalize,
+    )
     name = choose_name(folder, wishes)
     check_free(into, name, wishes, beside)
     try:
@@ -66,11 +72,13 @@ def _make(
     folder: ModelFolder, made: Path, name: str, wishes: Wishes, report: Callable[[str], None]
 ) -> Card:
     """Write all files but the card into the empty folder `made`; returns what the card says."""
+    tell((*folder.head.told, *folder.told), report)
+    family = find_family(origin.known_names(folder, name, wishes))
+    prompts = choose_prompts(folder, family, wishes, report)
+    default_prompt = choose_default_prompt(folder, prompts, report)
     encoder = build_files(folder, made, wishes, report)
     reference = prove_it_computes(folder, encoder, report)
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
-    family = find_family(origin.known_names(folder, name, wishes))
-    prompts = choose_prompts(folder, family, wishes, report)
     matryoshka = choose_sizes(encoder.embedding_dim, family, wishes, report)
     parity = prove_parity(folder, encoder, prompts.values(), report, force=wishes.force)
     card = Card(
@@ -87,7 +95,7 @@ def _make(
         dtype="float32",
         aliases=wishes.aliases,
         prompts=prompts,
-        default_prompt=folder.default_prompt if folder.default_prompt in prompts else None,
+        default_prompt=default_prompt,
         matryoshka=matryoshka,
         parity=parity,
         reference=Reference(texts=REFERENCE_TEXTS, file=REFERENCE_FILE),

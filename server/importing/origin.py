@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from pathlib import Path
 
 from server.catalog.card import TOKENIZER_FILE, Card, HubSource
 from server.importing.folder import ModelFolder
@@ -15,18 +16,25 @@ from server.importing.plan import Wishes
 _HUB_CACHE = re.compile(r"models--(?P<organisation>.+?)--(?P<name>.+)")
 
 
-def given_name(folder: ModelFolder) -> str:
+def given_name(path: Path) -> str:
     """The folder's name, or the model's where it lies in the hub client's cache."""
-    cached = _hub_cache(folder)
-    return cached["name"] if cached else folder.path.resolve().name
+    cached = _hub_cache(path)
+    return cached["name"] if cached else path.resolve().name
+
+
+def own_names(path: Path, wishes: Wishes) -> tuple[str, ...]:
+    """The model's names as those say it who hand it over: a person, the hub, the folder."""
+    cached = _hub_cache(path)
+    repository = wishes.origin[0] if wishes.origin else cached["name"] if cached else ""
+    return (wishes.name or "", repository, path.resolve().name)
 
 
 def known_names(folder: ModelFolder, name: str, wishes: Wishes) -> tuple[str, ...]:
-    """What the model may be known by, whatever clients are to call it here."""
-    cached = _hub_cache(folder)
-    repository = wishes.origin[0] if wishes.origin else cached["name"] if cached else ""
-    own = str(folder.config.get("_name_or_path", ""))
-    return (name, repository, own, folder.path.resolve().name)
+    """What the model may be known by, whatever clients are to call it here.
+
+    The last is the model that it was trained from, if it is not that one itself.
+    """
+    return (name, *own_names(folder.path, wishes), str(folder.config.get("_name_or_path", "")))
 
 
 def description(folder: ModelFolder, wishes: Wishes) -> str:
@@ -52,7 +60,7 @@ def publisher(folder: ModelFolder, wishes: Wishes) -> str:
     """Who published it, as far as its origin tells."""
     if wishes.origin is not None:
         return wishes.origin[0].split("/")[0]
-    cached = _hub_cache(folder)
+    cached = _hub_cache(folder.path)
     return cached["organisation"] if cached else "imported"
 
 
@@ -73,7 +81,7 @@ def hub_source(folder: ModelFolder, card: Card, origin: tuple[str, str]) -> HubS
     )
 
 
-def _hub_cache(folder: ModelFolder) -> re.Match[str] | None:
+def _hub_cache(path: Path) -> re.Match[str] | None:
     """Organisation and name of a folder inside the hub client's cache."""
-    parts = folder.path.resolve().parts
+    parts = path.resolve().parts
     return next(filter(None, map(_HUB_CACHE.fullmatch, parts)), None)

@@ -5,7 +5,7 @@ Pure; any thread may call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +13,8 @@ from server.catalog.card import Matryoshka, PoolingMode
 from server.catalog.names import Purpose
 from server.errors import ImportRefused
 from server.importing.families import Family
-from server.importing.folder import ModelFolder
+from server.importing.folder import PROMPTS_FILE, ModelFolder
+from server.importing.told import Told, quoted, tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +36,25 @@ class Wishes:
 def choose_prompts(
     folder: ModelFolder, family: Family | None, wishes: Wishes, report: Callable[[str], None]
 ) -> dict[Purpose, str]:
-    """By the person, else by the folder, else as published for the family."""
-    own = {purpose: prompt for purpose, prompt in folder.prompts.items() if prompt}
-    chosen = dict(own)
-    if not own and family is not None and family.prompts:
-        chosen = dict(family.prompts)
-        report(f"prompts as published for {family.source}")
-    chosen |= wishes.prompts
-    return {purpose: prompt for purpose, prompt in chosen.items() if prompt}
+    """By the person, else by the folder, else as published for the family; each is told."""
+    chosen = {purpose: (prompt, PROMPTS_FILE) for purpose, prompt in folder.prompts.items()}
+    if family is not None and not any(folder.prompts.values()):
+        chosen = {purpose: (prompt, family.cited) for purpose, prompt in family.prompts.items()}
+    for purpose, prompt in wishes.prompts.items():
+        chosen[purpose] = (prompt, f"--{purpose}-prompt")
+    facts = [Told(f"prompt {purpose}", quoted(text), by) for purpose, (text, by) in chosen.items()]
+    tell(facts or [Told("prompts", "none", f"{PROMPTS_FILE} names none")], report)
+    return {purpose: prompt for purpose, (prompt, _) in chosen.items() if prompt}
+
+
+def choose_default_prompt(
+    folder: ModelFolder, prompts: Mapping[Purpose, str], report: Callable[[str], None]
+) -> Purpose | None:
+    """Which of the chosen prompts stands before texts that come without a purpose; it is told."""
+    default = folder.default_prompt if folder.default_prompt in prompts else None
+    silent = "" if folder.default_prompt else " names none"
+    tell([Told("default prompt", default or "none", f"{PROMPTS_FILE}{silent}")], report)
+    return default
 
 
 def choose_sizes(
@@ -53,11 +65,12 @@ def choose_sizes(
     Raises:
         ImportRefused: a size that was wished for is not one of the model's.
     """
-    sizes: Sequence[int] = wishes.matryoshka
+    sizes, source = wishes.matryoshka, "--matryoshka"
     if not sizes and family is not None and family.dimensions:
-        sizes = [size for size in family.dimensions if size < embedding_dim]
-        report(f"Matryoshka sizes as published for {family.source}")
+        sizes = tuple(size for size in family.dimensions if size < embedding_dim)
+        source = family.cited
     if not sizes:
+        tell([Told("Matryoshka sizes", "none", "none are known; --matryoshka says them")], report)
         return None
     wrong = [size for size in sizes if not 1 <= size <= embedding_dim]
     if wrong:
@@ -65,6 +78,9 @@ def choose_sizes(
             f"--matryoshka: {wrong[0]} is not between 1 and {embedding_dim}, the model's size"
         )
     dimensions = tuple(sorted({embedding_dim, *sizes}, reverse=True))
-    if family is not None and family.layer_norm:
-        return Matryoshka(dimensions=dimensions, layer_norm=True)
-    return Matryoshka(dimensions=dimensions)
+    facts = [Told("Matryoshka sizes", ", ".join(map(str, dimensions)), source)]
+    layer_norm = family is not None and family.layer_norm
+    if family is not None and layer_norm:
+        facts.append(Told("layer norm before the cut", "yes", family.cited))
+    tell(facts, report)
+    return Matryoshka(dimensions=dimensions, layer_norm=layer_norm)

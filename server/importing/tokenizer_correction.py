@@ -19,11 +19,11 @@ from tokenizers.processors import TemplateProcessing
 
 from server.catalog.card import TOKENIZER_FILE, PoolingMode
 from server.errors import ImportRefused
+from server.importing.folder import TOKENIZER_CONFIG_FILE
 from server.importing.tokenizer_settings import (
     BARE_CLASSES,
     BERT_CLASSES,
     BYTE_LEVEL_CLASSES,
-    SETTINGS_FILE,
     TokenizerSettings,
 )
 from server.inference.tokenizer import tokens_around
@@ -94,7 +94,7 @@ def _add_tokens(tokenizer: RustTokenizer, settings: TokenizerSettings) -> list[s
             known = tokenizer.token_to_id(token)
         if known != number:
             raise ImportRefused(
-                f"{settings.path}: the token {token!r} is {number} in {SETTINGS_FILE} or "
+                f"{settings.path}: the token {token!r} is {number} in {TOKENIZER_CONFIG_FILE} or "
                 f"added_tokens.json, but {known} in {TOKENIZER_FILE}"
             )
     if not lacking:
@@ -113,7 +113,7 @@ def _follow_case_settings(
     if name not in BERT_CLASSES or type(tokenizer.model).__name__ != "WordPiece":
         if lower is not None and lower != _lowers(tokenizer):
             report(
-                f"{SETTINGS_FILE}: do_lower_case = {str(lower).lower()} has no effect with {name}; "
+                f"{TOKENIZER_CONFIG_FILE}: do_lower_case = {str(lower).lower()} has no effect with {name}; "
                 f"{TOKENIZER_FILE} {'keeps capitals' if lower else 'puts texts into lower case'}"
             )
         return []
@@ -129,7 +129,7 @@ def _follow_case_settings(
     if does == wants:
         return []
     what = f"{TOKENIZER_FILE} makes {does[0]!r} of {_PROBES[0]!r} and {does[1]!r} of {_PROBES[1]!r}"
-    what += f", {name} with the settings of {SETTINGS_FILE} {wants[0]!r} and {wants[1]!r}"
+    what += f", {name} with the settings of {TOKENIZER_CONFIG_FILE} {wants[0]!r} and {wants[1]!r}"
     if not isinstance(own, BertNormalizer) or not _all_said(own, wanted, settings):
         raise ImportRefused(
             f"{settings.path}: {what}; say there in do_lower_case, strip_accents and "
@@ -177,11 +177,11 @@ def _follow_prefix_space(tokenizer: RustTokenizer, settings: TokenizerSettings) 
     if not direct or said is None:
         raise ImportRefused(
             f"{settings.path}: {what}, {name} with add_prefix_space = {str(wanted).lower()} "
-            f"otherwise; say in add_prefix_space of {SETTINGS_FILE} how the model was trained"
+            f"otherwise; say in add_prefix_space of {TOKENIZER_CONFIG_FILE} how the model was trained"
         )
     pre_tokenizer.add_prefix_space = wanted
     tokenizer.pre_tokenizer = pre_tokenizer
-    return [f"{what}; corrected to add_prefix_space = {str(wanted).lower()} of {SETTINGS_FILE}"]
+    return [f"{what}; corrected to add_prefix_space = {str(wanted).lower()} of {TOKENIZER_CONFIG_FILE}"]
 
 
 def _follow_end_settings(tokenizer: RustTokenizer, settings: TokenizerSettings) -> list[str]:
@@ -222,7 +222,7 @@ def _lacking(
     token = settings.token(name)
     if wanted is None:
         return []
-    file = settings.path / SETTINGS_FILE
+    file = settings.path / TOKENIZER_CONFIG_FILE
     if not wanted:
         # DeBERTa's bos_token is its cls_token, which is always there.
         others = {settings.token("cls_token"), settings.token("sep_token")}
@@ -273,5 +273,5 @@ def _check_around(
         report(
             f"warning: a text's vector is that of its last token, and {TOKENIZER_FILE} puts no end "
             f"token behind a text; if the model was trained with one, set add_eos_token = true in "
-            f"{SETTINGS_FILE}"
+            f"{TOKENIZER_CONFIG_FILE}"
         )

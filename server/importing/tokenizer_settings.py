@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ImportRefused
+from server.importing.folder import SENTENCE_BERT_FILE, TOKENIZER_CONFIG_FILE
 from server.importing.json_files import read_json_if_there
 
-SETTINGS_FILE = "tokenizer_config.json"
 TOKENS_FILE = "special_tokens_map.json"
 ADDED_FILE = "added_tokens.json"
-SENTENCE_FILE = "sentence_bert_config.json"
 
 # transformers' classes with BERT's normaliser. They let `do_lower_case` (default: true),
 # `strip_accents` and `tokenize_chinese_chars` (true) decide, whatever tokenizer.json holds:
@@ -125,7 +124,7 @@ class TokenizerSettings:
         """
         value = self.values.get(name)
         if not isinstance(value, bool | None):
-            raise ImportRefused(f"{self.path / SETTINGS_FILE}: {name} must be true or false")
+            raise ImportRefused(f"{self.path / TOKENIZER_CONFIG_FILE}: {name} must be true or false")
         return value
 
     def token(self, name: str) -> str | None:
@@ -142,7 +141,7 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> TokenizerSettings:
     Raises:
         ImportRefused: a file is broken, or a setting asks for what cannot be done.
     """
-    own = read_json_if_there(path / SETTINGS_FILE)
+    own = read_json_if_there(path / TOKENIZER_CONFIG_FILE)
     listed = own.get("added_tokens_decoder")
     values = dict(own)
     if listed is None:  # else transformers does not read the older files
@@ -153,7 +152,7 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> TokenizerSettings:
 
 
 def _tokenizer_class(path: Path, values: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    file = path / SETTINGS_FILE
+    file = path / TOKENIZER_CONFIG_FILE
     own = values.get("auto_map")
     if isinstance(own, dict):
         own = own.get("AutoTokenizer")
@@ -186,7 +185,7 @@ def _loading_settings(path: Path) -> dict[str, Any]:
     Raises:
         ImportRefused: it would not read a text as it is.
     """
-    file = path / SENTENCE_FILE
+    file = path / SENTENCE_BERT_FILE
     content = read_json_if_there(file)
     modalities = content.get("modality_config")
     if isinstance(modalities, dict) and "message" in modalities:
@@ -212,7 +211,7 @@ def _loading_settings(path: Path) -> dict[str, Any]:
 
 
 def _refuse_impossible(path: Path, values: Mapping[str, Any]) -> None:
-    file = path / SETTINGS_FILE
+    file = path / TOKENIZER_CONFIG_FILE
     if values.get("truncation_side", "right") != "right":
         raise ImportRefused(
             f"{file}: truncation_side is {values['truncation_side']}: texts that are too long would "
@@ -226,7 +225,7 @@ def _refuse_impossible(path: Path, values: Mapping[str, Any]) -> None:
 
 def _added(path: Path, listed: object) -> dict[int, dict[str, Any]]:
     """Tokens that were added to the vocabulary, by id."""
-    file = path / (SETTINGS_FILE if listed is not None else ADDED_FILE)
+    file = path / (TOKENIZER_CONFIG_FILE if listed is not None else ADDED_FILE)
     try:
         if isinstance(listed, dict):
             return {int(number): {**token, "content": token["content"]} for number, token in listed.items()}

@@ -26,15 +26,18 @@ def lying_at(path: Path, **config: str) -> Any:
 
 def test_a_plain_folder_gives_its_name_and_no_publisher(tmp_path: Path) -> None:
     folder = lying_at(tmp_path / "bert", _name_or_path="org/original")
-    assert origin.given_name(folder) == "bert"
+    assert origin.given_name(folder.path) == "bert"
     assert origin.publisher(folder, Wishes()) == "imported"
-    assert origin.known_names(folder, "mine", Wishes()) == ("mine", "", "org/original", "bert")
+    assert origin.known_names(folder, "mine", Wishes()) == ("mine", "", "", "bert", "org/original")
+    assert "org/original" not in origin.own_names(
+        folder.path, Wishes(name="mine")
+    )  # may be its base
     assert origin.description(folder, Wishes()) == "Imported from bert."
 
 
 def test_the_hub_clients_cache_gives_both(tmp_path: Path) -> None:
     folder = lying_at(tmp_path / "models--intfloat--e5-small-v2" / "snapshots" / "0123abc")
-    assert origin.given_name(folder) == "e5-small-v2"
+    assert origin.given_name(folder.path) == "e5-small-v2"
     assert origin.publisher(folder, Wishes()) == "intfloat"
     assert "e5-small-v2" in origin.known_names(folder, "mine", Wishes())
 

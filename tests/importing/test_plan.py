@@ -17,6 +17,11 @@ from server.importing.plan import Wishes, choose_prompts, choose_sizes
 FAMILY = Family(
     "known", "org/known", dimensions=(64, 32), prompts={"query": "theirs: ", "document": "d: "}
 )
+FILE = "config_sentence_transformers.json"
+PUBLISHED = [
+    'prompt query: "theirs: " (table of families, from org/known)',
+    'prompt document: "d: " (table of families, from org/known)',
+]
 
 
 def folder(**prompts: str) -> ModelFolder:
@@ -37,13 +42,28 @@ def folder(**prompts: str) -> ModelFolder:
 @pytest.mark.parametrize(
     ("own", "family", "wished", "chosen", "told"),
     [
-        ({}, None, {}, {}, []),
-        ({"query": "own: "}, FAMILY, {}, {"query": "own: "}, []),
-        ({}, FAMILY, {}, dict(FAMILY.prompts), ["prompts as published for org/known"]),
-        ({"query": ""}, FAMILY, {}, dict(FAMILY.prompts), ["prompts as published for org/known"]),
-        ({"query": "own: "}, None, {"query": "mine: "}, {"query": "mine: "}, []),
-        ({"query": "own: "}, None, {"query": ""}, {}, []),
-        ({"query": "own: "}, None, {"document": "m: "}, {"query": "own: ", "document": "m: "}, []),
+        ({}, None, {}, {}, [f"prompts: none ({FILE} names none)"]),
+        ({"query": "own: "}, FAMILY, {}, {"query": "own: "}, [f'prompt query: "own: " ({FILE})']),
+        ({}, FAMILY, {}, dict(FAMILY.prompts), PUBLISHED),
+        ({"query": ""}, FAMILY, {}, dict(FAMILY.prompts), PUBLISHED),
+        (
+            {"query": "own: "},
+            None,
+            {"query": "mine: "},
+            {"query": "mine: "},
+            ['prompt query: "mine: " (--query-prompt)'],
+        ),
+        ({"query": "own: "}, None, {"query": ""}, {}, ['prompt query: "" (--query-prompt)']),
+        (
+            {"query": "own: "},
+            None,
+            {"document": "two\nlines"},
+            {"query": "own: ", "document": "two\nlines"},
+            [
+                f'prompt query: "own: " ({FILE})',
+                'prompt document: "two\\nlines" (--document-prompt)',
+            ],
+        ),
     ],
 )
 def test_prompts_are_the_persons_before_the_folders_before_the_published(
@@ -58,25 +78,27 @@ def test_prompts_are_the_persons_before_the_folders_before_the_published(
 @pytest.mark.parametrize(
     ("wished", "family", "sizes", "told"),
     [
-        ((), None, None, []),
-        ((16, 48), None, (48, 16), []),
-        ((16,), FAMILY, (48, 16), []),
-        ((), FAMILY, (48, 32), ["Matryoshka sizes as published for org/known"]),
+        ((), None, None, "Matryoshka sizes: none (none are known; --matryoshka says them)"),
+        ((16, 48), None, (48, 16), "Matryoshka sizes: 48, 16 (--matryoshka)"),
+        ((16,), FAMILY, (48, 16), "Matryoshka sizes: 48, 16 (--matryoshka)"),
+        ((), FAMILY, (48, 32), "Matryoshka sizes: 48, 32 (table of families, from org/known)"),
     ],
 )
 def test_sizes_begin_with_the_models_own(
-    wished: tuple[int, ...], family: Family | None, sizes: tuple[int, ...] | None, told: list[str]
+    wished: tuple[int, ...], family: Family | None, sizes: tuple[int, ...] | None, told: str
 ) -> None:
     lines: list[str] = []
     found = choose_sizes(48, family, Wishes(matryoshka=wished), lines.append)
     assert found == (Matryoshka(dimensions=sizes) if sizes else None)
-    assert lines == told
+    assert lines == [told]
 
 
 def test_a_family_may_want_a_layer_norm_before_the_cut() -> None:
     family = Family("known", "org/known", dimensions=(32,), layer_norm=True)
-    found = choose_sizes(48, family, Wishes(), lambda _: None)
+    lines: list[str] = []
+    found = choose_sizes(48, family, Wishes(), lines.append)
     assert found == Matryoshka(dimensions=(48, 32), layer_norm=True)
+    assert lines[-1] == "layer norm before the cut: yes (table of families, from org/known)"
 
 
 @pytest.mark.parametrize("size", [0, -1, 49])

@@ -22,6 +22,7 @@ def test_each_model_has_openais_fields_and_ours(
             "owned_by": "sentence-transformers",
             "embedding_dim": 384,
             "max_input_tokens": 256,
+            "normalized": True,
             "matryoshka": True,
             "dimensions": [384, 256, 128, 64, 32],
             "aliases": [
@@ -39,6 +40,7 @@ def test_each_model_has_openais_fields_and_ours(
             "owned_by": "sentence-transformers",
             "embedding_dim": 384,
             "max_input_tokens": 256,
+            "normalized": True,
             "matryoshka": False,
             "dimensions": None,
             "aliases": [],
