@@ -19,8 +19,8 @@ from server.errors import ImportRefused, unusable
 from server.importing.head import MODULES_FILE, WEIGHTS_FILE, Head
 from server.importing.head_choice import choose_head
 from server.importing.json_files import is_there, read_json, read_json_if_there
-from server.importing.told import Told
 from server.importing.tokenizer_source import check_source
+from server.importing.told import Told
 from server.program.command_lines import own_command
 
 CONFIG_FILE = "config.json"

@@ -26,6 +26,7 @@ from server.importing.places import check_free, choose_name
 from server.importing.plan import Wishes, choose_default_prompt, choose_prompts, choose_sizes
 from server.importing.proof import prove_dtypes, prove_it_computes, prove_parity
 from server.importing.proof_texts import REFERENCE_TEXTS
+from server.importing.special_tokens import show_tokens
 from server.importing.told import tell
 
 
@@ -77,6 +78,7 @@ def _make(
     prompts = choose_prompts(folder, family, wishes, report)
     default_prompt = choose_default_prompt(folder, prompts, report)
     encoder = build_files(folder, made, wishes, report)
+    show_tokens(encoder.tokenizer, report)
     reference = prove_it_computes(folder, encoder, report)
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
     matryoshka = choose_sizes(encoder.embedding_dim, family, wishes, report)

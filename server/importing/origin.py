@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from server.catalog.card import TOKENIZER_FILE, Card, HubSource
+from server.catalog.verify import sha256_of
 from server.importing.folder import ModelFolder
 from server.importing.plan import Wishes
 
@@ -72,7 +73,10 @@ def hub_source(folder: ModelFolder, card: Card, origin: tuple[str, str]) -> HubS
     """
     repository, commit = origin
     # Only what lies in the repository byte for byte under the same name.
-    same = [*folder.weights, *([] if folder.lower_case else [TOKENIZER_FILE])]
+    same = list(folder.weights)
+    tokenizer = folder.path / TOKENIZER_FILE
+    if tokenizer.is_file() and sha256_of(tokenizer) == card.files[TOKENIZER_FILE].sha256:
+        same.append(TOKENIZER_FILE)  # else it was made or changed here
     return HubSource(
         kind="hub",
         repository=repository,

@@ -8,38 +8,26 @@ What a tokenizer does is found by tokenising. Pure functions but for the tokeniz
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import TemplateProcessing
 
 from server.catalog.card import TOKENIZER_FILE, PoolingMode
 from server.errors import ImportRefused
 from server.importing.folder import TOKENIZER_CONFIG_FILE
+from server.importing.text_ends import check_ends, follow_end_settings
 from server.importing.tokenizer_settings import (
     BARE_CLASSES,
     BERT_CLASSES,
     BYTE_LEVEL_CLASSES,
     TokenizerSettings,
 )
-from server.inference.tokenizer import tokens_around
 
 # Upper case, an accent and Chinese: all that BERT's settings decide. Compared as normalised.
 _PROBES = ("Ärger", "中文")
-# What these classes put around a text: the names of the settings, and their defaults.
-_CLS_SEP = (("cls_token", "[CLS]"), ("sep_token", "[SEP]"))
-_BOS_EOS = (("cls_token", "<s>"), ("sep_token", "</s>"))
-_AROUND = {
-    **dict.fromkeys(BERT_CLASSES, _CLS_SEP),
-    **dict.fromkeys(("AlbertTokenizer", "DebertaTokenizer", "DebertaV2Tokenizer"), _CLS_SEP),
-    **dict.fromkeys(("MPNetTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer"), _BOS_EOS),
-    **dict.fromkeys(("BartTokenizer", "CamembertTokenizer", "LongformerTokenizer"), _BOS_EOS),
-    **dict.fromkeys(("T5Tokenizer", "MT5Tokenizer"), (("eos_token", "</s>"),)),
-}
 _MAX_NAMED = 10  # tokens that a line names
 
 
@@ -62,17 +50,17 @@ def correct(
             f"{settings.path / TOKENIZER_FILE}: truncation is from the left, and here texts that "
             "are too long lose their end; set its direction to Right if that will do"
         )
-    tokenizer.no_padding()  # else these are around a text; serving leaves both out as well
-    tokenizer.no_truncation()
     done = [
         *_add_tokens(tokenizer, settings),
         *_follow_case_settings(tokenizer, settings, report),
         *_follow_prefix_space(tokenizer, settings),
-        *_follow_end_settings(tokenizer, settings),
+        *follow_end_settings(tokenizer, settings),
     ]
     for line in done:
         report(line)
-    _check_around(tokenizer, settings, pooling, report)
+    if settings.chat_template:
+        report("the tokenizer's chat template is not used: a text is read as it is")
+    check_ends(tokenizer, settings, pooling, report)
     return bool(done)
 
 
@@ -113,18 +101,18 @@ def _follow_case_settings(
     if name not in BERT_CLASSES or type(tokenizer.model).__name__ != "WordPiece":
         if lower is not None and lower != _lowers(tokenizer):
             report(
-                f"{TOKENIZER_CONFIG_FILE}: do_lower_case = {str(lower).lower()} has no effect with {name}; "
-                f"{TOKENIZER_FILE} {'keeps capitals' if lower else 'puts texts into lower case'}"
+                f"{TOKENIZER_CONFIG_FILE}: do_lower_case = {str(lower).lower()} has no effect with "
+                f"{name}; {TOKENIZER_FILE} {'keeps capitals' if lower else 'puts texts into lower case'}"
             )
         return []
-    wanted = {
-        "lowercase": True if lower is None else lower,
-        "strip_accents": settings.flag("strip_accents"),
-        "handle_chinese_chars": settings.flag("tokenize_chinese_chars") is not False,
-    }
-    expected = BertNormalizer(**wanted)
     own = tokenizer.normalizer
-    wants = [expected.normalize_str(probe) for probe in _PROBES]
+    wanted = BertNormalizer(
+        clean_text=own.clean_text if isinstance(own, BertNormalizer) else True,
+        lowercase=lower is not False,
+        strip_accents=settings.flag("strip_accents"),
+        handle_chinese_chars=settings.flag("tokenize_chinese_chars") is not False,
+    )
+    wants = [wanted.normalize_str(probe) for probe in _PROBES]
     does = [own.normalize_str(probe) if own else probe for probe in _PROBES]
     if does == wants:
         return []
@@ -135,24 +123,24 @@ def _follow_case_settings(
             f"{settings.path}: {what}; say there in do_lower_case, strip_accents and "
             "tokenize_chinese_chars how the model was trained"
         )
-    own.lowercase = wanted["lowercase"]
-    own.strip_accents = wanted["strip_accents"]
-    own.handle_chinese_chars = wanted["handle_chinese_chars"]
-    tokenizer.normalizer = own
+    tokenizer.normalizer = wanted
     return [f"{what}; corrected to what the settings say"]
 
 
-def _all_said(
-    own: BertNormalizer, wanted: dict[str, bool | None], settings: TokenizerSettings
-) -> bool:
+def _all_said(own: BertNormalizer, wanted: BertNormalizer, settings: TokenizerSettings) -> bool:
     """Whether the folder itself sets all that differs, and not transformers' defaults."""
-    said = {
-        "lowercase": "do_lower_case" in settings.values,
+    case = "do_lower_case" in settings.values
+    return (
+        (own.lowercase == wanted.lowercase or case)
         # Left out it means: as `do_lower_case`.
-        "strip_accents": {"strip_accents", "do_lower_case"} & settings.values.keys(),
-        "handle_chinese_chars": "tokenize_chinese_chars" in settings.values,
-    }
-    return all(said[key] for key, value in wanted.items() if getattr(own, key) != value)
+        and (
+            own.strip_accents == wanted.strip_accents or case or "strip_accents" in settings.values
+        )
+        and (
+            own.handle_chinese_chars == wanted.handle_chinese_chars
+            or "tokenize_chinese_chars" in settings.values
+        )
+    )
 
 
 def _lowers(tokenizer: RustTokenizer) -> bool:
@@ -181,97 +169,6 @@ def _follow_prefix_space(tokenizer: RustTokenizer, settings: TokenizerSettings) 
         )
     pre_tokenizer.add_prefix_space = wanted
     tokenizer.pre_tokenizer = pre_tokenizer
-    return [f"{what}; corrected to add_prefix_space = {str(wanted).lower()} of {TOKENIZER_CONFIG_FILE}"]
-
-
-def _follow_end_settings(tokenizer: RustTokenizer, settings: TokenizerSettings) -> list[str]:
-    """`add_bos_token` and `add_eos_token`: a token in front of each text, and one behind it."""
-    around = tokens_around(tokenizer)
-    if around is None:
-        return []  # and the tokenizer is refused when it is opened
-    before, behind = (list(map(tokenizer.id_to_token, ids)) for ids in around)
-    bos = _lacking(settings, "bos_token", before[:1], before)
-    eos = _lacking(settings, "eos_token", behind[-1:], behind)
-    if not bos and not eos:
-        return []
-    before, behind = [*bos, *before], [*behind, *eos]
-    for token in (*bos, *eos):
-        if tokenizer.token_to_id(token) is None:
-            raise ImportRefused(f"{settings.path / TOKENIZER_FILE}: has no token {token!r}")
-    tokenizer.post_processor = TemplateProcessing(
-        single=[*before, "$A", *behind],
-        pair=[*before, "$A", "$B:1", *behind],
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*before, *behind}],
-    )
-    lines = [f"add_bos_token = true puts {token!r} in front of each text" for token in bos]
-    lines += [f"add_eos_token = true puts {token!r} behind each text" for token in eos]
-    return [f"{line}, which {TOKENIZER_FILE} does not: corrected" for line in lines]
-
-
-def _lacking(
-    settings: TokenizerSettings, name: str, there: list[str], side: list[str]
-) -> list[str]:
-    """The token that the tokenizer must add on one side to do what `add_...` says; none or one.
-
-    Args:
-        there: the token that is outermost on that side; empty without one.
-        side: all tokens on that side.
-    """
-    switch = f"add_{name}"
-    wanted = settings.flag(switch)
-    token = settings.token(name)
-    if wanted is None:
-        return []
-    file = settings.path / TOKENIZER_CONFIG_FILE
-    if not wanted:
-        # DeBERTa's bos_token is its cls_token, which is always there.
-        others = {settings.token("cls_token"), settings.token("sep_token")}
-        if token in side and token not in others:
-            raise ImportRefused(
-                f"{file}: {switch} is false, but {TOKENIZER_FILE} puts {token!r} around each text; "
-                "set it to what the model was trained with"
-            )
-        return []
-    if token is None:
-        raise ImportRefused(f"{file}: {switch} is true, but there is no {name}")
-    if there == [token]:
-        return []
-    if there:
-        raise ImportRefused(
-            f"{file}: {switch} is true and {name} is {token!r}, but {TOKENIZER_FILE} puts "
-            f"{there[0]!r} there; set {name} or {switch} to what the model was trained with"
-        )
-    return [token]
-
-
-def _check_around(
-    tokenizer: RustTokenizer,
-    settings: TokenizerSettings,
-    pooling: PoolingMode,
-    report: Callable[[str], None],
-) -> None:
-    """The tokens that must be around a text by its class; what no file decides is told."""
-    around = tokens_around(tokenizer)
-    if around is None:
-        return
-    before, behind = (list(map(tokenizer.id_to_token, ids)) for ids in around)
-    there = {*before, *behind}
-    bare = settings.tokenizer_class in BARE_CLASSES
-    needs = _AROUND.get(settings.tokenizer_class, _CLS_SEP if bare else ())
-    for name, default in needs:
-        token = settings.token(name) or ("" if bare else default)
-        if not token or token in there or (pooling == "last_token" and bare):
-            continue
-        if not bare:
-            raise ImportRefused(
-                f"{settings.path / TOKENIZER_FILE}: puts no {token!r} around a text, as "
-                f"{settings.tokenizer_class} does; save it again with transformers: "
-                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
-        report(f"warning: {TOKENIZER_FILE} does not put its {name} {token!r} around a text")
-    if pooling == "last_token" and not behind:
-        report(
-            f"warning: a text's vector is that of its last token, and {TOKENIZER_FILE} puts no end "
-            f"token behind a text; if the model was trained with one, set add_eos_token = true in "
-            f"{TOKENIZER_CONFIG_FILE}"
-        )
+    return [
+        f"{what}; corrected to add_prefix_space = {str(wanted).lower()} of {TOKENIZER_CONFIG_FILE}"
+    ]

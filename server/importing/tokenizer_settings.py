@@ -17,6 +17,7 @@ from server.importing.folder import SENTENCE_BERT_FILE, TOKENIZER_CONFIG_FILE
 from server.importing.json_files import read_json_if_there
 
 TOKENS_FILE = "special_tokens_map.json"
+CHAT_FILE = "chat_template.jinja"
 ADDED_FILE = "added_tokens.json"
 
 # transformers' classes with BERT's normaliser. They let `do_lower_case` (default: true),
@@ -115,6 +116,7 @@ class TokenizerSettings:
     tokenizer_class: str
     values: Mapping[str, Any]
     added: Mapping[int, Mapping[str, Any]]  # tokens by id, with AddedToken's fields
+    chat_template: bool  # there is one; a text to embed never goes through it
 
     def flag(self, name: str) -> bool | None:
         """A switch; None if the folder does not set it.
@@ -124,7 +126,9 @@ class TokenizerSettings:
         """
         value = self.values.get(name)
         if not isinstance(value, bool | None):
-            raise ImportRefused(f"{self.path / TOKENIZER_CONFIG_FILE}: {name} must be true or false")
+            raise ImportRefused(
+                f"{self.path / TOKENIZER_CONFIG_FILE}: {name} must be true or false"
+            )
         return value
 
     def token(self, name: str) -> str | None:
@@ -148,7 +152,13 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> TokenizerSettings:
         values |= read_json_if_there(path / TOKENS_FILE)
     values |= _loading_settings(path)
     _refuse_impossible(path, values)
-    return TokenizerSettings(path, _tokenizer_class(path, values, config), values, _added(path, listed))
+    return TokenizerSettings(
+        path=path,
+        tokenizer_class=_tokenizer_class(path, values, config),
+        values=values,
+        added=_added(path, listed),
+        chat_template=bool(values.get("chat_template")) or (path / CHAT_FILE).exists(),
+    )
 
 
 def _tokenizer_class(path: Path, values: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -220,7 +230,9 @@ def _refuse_impossible(path: Path, values: Mapping[str, Any]) -> None:
     if values.get("split_special_tokens"):
         raise ImportRefused(f"{file}: split_special_tokens = true is not supported")
     if values.get("post_processor"):
-        raise ImportRefused(f"{file}: has a post_processor of its own; it must be in tokenizer.json")
+        raise ImportRefused(
+            f"{file}: has a post_processor of its own; it must be in tokenizer.json"
+        )
 
 
 def _added(path: Path, listed: object) -> dict[int, dict[str, Any]]:
@@ -228,7 +240,10 @@ def _added(path: Path, listed: object) -> dict[int, dict[str, Any]]:
     file = path / (TOKENIZER_CONFIG_FILE if listed is not None else ADDED_FILE)
     try:
         if isinstance(listed, dict):
-            return {int(number): {**token, "content": token["content"]} for number, token in listed.items()}
+            return {
+                int(number): {**token, "content": token["content"]}
+                for number, token in listed.items()
+            }
         if listed is not None:
             raise TypeError
         older = read_json_if_there(file)

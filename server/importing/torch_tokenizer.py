@@ -32,7 +32,7 @@ def make_tokenizer(settings: TokenizerSettings, report: Callable[[str], None]) -
         made = AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )
-        tokenizer = made.backend_tokenizer
+        tokenizer: RustTokenizer = made.backend_tokenizer
     for token, number in _numbers(path / file).items():
         if tokenizer.token_to_id(token) != number:
             raise ImportRefused(

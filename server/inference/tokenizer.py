@@ -151,6 +151,11 @@ class Tokenizer:
             return self._added[token_id].content  # as it was added, not as it is normalised
         return self._rust.id_to_token(token_id) or ""
 
+    @property
+    def around_ids(self) -> tuple[int, ...]:
+        """Ids that are around every text, e.g. of [CLS] and [SEP]."""
+        return (*self._prefix.tolist(), *self._suffix.tolist())
+
     def _fit(self, token_ids: TokenIds, truncate: bool, position: str) -> TokenIds:
         if len(token_ids) <= self.max_input_tokens:
             return token_ids
