@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from server.errors import ImportRefused
 from server.importing.tokenizer_correction import correct
-from tests.importing.tokenizers import WORDS, byte_pairs, settings_of, word_pieces
+from tests.importing.tokenizers import WORDS, around, byte_pairs, settings_of, word_pieces
 
 CASED, ACCENTS_STAY, CHINESE_STAYS = (
     {"lowercase": False},
@@ -87,16 +86,15 @@ def test_a_setting_that_the_class_does_not_read_has_no_effect_and_is_told(tmp_pa
     assert line.endswith("no effect with PreTrainedTokenizerFast; tokenizer.json keeps capitals")
 
 
-@pytest.mark.parametrize(("said", "ids"), [(True, [6, 4]), (False, [3, 4])])
+@pytest.mark.parametrize(("said", "ids"), [(True, [0, 6, 4, 1]), (False, [0, 3, 4, 1])])
 @pytest.mark.parametrize("name", ["RobertaTokenizer", "PreTrainedTokenizerFast"])
 def test_add_prefix_space_decides_how_a_text_begins(
     tmp_path: Path, said: bool, ids: list[int], name: str
 ) -> None:
     tokenizer = byte_pairs(add_prefix_space=not said)
-    own = {"tokenizer_class": name, "cls_token": "<s>", "add_prefix_space": said}
-    with pytest.raises(ImportRefused) if name == "RobertaTokenizer" else nullcontext():
-        # Its ends are missing, which is refused once everything else is as it is said.
-        correct(tokenizer, settings_of(tmp_path, "roberta", **own), "mean", lambda line: None)
+    tokenizer.post_processor = around(["<s>"], ["</s>"], tokenizer)
+    own = {"tokenizer_class": name, "add_prefix_space": said}
+    assert correct(tokenizer, settings_of(tmp_path, "roberta", **own), "mean", lambda line: None)
     assert tokenizer.encode("ab").ids == ids
 
 
