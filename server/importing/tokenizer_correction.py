@@ -112,12 +112,18 @@ def _follow_case_settings(
         strip_accents=settings.flag("strip_accents"),
         handle_chinese_chars=settings.flag("tokenize_chinese_chars") is not False,
     )
-    wants = [wanted.normalize_str(probe) for probe in _PROBES]
-    does = [own.normalize_str(probe) if own else probe for probe in _PROBES]
-    if does == wants:
+    differing = []
+    for probe in _PROBES:
+        does = own.normalize_str(probe) if own else probe
+        should = wanted.normalize_str(probe)
+        if does != should:
+            differing.append(f"{does!r} of {probe!r}, not {should!r}")
+    if not differing:
         return []
-    what = f"{TOKENIZER_FILE} makes {does[0]!r} of {_PROBES[0]!r} and {does[1]!r} of {_PROBES[1]!r}"
-    what += f", {name} with the settings of {TOKENIZER_CONFIG_FILE} {wants[0]!r} and {wants[1]!r}"
+    what = (
+        f"{TOKENIZER_FILE} makes {' and '.join(differing)} as {name} with the settings of "
+        f"{TOKENIZER_CONFIG_FILE}"
+    )
     if not isinstance(own, BertNormalizer) or not _all_said(own, wanted, settings):
         raise ImportRefused(
             f"{settings.path}: {what}; say there in do_lower_case, strip_accents and "

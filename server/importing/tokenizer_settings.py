@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ImportRefused
-from server.importing.folder import SENTENCE_BERT_FILE, TOKENIZER_CONFIG_FILE
+from server.importing.folder import CONFIG_FILE, SENTENCE_BERT_FILE, TOKENIZER_CONFIG_FILE
 from server.importing.json_files import read_json_if_there
 
 TOKENS_FILE = "special_tokens_map.json"
@@ -182,6 +182,7 @@ def _tokenizer_class(path: Path, values: Mapping[str, Any], config: Mapping[str,
     if name not in KNOWN_CLASSES:
         name = name.removesuffix("Fast")
     if name not in KNOWN_CLASSES:
+        file = file if values.get("tokenizer_class") else path / CONFIG_FILE
         raise ImportRefused(
             f"{file}: tokenizer_class {named} is none of those whose tokenizer tokenizer.json is "
             "known to hold as a whole"

@@ -11,7 +11,7 @@ from server.errors import ImportRefused
 from server.importing.text_ends import check_ends, follow_end_settings
 from tests.importing.tokenizers import around, byte_pairs, settings_of, word_pieces
 
-MISTRAL = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+MISTRAL: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_settings_that_contradict_the_tokenizer_are_refused(
 
 def test_a_bos_token_that_is_also_the_cls_token_is_no_contradiction(tmp_path: Path) -> None:
     """DeBERTa's tokenizer_config.json says so of itself."""
-    own = {"bos_token": "[CLS]", "cls_token": "[CLS]", "add_bos_token": False}
+    own: dict[str, Any] = {"bos_token": "[CLS]", "cls_token": "[CLS]", "add_bos_token": False}
     tokenizer = word_pieces()
     assert follow_end_settings(tokenizer, settings_of(tmp_path, "deberta", **own)) == []
 
@@ -104,7 +104,7 @@ def test_a_t5_encoder_without_its_end_token_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_plain_tokenizer_that_leaves_out_its_own_tokens_is_told(tmp_path: Path) -> None:
-    own = {"tokenizer_class": "PreTrainedTokenizerFast", "cls_token": "<s>", "sep_token": "</s>"}
+    own: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "cls_token": "<s>", "sep_token": "</s>"}
     tokenizer = byte_pairs()
     tokenizer.post_processor = around(["<s>"], [], tokenizer)
     lines: list[str] = []

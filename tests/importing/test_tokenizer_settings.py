@@ -25,7 +25,7 @@ from tests.importing.tokenizers import settings_of
 def test_the_class_is_the_named_one_or_the_architectures(
     tmp_path: Path, named: str | None, architecture: str, found: str
 ) -> None:
-    named_so = {} if named is None else {"tokenizer_class": named}
+    named_so: dict[str, Any] = {} if named is None else {"tokenizer_class": named}
     assert settings_of(tmp_path, architecture, **named_so).tokenizer_class == found
 
 
