@@ -11,7 +11,11 @@ from server.errors import ImportRefused
 from server.importing.text_ends import check_ends, follow_end_settings
 from tests.importing.tokenizers import around, byte_pairs, settings_of, word_pieces
 
-MISTRAL: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+MISTRAL: dict[str, Any] = {
+    "tokenizer_class": "LlamaTokenizer",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +108,11 @@ def test_a_t5_encoder_without_its_end_token_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_plain_tokenizer_that_leaves_out_its_own_tokens_is_told(tmp_path: Path) -> None:
-    own: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "cls_token": "<s>", "sep_token": "</s>"}
+    own: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+    }
     tokenizer = byte_pairs()
     tokenizer.post_processor = around(["<s>"], [], tokenizer)
     lines: list[str] = []
