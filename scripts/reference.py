@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import typer
 from pydantic import SecretStr
 
+from server.catalog.prompts import PURPOSES
 from server.commands.cli import app as command_line
 from server.errors import ApiError, EmbeddingServerError, StartupError
 from server.http.app import create_app
@@ -135,6 +136,15 @@ def embedding_request_table() -> str:
     return table(("field", "", "values", "meaning"), rows)
 
 
+def purposes_table() -> str:
+    """Every purpose of a text, and its other names."""
+    rows = []
+    for purpose, names in PURPOSES.items():
+        others = (f"`{name}`" for name in names if name != purpose)
+        rows.append((f"`{purpose}`", ", ".join(others)))
+    return table(("purpose", "other names"), rows)
+
+
 def commands_text() -> str:
     """Every command with its arguments and options, the settings among them only by name."""
     root = typer.main.get_command(command_line)
@@ -176,6 +186,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "startup-errors": startup_errors_table,
     "routes": routes_table,
     "embedding-request": embedding_request_table,
+    "purposes": purposes_table,
     "commands": commands_text,
 }
 _SECTION = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- /generated -->)", re.DOTALL)

@@ -59,7 +59,9 @@ WITH_TORCH = [
     "api/test_torch_*",
     "delivery/test_hub.py",
     "importing/test_architectures.py",
+    "importing/test_company.py",
     "importing/test_importer.py",
+    "importing/test_layouts.py",
     "importing/test_onnx_graph.py",
     "importing/test_torch_*",
     "inference/test_torch_*",
@@ -99,6 +101,7 @@ MACHINE = [
 LONG = [
     "tests/importing/test_architectures.py",
     "tests/importing/test_importer.py",
+    "tests/importing/test_layouts.py",
     "tests/inference/test_torch_backend.py",
     "tests/test_parity.py",
 ]

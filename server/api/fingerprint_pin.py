@@ -6,7 +6,6 @@ import re
 
 from starlette.datastructures import Headers
 
-from server.catalog.card import Card
 from server.errors import FingerprintMismatch, InvalidRequest
 
 FINGERPRINT = "x-embedding-fingerprint"
@@ -19,11 +18,15 @@ PARAMETER = {
 }  # as OpenAPI describes it
 
 
-def check_fingerprint(headers: Headers, card: Card) -> None:
-    """Refuse a request that pins a fingerprint, unless it is this model's.
+def check_fingerprint(headers: Headers, model: str, fingerprint: str) -> None:
+    """Refuse a request that pins a fingerprint, unless it is that of its answer.
+
+    Args:
+        model: the name of its card.
+        fingerprint: what the answer would have.
 
     Raises:
-        FingerprintMismatch: the model has another one.
+        FingerprintMismatch: the answer would have another one.
         InvalidRequest: what is pinned is no fingerprint.
     """
     pinned = headers.getlist(EXPECT_FINGERPRINT)
@@ -33,10 +36,10 @@ def check_fingerprint(headers: Headers, card: Card) -> None:
     if not re.fullmatch("[0-9a-f]{16}", expected):
         raise InvalidRequest(
             f"{EXPECT_FINGERPRINT} must be 16 hex digits, not {expected[:40]!r}; the model "
-            f"'{card.name}' has the embedding fingerprint {card.fingerprint} on this server.",
+            f"'{model}' has the embedding fingerprint {fingerprint} on this server.",
             param=EXPECT_FINGERPRINT,
         )
-    if expected != card.fingerprint:
+    if expected != fingerprint:
         raise FingerprintMismatch(
-            EXPECT_FINGERPRINT, model=card.name, fingerprint=card.fingerprint, expected=expected
+            EXPECT_FINGERPRINT, model=model, fingerprint=fingerprint, expected=expected
         )

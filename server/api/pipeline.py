@@ -28,7 +28,6 @@ from server.api.schemas import RequestBody
 from server.api.seats import Seat
 from server.api.services import Services, services_of
 from server.catalog.card import Card
-from server.catalog.names import Purpose
 from server.engine.interface import TextEngine
 from server.engine.offering import OfferedModel
 from server.errors import RequestTimedOut, TokenWithoutEmbedding
@@ -143,12 +142,18 @@ class Pipeline:
             return schema.read(await read_body(self._request, max_body_bytes, self._seat))
 
     @contextlib.asynccontextmanager
-    async def use_model(self, name: str) -> AsyncIterator[OfferedModel]:
+    async def use_model(
+        self, name: str, input_type: str | None = None
+    ) -> AsyncIterator[OfferedModel]:
         """The model with this name or alias; the request is in flight until the context ends.
+
+        Args:
+            input_type: names one of the model's prompts, which decides the fingerprint.
 
         Raises:
             ModelNotFound, ModelLoading, Draining, ModelFailing: see `Offering.resolve`.
             ModelNotAllowed: the key may not use it.
+            InvalidRequest: the model has no such prompt.
             FingerprintMismatch, InvalidRequest: see `check_fingerprint`.
             RateLimitExceeded: the key's requests of this minute are used up.
             StorageUnavailable: they cannot be counted, and must be.
@@ -157,7 +162,8 @@ class Pipeline:
             card = model.card
             self._record.model = card.name
             self._key.check_model(card.name, card.aliases)
-            check_fingerprint(self._request.headers, card)
+            fingerprint = card.prompt_table.fingerprint_for(input_type)
+            check_fingerprint(self._request.headers, card.name, fingerprint)
             if self._record.limits is not None:
                 await self._record.limits.take_request()
             yield model
@@ -167,7 +173,7 @@ class Pipeline:
         model: OfferedModel,
         inputs: Inputs,
         *,
-        input_type: Purpose | None = None,
+        input_type: str | None = None,
         truncate: bool | None = None,
     ) -> Reading:
         """How the inputs become tokens, by what the request says and the settings.
@@ -216,15 +222,16 @@ class Pipeline:
                 )
 
     async def answer(
-        self, write: Callable[[], bytes], card: Card, *, in_thread: bool = False
+        self, write: Callable[[], bytes], fingerprint: str, *, in_thread: bool = False
     ) -> Response:
-        """The response with a JSON body and the fingerprint of what decided it.
+        """The response with a JSON body.
 
         Args:
             write: makes the body.
+            fingerprint: of what decided it.
             in_thread: it takes longer than the way to a thread and back.
         """
         with self._record.stage("serialize"):
             body = await asyncio.to_thread(write) if in_thread else write()
-        headers = {FINGERPRINT: card.fingerprint}
+        headers = {FINGERPRINT: fingerprint}
         return Response(body, media_type="application/json", headers=headers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.catalog.card import Card
-from server.catalog.names import Purpose
 from server.errors import InvalidRequest
 from server.inference.inputs import Inputs, TokenIdInputs
 
@@ -25,7 +24,7 @@ class Reading:
         card: Card,
         inputs: Inputs,
         *,
-        input_type: Purpose | None,
+        input_type: str | None,
         truncate: bool,
         own_token_ids: bool,
     ) -> Reading:
@@ -36,10 +35,11 @@ class Reading:
                 own vocabulary, not OpenAI's.
 
         Raises:
-            InvalidRequest: a prompt is asked for together with the model's own token ids.
+            InvalidRequest: the model has no such prompt, or one is asked for together with the model's
+                own token ids.
         """
         own_token_ids = own_token_ids and isinstance(inputs, TokenIdInputs)
-        prompt = card.prompt(input_type)
+        prompt = card.prompt_table.text(input_type)
         if own_token_ids:
             if prompt and input_type:
                 raise InvalidRequest(

@@ -24,7 +24,6 @@ from pydantic import (
 )
 
 from server.catalog.card import Card
-from server.catalog.names import Purpose
 from server.errors import InvalidRequest, MissingArgument, UnrecognizedArgument
 from server.inference.inputs import Inputs, TextInputs, TokenIdInputs
 from server.inference.vector_form import JsonEncoding, json_values
@@ -167,8 +166,10 @@ class EmbeddingRequest(RequestBody):
     user: User = Field(None, description="Who this request is for.")
     safety_identifier: User = Field(None, description="The newer name of `user`.")
     truncate: bool | None = Field(None, description="Cut an over-long input, do not refuse it.")
-    input_type: Purpose | None = Field(
-        None, description="Puts the model's own prompt for this purpose before each input."
+    input_type: str | None = Field(
+        None,
+        description="Puts the model's own prompt for this purpose before each input: `query`, "
+        "`document`, the name of one of its prompts, or another name for the same purpose.",
     )
 
 

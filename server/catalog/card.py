@@ -17,8 +17,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.catalog.fingerprint import fingerprint_of
-from server.catalog.names import CARD_NAME, Purpose, stays_below
+from server.catalog.fingerprint import Prompted, fingerprint_of
+from server.catalog.names import CARD_NAME, stays_below
+from server.catalog.prompts import PromptTable, fault_of_names
+from server.catalog.sources import HubSource, PypiSource
 
 CARD_FILE = "card.toml"
 GRAPH_FILE = "graph.onnx"
@@ -49,35 +51,6 @@ class FilePin(_Strict):
 
     bytes: int = Field(ge=0, le=_MOST)
     sha256: Sha256
-
-
-class PypiSource(_Strict):
-    """The files lie in `folder` of a wheel on the Python package index."""
-
-    kind: Literal["pypi"]
-    package: str
-    version: str
-    folder: str
-    files: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """How pip calls it."""
-        return f"{self.package}=={self.version}"
-
-
-class HubSource(_Strict):
-    """The files lie in a repository of the Hugging Face hub at one revision."""
-
-    kind: Literal["hub"]
-    repository: str
-    revision: str
-    files: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """How the hub calls it."""
-        return f"{self.repository}@{self.revision[:12]}"
 
 
 class Matryoshka(_Strict):
@@ -171,8 +144,8 @@ class Card(_Strict):
     normalize: bool
     dtype: Dtype  # in which vectors are computed; in a card's file always float32
     aliases: tuple[str, ...] = ()
-    prompts: dict[Purpose, str] = {}
-    default_prompt: Purpose | None = None
+    prompts: dict[str, str] = {}  # by the publisher's names
+    default_prompt: str | None = None
     matryoshka: Matryoshka | None = None
     quality: tuple[Quality, ...] = ()
     parity: Parity | None = None
@@ -185,6 +158,8 @@ class Card(_Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Card:
+        if fault := fault_of_names(self.prompts):
+            raise ValueError(f"prompts: {fault}")
         if self.default_prompt is not None and self.default_prompt not in self.prompts:
             raise ValueError(f"default_prompt {self.default_prompt!r} is not among the prompts")
         if self.matryoshka and max(self.matryoshka.dimensions) > self.embedding_dim:
@@ -266,10 +241,10 @@ class Card(_Strict):
         """Where one of this card's own files lies."""
         return self.folder / file
 
-    def prompt(self, purpose: Purpose | None) -> str:
-        """The text put before each input: for this purpose, else the default one, else nothing."""
-        purpose = purpose or self.default_prompt
-        return self.prompts.get(purpose, "") if purpose else ""
+    @functools.cached_property
+    def prompt_table(self) -> PromptTable:
+        """What each `input_type` means to this card."""
+        return PromptTable(self.name, self.prompts, self.default_prompt, self._digest)
 
     @property
     def created_unix_s(self) -> int:
@@ -277,9 +252,12 @@ class Card(_Strict):
         midnight = datetime.time(tzinfo=datetime.UTC)
         return int(datetime.datetime.combine(self.created, midnight).timestamp())
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """What two servers that give the same vectors agree in; see `fingerprint_of`."""
+        """What two servers that give the same vectors agree in; see `PromptTable`."""
+        return self.prompt_table.fingerprint
+
+    def _digest(self, prompted: Prompted) -> str:
         encoder = self.encoder_card
         reference = encoder.reference.file if encoder.reference else None
         # torch's config says again what the graph says; both are held against the same vectors.
@@ -291,8 +269,7 @@ class Card(_Strict):
             layer_norm=self.matryoshka is not None and self.matryoshka.layer_norm,
             pooling=self.pooling,
             normalize=self.normalize,
-            prompts=self.prompts,
-            default_prompt=self.default_prompt,
+            prompted=prompted,
             max_input_tokens=self.max_input_tokens,
             dtype=self.dtype,
         )

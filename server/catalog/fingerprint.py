@@ -10,10 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-
-from server.catalog.names import Purpose
+from typing import NamedTuple
 
 _DIGITS = 16
+
+
+class Prompted(NamedTuple):
+    """The prompts that decide a vector."""
+
+    prompts: Mapping[str, str]  # put before queries and documents, by purpose
+    default_prompt: str | None  # of these purposes, the one that is meant where none is named
+    default_text: str | None = None  # put before texts without a purpose, if it is neither of these
+    prompt: str | None = None  # put before the texts of this answer alone, if it is none of these
 
 
 def fingerprint_of(
@@ -23,8 +31,7 @@ def fingerprint_of(
     layer_norm: bool,
     pooling: str,
     normalize: bool,
-    prompts: Mapping[Purpose, str],
-    default_prompt: Purpose | None,
+    prompted: Prompted,
     max_input_tokens: int,
     dtype: str,
 ) -> str:
@@ -34,8 +41,6 @@ def fingerprint_of(
         files: sha256 of weights, graph and tokenizer, by name.
         rotation: sha256 of the matrix that turns the vectors.
         layer_norm: the vector is normalised over its components before it is cut.
-        prompts: texts put before inputs, by purpose.
-        default_prompt: the purpose that is meant where a request names none.
         dtype: numbers in which vectors are computed.
     """
     facts: dict[str, object] = {
@@ -43,11 +48,15 @@ def fingerprint_of(
         "rotation": rotation,
         "pooling": pooling,
         "normalize": normalize,
-        "prompts": dict(prompts),
-        "default_prompt": default_prompt,
+        "prompts": dict(prompted.prompts),
+        "default_prompt": prompted.default_prompt,
         "max_input_tokens": max_input_tokens,
         "dtype": dtype,
     }
     if layer_norm:
         facts["layer_norm"] = True
+    if prompted.default_text:
+        facts["default_text"] = prompted.default_text
+    if prompted.prompt:
+        facts["prompt"] = prompted.prompt
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:_DIGITS]

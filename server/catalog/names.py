@@ -1,4 +1,4 @@
-"""What a model, its files and its prompts may be called; no name leads out of its folder.
+"""What a model and its files may be called; no name leads out of its folder.
 
 Pure functions; any thread may call.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
 
 CARD_NAME = r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?"  # `model` or `organisation/model`
-Purpose = Literal["query", "document"]  # what a text is embedded for; models have a prompt for each
 
 
 def is_card_name(name: str) -> bool:

@@ -5,12 +5,28 @@ Imports what a command needs when it runs, so that `--version` and mistakes answ
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.commands.flags import FOLDERS, with_flags
+from server.commands.import_flags import (
+    Aliases,
+    Base,
+    DocumentPrompt,
+    Folder,
+    Force,
+    Graph,
+    ImportedName,
+    MaxInputTokens,
+    NamedPrompts,
+    Normalize,
+    Onnx,
+    Pooling,
+    QueryPrompt,
+    Replace,
+    Sizes,
+)
 from server.commands.on_demand import commands_on_demand
 from server.commands.printing import print_table
 from server.errors import ModelFileError, SettingError
@@ -19,7 +35,6 @@ from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.catalog.card import Card
-    from server.catalog.names import Purpose
 
 
 models_app = typer.Typer(
@@ -28,56 +43,6 @@ models_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
-# The flags of `models import`.
-Folder = Annotated[
-    Path, typer.Argument(help="Hugging Face or sentence-transformers folder.", metavar="FOLDER")
-]
-ImportedName = Annotated[
-    str | None, typer.Option(help="What clients call it; default: the folder's name.")
-]
-Sizes = Annotated[
-    str | None,
-    typer.Option(
-        help="Sizes to which its vectors may be cut, as it was trained; default: what is "
-        "published for its name.",
-        metavar="768,512,...",
-    ),
-]
-QueryPrompt = Annotated[
-    str | None, typer.Option(help="Text put before queries; default: the folder's own.")
-]
-DocumentPrompt = Annotated[
-    str | None, typer.Option(help="Text put before documents; default: the folder's own.")
-]
-Aliases = Annotated[list[str] | None, typer.Option(help="Another name for clients (repeatable).")]
-Pooling = Annotated[
-    Literal["mean", "cls", "last_token"] | None,
-    typer.Option(
-        help="How token vectors become one, for a folder without modules.json; default: what is "
-        "published for its name."
-    ),
-]
-Normalize = Annotated[
-    bool | None,
-    typer.Option(
-        "--normalize/--no-normalize",
-        help="Whether vectors have length 1, for a folder without modules.json; default: what is "
-        "published for its name.",
-    ),
-]
-Graph = Annotated[
-    Literal["own", "published"] | None,
-    typer.Option(
-        help="Make the graph, which needs the [torch] extra, or use the folder's "
-        "onnx/model.onnx; default: own if torch is installed."
-    ),
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Import it though its vectors are not the publisher's.")
-]
-Replace = Annotated[bool, typer.Option("--replace", help="Take the place of an installed model.")]
 
 
 @models_app.command("list")
@@ -125,6 +90,8 @@ def pull_models(
     name: Annotated[
         str | None, typer.Option(help="What clients call a model of the hub; default: its name.")
     ] = None,
+    pooling: Pooling = None,
+    normalize: Normalize = None,
 ) -> None:
     """Fetch the files of models that are not there yet, and check every byte.
 
@@ -138,8 +105,11 @@ def pull_models(
     there = {called for card in registry.cards for called in (card.name, *card.aliases)}
     there |= {called for card in registry.broken for called in (card.name, *card.aliases)}
     from_hub = [asked for asked in names or () if "/" in asked and asked not in there]
-    if (revision or name) and (len(from_hub) != 1 or len(names or ()) != 1):
-        raise SettingError("--revision and --name go with one model of the hub")
+    told = (revision, name, pooling, normalize) != (None, None, None, None)
+    if told and (len(from_hub) != 1 or len(names or ()) != 1):
+        raise SettingError(
+            "--revision, --name, --pooling and --normalize go with one model of the hub"
+        )
     pulled: set[str] = set()
     known = [asked for asked in names or settings.model if asked not in from_hub]
     cards = registry.select(known).cards if known else ()
@@ -152,7 +122,10 @@ def pull_models(
         from server.importing.from_hub import import_from_hub
 
         for repository in from_hub:
-            _tell_installed(import_from_hub(settings, repository, revision, name, _say))
+            card = import_from_hub(
+                settings, repository, revision, name, _say, pooling=pooling, normalize=normalize
+            )
+            _tell_installed(card)
 
 
 def _tell_installed(card: Card) -> None:
@@ -175,10 +148,14 @@ def import_folder(
     matryoshka: Sizes = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
+    prompt: NamedPrompts = None,
     alias: Aliases = None,
     pooling: Pooling = None,
     normalize: Normalize = None,
     graph: Graph = None,
+    onnx: Onnx = None,
+    max_input_tokens: MaxInputTokens = None,
+    base: Base = None,
     force: Force = False,
     replace: Replace = False,
 ) -> None:
@@ -188,20 +165,19 @@ def import_folder(
     """
     from server.importing.importer import import_model
     from server.importing.plan import Wishes
+    from server.importing.prompts import wished_prompts
 
-    prompts: dict[Purpose, str] = {}
-    if query_prompt is not None:
-        prompts["query"] = query_prompt
-    if document_prompt is not None:
-        prompts["document"] = document_prompt
     wishes = Wishes(
         name=name,
         matryoshka=_read_sizes(matryoshka),
-        prompts=prompts,
+        prompts=wished_prompts(prompt or (), query_prompt, document_prompt),
         aliases=tuple(alias or ()),
         pooling=pooling,
         normalize=normalize,
         graph=graph,
+        onnx=onnx,
+        max_input_tokens=max_input_tokens,
+        base=base,
         force=force,
         replace=replace,
     )

@@ -18,7 +18,7 @@ _SPEARMAN = "scored pairs, Spearman x 100"
 
 def print_dimensions(survey: Survey) -> None:
     """The table of `dimensions`."""
-    card, rows, texts, there = survey
+    card, rows, texts, there, _ = survey
     scored = rows[0].spearman is not None
     table = Table(title=f"{card.name} on {_texts(texts, there)}")
     titles = ["dimensions", "bytes a million vectors", _SHARE, "a tenth of the texts keep at most"]
@@ -33,10 +33,10 @@ def print_dimensions(survey: Survey) -> None:
 
 def dimensions_json(survey: Survey) -> str:
     """The same as JSON; overlaps are shares from 0 to 1."""
-    card, rows, texts, there = survey
+    card, rows, texts, there, fingerprint = survey
     answer = {
         "model": card.name,
-        "fingerprint": card.fingerprint,
+        "fingerprint": fingerprint,
         "texts_read": there,
         "texts": texts,
         "queries": min(texts, MAX_QUERIES),

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from server.catalog.names import Purpose
 from server.commands.flags import with_flags
 from server.program.termination import Terminated
 from server.settings import Settings
@@ -23,8 +22,11 @@ MODEL_SETTINGS = (
 )
 
 InputType = Annotated[
-    Purpose | None,
-    typer.Option(help="Put the model's prompt for this purpose before each text."),
+    str | None,
+    typer.Option(
+        help="Put the model's prompt for this purpose before each text: query, document, or the "
+        "name of one of its prompts."
+    ),
 ]
 Field = Annotated[str, typer.Option(help="Field of a .jsonl file's objects that holds the text.")]
 Texts = Annotated[

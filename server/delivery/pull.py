@@ -14,7 +14,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from server.catalog.card import Card, HubSource, PypiSource
+from server.catalog.card import Card
+from server.catalog.sources import HubSource, PypiSource
 from server.catalog.verify import check_files, missing_files, sha256_of
 from server.delivery.hub import not_fetched
 from server.delivery.locking import clear, scratch_folder

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from server.catalog.card import Card
-from server.catalog.names import Purpose
 from server.errors import TextFileError
 from server.fitting.measuring import PairVectors, read_scored_pairs
 from server.fitting.neighbours import Matrix
@@ -43,7 +42,7 @@ class SampleWishes:
     files: list[Path]  # see TextReader
     max_texts: int  # of more so many are drawn
     field: str = "text"
-    input_type: Purpose | None = None
+    input_type: str | None = None
     scored_pairs: Path | None = None  # see `read_scored_pairs`
 
 
@@ -68,9 +67,11 @@ def take_sample(
     """Read the texts, then the model, and embed.
 
     Raises:
+        InvalidRequest: the model has no such prompt.
         TextFileError: a file cannot be read, or there are fewer than `least_texts` distinct texts.
         ModelFileError, ModelLoadError: the model cannot be used.
     """
+    prompt = card.prompt_table.text(wishes.input_type)
     scored = read_scored_pairs(wishes.scored_pairs) if wishes.scored_pairs else None
     texts, texts_read = sample_texts(
         wishes.files, field=wishes.field, most=wishes.max_texts, seed=SEED
@@ -79,7 +80,6 @@ def take_sample(
         raise TextFileError(
             f"--text: {len(texts):,} distinct texts, at least {least_texts:,} are needed"
         )
-    prompt = card.prompt(wishes.input_type)
     with Embedder.load(card, opener, settings) as embedder:
         with progress.embedding("embedding", len(texts)) as show:
             vectors = embed_sample(embedder, texts, prompt=prompt, show=show)

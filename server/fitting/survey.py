@@ -23,6 +23,7 @@ class Survey(NamedTuple):
     rows: list[Kept]  # largest size first
     texts: int
     texts_read: int
+    fingerprint: str  # of the vectors
 
 
 def survey_sizes(
@@ -40,6 +41,7 @@ def survey_sizes(
 
     Raises:
         SettingError: the model is not there, or a size is none.
+        InvalidRequest: the model has no such prompt.
         TextFileError: a file cannot be read, or there are too few texts.
         CardError, ModelFileError, ModelLoadError: the model cannot be used.
     """
@@ -51,4 +53,5 @@ def survey_sizes(
     chosen = parse_sizes(wanted, card.embedding_dim)
     sample = take_sample(settings, opener, card, wishes, progress, least_texts=MIN_TEXTS)
     rows = measure(sample.vectors, VectorForm.of(card), sample.rotation, chosen, sample.pairs)
-    return Survey(card, rows, len(sample.vectors), sample.texts_read)
+    fingerprint = card.prompt_table.fingerprint_for(wishes.input_type)
+    return Survey(card, rows, len(sample.vectors), sample.texts_read, fingerprint)

@@ -6,7 +6,7 @@ Torch is needed only where a graph has to be made. Not for two imports into one 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +20,16 @@ from server.errors import ImportRefused
 from server.importing import packages
 from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.plan import Wishes
+from server.importing.published_graph import choose_graph, files_of_graph
 from server.importing.refusing import refusing
 from server.importing.tokenizer_correction import correct
 from server.importing.tokenizer_settings import read_settings
+from server.importing.whole_files import refuse_broken_file
 from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
 from server.inference.tokenizer import Tokenizer
 from server.program.command_lines import install_command
 
-# The weights of a publisher's graph that are too large for its own file.
-GRAPH_DATA = "model.onnx[_.]data*"
 # Longest text that is computed in an import: attention takes memory by the square of it (at 32,768
 # tokens, the limit of Qwen3-Embedding, 69 GB in float32 with 16 heads).
 MAX_COMPARED_TOKENS = 2048
@@ -51,7 +51,7 @@ def build_files(
     _write_tokenizer(folder, made, report)  # first: it is fast, and much is refused there
     _write_graph(folder, made, wishes, report)
     if makes_own_graph(folder, wishes):  # then the weights are there as well
-        shutil.copyfile(folder.path / CONFIG_FILE, made / CONFIG_FILE)
+        shutil.copyfile(folder.transformer_path / CONFIG_FILE, made / CONFIG_FILE)
     tokenizer = Tokenizer(made / TOKENIZER_FILE, min(folder.max_input_tokens, MAX_COMPARED_TOKENS))
     head = folder.head
     backend = OnnxBackend(made / GRAPH_FILE, pooling=head.pooling, normalized=head.normalize)
@@ -77,17 +77,21 @@ def makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
     Raises:
         ImportRefused: the one that is wished for cannot be had.
     """
+    if wishes.onnx is not None and wishes.graph == "own":
+        raise ImportRefused(
+            "--onnx names a graph of the publisher's, and --graph own makes another"
+        )
     torch_is_there = packages.is_installed("torch")
-    if wishes.graph == "published" and folder.graph is None:
-        raise ImportRefused(f"{folder.path}: has no onnx/model.onnx")
     can_make = torch_is_there and folder.weights
-    if wishes.graph == "published" or (wishes.graph is None and folder.graph and not can_make):
+    published = wishes.graph == "published" or wishes.onnx is not None
+    if published or (wishes.graph is None and folder.graphs and not can_make):
+        choose_graph(folder.path, folder.graphs)
         return False
     if not folder.weights:
         raise ImportRefused(f"{folder.path}: has no safetensors file to make a graph from")
     if not torch_is_there:
         raise ImportRefused(
-            f"{folder.path}: has no onnx/model.onnx, and making a graph needs torch: "
+            f"{folder.path}: has no ONNX graph, and making one needs torch: "
             f"{install_command('torch')}"
         )
     return True
@@ -97,10 +101,12 @@ def _write_graph(
     folder: ModelFolder, made: Path, wishes: Wishes, report: Callable[[str], None]
 ) -> None:
     if makes_own_graph(folder, wishes):
+        _check_room(folder.path, made, folder.weights)
+        from server.importing.torch_export import check_tensors, export_graph
+
+        check_tensors(folder)
         _copy(folder.path, made, folder.weights)
         report(f"making the graph ({folder.architecture}); this takes from seconds to minutes")
-        from server.importing.torch_export import export_graph
-
         graph, share = export_graph(folder)
         (made / GRAPH_FILE).write_bytes(graph)
         report(
@@ -108,38 +114,44 @@ def _write_graph(
             f"{share.outside_bytes:,} bytes, stay in {', '.join(folder.weights)}"
         )
         return
-    assert folder.graph is not None
     if folder.head.dense:
         raise ImportRefused(
             f"{folder.path}: the publisher's graph lacks the dense layers, and making another one "
             f"needs torch: {install_command('torch')}"
         )
-    report(f"using the publisher's {folder.graph.relative_to(folder.path)}")
-    beside = [path.name for path in sorted(folder.graph.parent.glob(GRAPH_DATA))]
-    _copy(folder.graph.parent, made, (folder.graph.name, *beside))
-    (made / folder.graph.name).rename(made / GRAPH_FILE)
+    published = choose_graph(folder.path, folder.graphs)
+    report(f"using the publisher's {published}")
+    files = files_of_graph(folder.path, published)
+    for file in files:
+        refuse_broken_file((folder.path / published).with_name(file))
+    _copy((folder.path / published).parent, made, files)
+    (made / files[0]).rename(made / GRAPH_FILE)
 
 
-def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy files, links resolved.
-
-    Raises:
-        ImportRefused: the disk has no room for them.
-    """
-    names = tuple(names)
-    needed = sum((source / name).stat().st_size for name in names) + SPARE_BYTES
-    free = shutil.disk_usage(target).free
-    if needed > free:
-        raise ImportRefused(f"{target.parent}: {needed:,} bytes are needed and {free:,} are free")
+def _copy(source: Path, target: Path, names: Collection[str]) -> None:
+    """Copy files, links resolved; see `_check_room`."""
+    _check_room(source, target, names)
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
 
 
+def _check_room(source: Path, target: Path, names: Collection[str]) -> None:
+    """Do nothing if the disk has room for these files.
+
+    Raises:
+        ImportRefused: it has not.
+    """
+    needed = sum((source / name).stat().st_size for name in names) + SPARE_BYTES
+    free = shutil.disk_usage(target).free
+    if needed > free:
+        raise ImportRefused(f"{target.parent}: {needed:,} bytes are needed and {free:,} are free")
+
+
 def _write_tokenizer(folder: ModelFolder, made: Path, report: Callable[[str], None]) -> None:
     """The folder's tokenizer.json byte for byte, or one that does what the folder says of it."""
-    settings = read_settings(folder.path, folder.config)
-    source = folder.path / TOKENIZER_FILE
+    settings = read_settings(folder.transformer_path, folder.config)
+    source = folder.transformer_path / TOKENIZER_FILE
     if source.is_file():
         try:
             tokenizer = RustTokenizer.from_file(str(source))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from server.catalog.card import Card
+from server.catalog.card import Card, PoolingMode
 from server.delivery.hub import downloaded
 from server.importing.importer import import_model
 from server.importing.packages import is_installed
@@ -19,6 +19,9 @@ def import_from_hub(
     revision: str | None,
     name: str | None,
     report: Callable[[str], None],
+    *,
+    pooling: PoolingMode | None = None,
+    normalize: bool | None = None,
 ) -> Card:
     """Fetch a repository at one commit and install what it holds.
 
@@ -27,6 +30,7 @@ def import_from_hub(
         revision: commit, tag or branch; None: the newest.
         name: what clients call it; None: the repository's name.
         report: called with one line of progress at a time.
+        pooling, normalize: for a repository that does not say them.
 
     Raises:
         StartupError: it cannot be fetched, or not be served as its publisher meant it.
@@ -42,5 +46,7 @@ def import_from_hub(
         folder,
         commit,
     ):
-        wishes = Wishes(name=name, origin=(repository, commit))
+        wishes = Wishes(
+            name=name, origin=(repository, commit), pooling=pooling, normalize=normalize
+        )
         return import_model(folder, place, wishes, report, beside=settings.models_dir)

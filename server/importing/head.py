@@ -56,11 +56,11 @@ class Head:
     told: tuple[Told, ...] = field(default=(), compare=False, repr=False)  # who says each of these
 
 
-def read_head(path: Path) -> Head | None:
-    """Pooling, dense layers and normalisation of a folder; None without modules.json.
+def read_modules(path: Path) -> list[tuple[str, str]] | None:
+    """The class and the folder of each module of modules.json; None without that file.
 
     Raises:
-        ImportRefused: they are not those that can be served.
+        ImportRefused: it is not such a list, or names code of the model's own.
     """
     file = path / MODULES_FILE
     if not is_there(file):
@@ -76,6 +76,32 @@ def read_head(path: Path) -> Head | None:
     for _, folder in steps:
         if not stays_below(folder):
             raise ImportRefused(f"{file}: {folder} lies outside the model's folder")
+    return steps
+
+
+def find_transformer(path: Path) -> str:
+    """The folder of the transformer's files, from the model's; empty if they lie at its top.
+
+    sentence-transformers before 2.0 gave it a folder of its own, `0_Transformer`.
+
+    Raises:
+        ImportRefused: as `read_modules`.
+    """
+    modules = read_modules(path)
+    place = Path(modules[0][1]).as_posix() if modules else "."
+    return "" if place == "." else place
+
+
+def read_head(path: Path) -> Head | None:
+    """Pooling, dense layers and normalisation of a folder; None without modules.json.
+
+    Raises:
+        ImportRefused: they are not those that can be served.
+    """
+    file = path / MODULES_FILE
+    steps = read_modules(path)
+    if steps is None:
+        return None
     kinds = [kind.rsplit(".", 1)[-1] for kind, _ in steps]
     layers = kinds.count("Dense")
     normalize = kinds[-1:] == ["Normalize"]
@@ -84,10 +110,8 @@ def read_head(path: Path) -> Head | None:
             f"{file}: {', '.join(kinds)}: only Transformer, Pooling, then any number of Dense and, "
             "optionally, Normalize can be served"
         )
-    if steps[0][1] not in ("", "."):
-        raise ImportRefused(f"{file}: the transformer lies in {steps[0][1]}; it must be at the top")
     pooling_file = f"{steps[1][1]}/{MODULE_CONFIG_FILE}"
-    pooling = _read_pooling(path / pooling_file)
+    pooling = read_pooling(path / pooling_file)
     dense = tuple(_read_dense_layer(path, folder) for _, folder in steps[2 : 2 + layers])
     told = (
         Told("pooling", pooling, pooling_file),
@@ -103,8 +127,12 @@ def _tell_dense_layers(dense: tuple[DenseLayer, ...]) -> Told:
     return Told("dense layers", "; ".join(named) or "none", ", ".join(files))
 
 
-def _read_pooling(path: Path) -> PoolingMode:
-    """The one mode of a sentence-transformers pooling config, in either of its two spellings."""
+def read_pooling(path: Path) -> PoolingMode:
+    """The one mode of a sentence-transformers pooling config, in either of its two spellings.
+
+    Raises:
+        ImportRefused: it has none, several, or one that cannot be served.
+    """
     config = read_json(path)
     if config.get("include_prompt") is False:
         raise ImportRefused(f"{path}: include_prompt = false is not supported")

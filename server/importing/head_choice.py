@@ -12,8 +12,12 @@ from pathlib import Path
 from server.catalog.card import PoolingMode
 from server.errors import ImportRefused
 from server.importing.families import Family, find_family
-from server.importing.head import MODULES_FILE, Head, read_head
+from server.importing.head import MODULES_FILE, Head, read_head, read_pooling
+from server.importing.json_files import is_there
 from server.importing.told import Told, yes_or_no
+
+# Where sentence-transformers keeps the pooling; it reads it only if modules.json names it.
+POOLING_FILE = "1_Pooling/config.json"
 
 
 def choose_head(
@@ -66,11 +70,11 @@ def _doubt(head: Head, family: Family) -> Head:
 def _check_no_dense_layers(path: Path, family: Family | None) -> None:
     found = sorted(folder.name for folder in path.glob("[0-9]*_Dense"))
     if family is not None and family.dense:
-        found = [f"models of {family.source} have dense layers"]
+        found = [f"models of {family.source} have them"]
     if found:
         raise ImportRefused(
-            f"{path}: no {MODULES_FILE}, but {', '.join(found)}: dense layers are lost without it; "
-            "copy the publisher's folder as a whole"
+            f"{path}: no {MODULES_FILE}, without which its dense layers are lost "
+            f"({', '.join(found)}); copy the publisher's folder as a whole"
         )
 
 
@@ -88,12 +92,15 @@ def _say_head(
         flags = [] if chosen else ["--pooling mean, cls or last_token"]
         flags += [] if is_normalized is not None else ["--normalize or --no-normalize"]
         raise ImportRefused(
-            f"{path}: no {MODULES_FILE} says how token vectors become one vector, and the table of "
-            f"families does not know the name; say {' and '.join(flags)}, as the model's card "
+            f"{path}: no {MODULES_FILE} says how token vectors become one vector, nor does the "
+            f"table of families for this name; say {' and '.join(flags)}, as the model's card "
             f"does{_hint(made_from)}"
         )
+    doubt = ""
+    if is_there(path / POOLING_FILE) and (unnamed := read_pooling(path / POOLING_FILE)) != chosen:
+        doubt = f"{POOLING_FILE} says {unnamed}, but no {MODULES_FILE} names it"
     told = (
-        Told("pooling", chosen, _source("--pooling", pooling, by_table[0], family)),
+        Told("pooling", chosen, _source("--pooling", pooling, by_table[0], family), doubt),
         Told("dense layers", "none", f"no {MODULES_FILE} names any"),
         Told(
             "normalize",

@@ -10,24 +10,30 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.numpy import save
 
-from server.catalog.card import Card, Reference
+from server.catalog.card import GRAPH_FILE, Card, Reference
 from server.catalog.card_file import read_card, write_card
 from server.delivery.placing import workshop
 from server.errors import ImportRefused
 from server.importing import origin
+from server.importing.adapter_folder import find_base, whole_folder
 from server.importing.build import build_files, pin_files
+from server.importing.company import prove_company
 from server.importing.families import find_family
-from server.importing.folder import REFERENCE_FILE, ModelFolder, read_folder
+from server.importing.folder import ModelFolder, read_folder
 from server.importing.places import check_free, choose_name
-from server.importing.plan import Wishes, choose_default_prompt, choose_prompts, choose_sizes
+from server.importing.plan import Wishes, choose_sizes
+from server.importing.prompts import choose_prompts
 from server.importing.proof import prove_dtypes, prove_it_computes, prove_parity
 from server.importing.proof_texts import REFERENCE_TEXTS
+from server.importing.recognising import refuse_what_is_no_model
 from server.importing.special_tokens import show_tokens
 from server.importing.told import tell
+from server.importing.weight_files import REFERENCE_FILE
 
 
 def import_model(
@@ -49,23 +55,40 @@ def import_model(
         ImportRefused: the folder cannot be served as its publisher meant it, or its place is taken.
         CardError, ModelLoadError: what came out cannot be used.
     """
-    folder = read_folder(
-        path,
-        names=origin.own_names(path, wishes),
-        pooling=wishes.pooling,
-        normalize=wishes.normalize,
-    )
-    name = choose_name(folder, wishes)
-    check_free(into, name, wishes, beside)
+    refuse_what_is_no_model(path)
+    base = find_base(path, wishes.base, look_beside=wishes.origin is None)
     try:
-        with workshop(into) as shop:
-            made = shop.new / name
-            made.mkdir(parents=True)
-            write_card(_make(folder, made, name, wishes, report), made)
-            check_free(into, name, wishes, beside)  # another import may have been faster
-            shop.put_in_place([name])
+        with whole_folder(path, base, into, report) as whole:
+            if whole is not path:
+                refuse_what_is_no_model(whole)
+            folder = read_folder(
+                whole,
+                names=origin.own_names(path, wishes),
+                pooling=wishes.pooling,
+                normalize=wishes.normalize,
+                onnx=wishes.onnx,
+                max_input_tokens=wishes.max_input_tokens,
+            )
+            return _install(replace(folder, given=path), into, wishes, report, beside)
     except OSError as error:
         raise ImportRefused(f"{error.filename or into}: {error.strerror or error}") from error
+
+
+def _install(
+    folder: ModelFolder,
+    into: Path,
+    wishes: Wishes,
+    report: Callable[[str], None],
+    beside: Path | None,
+) -> Card:
+    name = choose_name(folder, wishes)
+    check_free(into, name, wishes, beside)
+    with workshop(into) as shop:
+        made = shop.new / name
+        made.mkdir(parents=True)
+        write_card(_make(folder, made, name, wishes, report), made)
+        check_free(into, name, wishes, beside)  # another import may have been faster
+        shop.put_in_place([name])
     return read_card(into / name, into)
 
 
@@ -75,14 +98,21 @@ def _make(
     """Write all files but the card into the empty folder `made`; returns what the card says."""
     tell((*folder.head.told, *folder.told), report)
     family = find_family(origin.known_names(folder, name, wishes))
-    prompts = choose_prompts(folder, family, wishes, report)
-    default_prompt = choose_default_prompt(folder, prompts, report)
+    prompts = choose_prompts(folder.prompts, family, wishes.prompts, report)
     encoder = build_files(folder, made, wishes, report)
     show_tokens(encoder.tokenizer, report)
     reference = prove_it_computes(folder, encoder, report)
+    prove_company(folder, encoder, made / GRAPH_FILE, report)
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
     matryoshka = choose_sizes(encoder.embedding_dim, family, wishes, report)
-    parity = prove_parity(folder, encoder, prompts.values(), report, force=wishes.force)
+    parity = prove_parity(
+        folder,
+        encoder,
+        prompts.of_card,
+        report,
+        force=wishes.force,
+        briefly=prompts.by_name.values(),
+    )
     card = Card(
         name=name,
         description=origin.description(folder, wishes),
@@ -96,8 +126,8 @@ def _make(
         normalize=folder.head.normalize,
         dtype="float32",
         aliases=wishes.aliases,
-        prompts=prompts,
-        default_prompt=default_prompt,
+        prompts=dict(prompts.by_name),
+        default_prompt=prompts.default,
         matryoshka=matryoshka,
         parity=parity,
         reference=Reference(texts=REFERENCE_TEXTS, file=REFERENCE_FILE),

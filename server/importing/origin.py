@@ -9,7 +9,8 @@ import contextlib
 import re
 from pathlib import Path
 
-from server.catalog.card import TOKENIZER_FILE, Card, HubSource
+from server.catalog.card import TOKENIZER_FILE, Card
+from server.catalog.sources import HubSource
 from server.catalog.verify import sha256_of
 from server.importing.folder import ModelFolder
 from server.importing.plan import Wishes
@@ -35,17 +36,21 @@ def known_names(folder: ModelFolder, name: str, wishes: Wishes) -> tuple[str, ..
 
     The last is the model that it was trained from, if it is not that one itself.
     """
-    return (name, *own_names(folder.path, wishes), str(folder.config.get("_name_or_path", "")))
+    return (
+        name,
+        *own_names(folder.given_path, wishes),
+        str(folder.config.get("_name_or_path", "")),
+    )
 
 
 def description(folder: ModelFolder, wishes: Wishes) -> str:
     """One sentence for people."""
-    return f"Imported from {'@'.join(wishes.origin or ()) or folder.path.resolve().name}."
+    return f"Imported from {'@'.join(wishes.origin or ()) or folder.given_path.resolve().name}."
 
 
 def license_name(folder: ModelFolder) -> str:
     """The license that its README names, or `unknown`."""
-    readme = folder.path / "README.md"
+    readme = folder.given_path / "README.md"
     if readme.is_file():
         from huggingface_hub import metadata_load
 
@@ -61,7 +66,7 @@ def publisher(folder: ModelFolder, wishes: Wishes) -> str:
     """Who published it, as far as its origin tells."""
     if wishes.origin is not None:
         return wishes.origin[0].split("/")[0]
-    cached = _hub_cache(folder.path)
+    cached = _hub_cache(folder.given_path)
     return cached["organisation"] if cached else "imported"
 
 

@@ -76,6 +76,6 @@ def choose_name(folder: ModelFolder, wishes: Wishes) -> str:
     Raises:
         ImportRefused: it cannot be the name of a model.
     """
-    name = wishes.name or given_name(folder.path)
+    name = wishes.name or given_name(folder.given_path)
     check_name(name)
     return name

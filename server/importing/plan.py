@@ -5,16 +5,15 @@ Pure; any thread may call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from server.catalog.card import Matryoshka, PoolingMode
-from server.catalog.names import Purpose
 from server.errors import ImportRefused
 from server.importing.families import Family
-from server.importing.folder import PROMPTS_FILE, ModelFolder
-from server.importing.told import Told, quoted, tell
+from server.importing.told import Told, tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,38 +22,17 @@ class Wishes:
 
     name: str | None = None
     matryoshka: tuple[int, ...] = ()
-    prompts: dict[Purpose, str] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)  # by name
     aliases: tuple[str, ...] = ()
     pooling: PoolingMode | None = None
     normalize: bool | None = None
     graph: Literal["own", "published"] | None = None  # None: own if torch is there
+    onnx: str | None = None  # which of the publisher's graphs, from the folder
+    max_input_tokens: int | None = None
+    base: Path | None = None  # folder of the model that an adapter was trained on
     force: bool = False  # keep a model that is not as near to sentence-transformers as it should be
     replace: bool = False  # take the place of an installed model
     origin: tuple[str, str] | None = None  # repository of the hub and commit
-
-
-def choose_prompts(
-    folder: ModelFolder, family: Family | None, wishes: Wishes, report: Callable[[str], None]
-) -> dict[Purpose, str]:
-    """By the person, else by the folder, else as published for the family; each is told."""
-    chosen = {purpose: (prompt, PROMPTS_FILE) for purpose, prompt in folder.prompts.items()}
-    if family is not None and not any(folder.prompts.values()):
-        chosen = {purpose: (prompt, family.cited) for purpose, prompt in family.prompts.items()}
-    for purpose, prompt in wishes.prompts.items():
-        chosen[purpose] = (prompt, f"--{purpose}-prompt")
-    facts = [Told(f"prompt {purpose}", quoted(text), by) for purpose, (text, by) in chosen.items()]
-    tell(facts or [Told("prompts", "none", f"{PROMPTS_FILE} names none")], report)
-    return {purpose: prompt for purpose, (prompt, _) in chosen.items() if prompt}
-
-
-def choose_default_prompt(
-    folder: ModelFolder, prompts: Mapping[Purpose, str], report: Callable[[str], None]
-) -> Purpose | None:
-    """Which of the chosen prompts stands before texts that come without a purpose; it is told."""
-    default = folder.default_prompt if folder.default_prompt in prompts else None
-    silent = "" if folder.default_prompt else " names none"
-    tell([Told("default prompt", default or "none", f"{PROMPTS_FILE}{silent}")], report)
-    return default
 
 
 def choose_sizes(

@@ -7,6 +7,7 @@ these comparisons. Any thread may call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,7 @@ from server.catalog.card import Card, Parity, TorchDense, TorchModel
 from server.errors import ImportRefused, first_line
 from server.importing import packages
 from server.importing.build import MAX_COMPARED_TOKENS
+from server.importing.company import check_vectors
 from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.proof_texts import (
     HALF_PRECISION_TEXTS,
@@ -66,16 +68,18 @@ def prove_it_computes(
     check_embeddings(folder, encoder, report)
     with refusing(f"{folder.path}: the graph cannot compute"):
         reference = direct.embed_texts(encoder, REFERENCE_TEXTS)
+        check_vectors(folder, REFERENCE_TEXTS, reference)
     if folder.head.normalize and not np.allclose(np.linalg.norm(reference, axis=1), 1, atol=1e-3):
         raise ImportRefused(
-            f"{folder.path}: modules.json says Normalize, but the graph's vectors have other "
-            "lengths than 1"
+            f"{folder.path}: its vectors are to be normalised, but the graph's have other lengths "
+            "than 1"
         )
     with refusing(
         f"{folder.path}: a text of {encoder.tokenizer.max_input_tokens} tokens cannot be computed; "
-        f"max_seq_length in sentence_bert_config.json may say less than {folder.max_input_tokens}"
+        f"--max-input-tokens may say less than {folder.max_input_tokens}"
     ):
-        direct.embed_texts(encoder, [LONGEST_TEXT])
+        longest = direct.embed_texts(encoder, [LONGEST_TEXT])
+        check_vectors(folder, [LONGEST_TEXT], longest)
     return reference
 
 
@@ -86,26 +90,32 @@ def prove_parity(
     report: Callable[[str], None],
     *,
     force: bool,
+    briefly: Iterable[str] = (),
 ) -> Parity | None:
     """Compare with sentence-transformers, with every prompt; None if that cannot be.
 
     Args:
         force: warn where the vectors differ too much.
+        briefly: see `compare`.
 
     Raises:
         ImportRefused: they do, or sentence-transformers cannot compute the model.
     """
     if not folder.weights or not packages.is_installed("sentence_transformers"):
-        missing = "safetensors weights"
         if folder.weights:
-            missing = f"its package: {install_command('torch')}"
-        report(f"not compared with sentence-transformers, which needs {missing}")
+            package = install_command("torch")
+            report(f"not compared with sentence-transformers, which needs its package: {package}")
+        else:
+            report(
+                "warning: the publisher's graph was compared with nothing: the folder has no "
+                "safetensors weights"
+            )
         return None
     from server.importing import torch_reference
 
     report(f"comparing with {torch_reference.NAME}")
     reference = torch_reference.TorchReference(folder, MAX_COMPARED_TOKENS)
-    found = compare(folder, encoder, reference, prompts)
+    found = compare(folder, encoder, reference, prompts, briefly)
     report(
         f"{found.texts} texts: smallest cosine {found.min_cosine:.7f}, "
         f"largest difference {found.max_difference:.1e}"
@@ -115,6 +125,8 @@ def prove_parity(
             f"{folder.path}: cosine {found.min_cosine:.5f} with {reference.name}, at least "
             f"{least_cosines.IMPORT} is needed (worst: {found.worst[:40]!r})"
         )
+        if not math.isfinite(found.min_cosine):
+            raise ImportRefused(refusal)
         if not force:
             raise ImportRefused(f"{refusal}; --force imports it all the same")
         report(f"warning: {refusal}")
@@ -160,30 +172,41 @@ def prove_dtypes(
 
 
 def compare(
-    folder: ModelFolder, encoder: Encoder, other: Implementation, prompts: Iterable[str]
+    folder: ModelFolder,
+    encoder: Encoder,
+    other: Implementation,
+    prompts: Iterable[str],
+    briefly: Iterable[str] = (),
 ) -> Comparison:
     """The vectors of PARITY_TEXTS, without a prompt and behind each of them.
+
+    Args:
+        briefly: prompts behind which REFERENCE_TEXTS suffice, since there may be many.
 
     Raises:
         ImportRefused: one side cannot compute a text, or gives vectors of another size.
     """
     similarities, differences = [], []
-    for prompt in dict.fromkeys(("", *prompts)):
+    compared: list[str] = []
+    behind: dict[str, Sequence[str]] = dict.fromkeys(briefly, REFERENCE_TEXTS)
+    for prompt, texts in (behind | dict.fromkeys(("", *prompts), PARITY_TEXTS)).items():
         with refusing(f"{folder.path}: cannot compute with the prompt {prompt!r}"):
-            ours = direct.embed_texts(encoder, PARITY_TEXTS, prompt)
-            theirs = other.embed(PARITY_TEXTS, prompt)
+            ours = direct.embed_texts(encoder, texts, prompt)
+            check_vectors(folder, texts, ours)
+            theirs = other.embed(texts, prompt)
         if ours.shape != theirs.shape:
             raise ImportRefused(
                 f"{folder.path}: vectors of {ours.shape[1]} dimensions, but "
                 f"{theirs.shape[1]} with sentence-transformers"
             )
         similarities.append(cosines(ours, theirs))
-        differences.append(np.abs(ours - theirs))
+        differences.append(np.max(np.abs(ours - theirs)))
+        compared += texts
     found = np.concatenate(similarities)
     return Comparison(
         texts=len(found),
         # A NaN must not hide behind min and max.
         min_cosine=float(np.min(found)),
         max_difference=float(np.max(differences)),
-        worst=PARITY_TEXTS[int(np.argmin(found)) % len(PARITY_TEXTS)],
+        worst=compared[int(np.argmin(found))],
     )

@@ -21,6 +21,8 @@ PARITY_TEXTS = (
     " ".join(f"Sentence {number} of a long document about cats, dogs and taxes." for number in range(60)),
     " ".join(f"word{number}" for number in range(20_000)),
 )  # fmt: skip
+# Of 1 to 60 tokens, so that padding outweighs what is there.
+COMPANY_TEXTS = (*PARITY_TEXTS[2:10], PARITY_TEXTS[-2][:300])
 LONGEST_TEXT = PARITY_TEXTS[-1]
 # Without the two long ones: half precision takes its time on a CPU.
 HALF_PRECISION_TEXTS = PARITY_TEXTS[:-2]

@@ -53,7 +53,7 @@ def check_embeddings(folder: ModelFolder, encoder: Encoder, report: Callable[[st
     unknown = {number: token for number, token in unknown.items() if token}
     if not unknown:
         return
-    pad = read_settings(folder.path, folder.config).token("pad_token")
+    pad = read_settings(folder.transformer_path, folder.config).token("pad_token")
     around = [number for number in tokenizer.around_ids if number >= known]
     pads = folder.config.get("pad_token_id")
     padding = [number for number, token in unknown.items() if token == pad or number == pads]

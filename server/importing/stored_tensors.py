@@ -1,25 +1,33 @@
 """Where each tensor lies in safetensors files, found by its content.
 
 A graph that is made here holds no weights: it points at the bytes of the official files. Reads with
-numpy alone. Layout: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header,
-tensors). Pure functions of files; any thread may call.
+numpy alone. Pure functions of files; any thread may call.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import ImportRefused
+from server.inference.safetensors_header import NotSafetensors, read_header
 
 # Fused projections are stored as one matrix of three parts (query, key, value) or two.
 PARTS = (3, 2)
+# Numbers by what safetensors calls them: as unsigned integers, and the bits of the exponent.
+_EXPONENTS = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
+_AT_ONCE = 1 << 18  # numbers that are looked at together; what that takes stays in a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,33 +51,29 @@ def read_stored_tensors(folder: Path, files: Iterable[str]) -> dict[str, StoredT
     Those in half precision are found by what they are in float32, fused ones also by their parts.
 
     Raises:
-        ImportRefused: a file cannot be read or is none of safetensors.
+        ImportRefused: a file cannot be read, is none of safetensors, or holds a number that is not
+            finite.
     """
     stored: dict[str, StoredTensor] = {}
     for file in files:
         try:
+            header = read_header(folder / file)
             content = memoryview((folder / file).read_bytes())
-            for tensor, shape in _tensors(file, content):
-                part = content[tensor.offset : tensor.offset + tensor.length]
-                for key, place in _keys(tensor, shape, part):
-                    stored.setdefault(key, place)
         except OSError as error:
             raise ImportRefused(f"{folder / file}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ImportRefused(f"{folder / file}: not a safetensors file: {error}") from None
+        except NotSafetensors as error:
+            raise ImportRefused(str(error)) from None
+        for name, entry in header.items():
+            tensor = StoredTensor(file, entry.begin, entry.end - entry.begin, entry.dtype)
+            part = content[entry.begin : entry.end]
+            if not _is_finite(entry.dtype, part):
+                raise ImportRefused(
+                    f"{folder / file}: {name} holds NaN or infinity: a training or a conversion "
+                    "went wrong; get the publisher's files anew"
+                )
+            for key, place in _keys(tensor, entry.shape, part):
+                stored.setdefault(key, place)
     return stored
-
-
-def _tensors(file: str, content: memoryview) -> Iterator[tuple[StoredTensor, list[int]]]:
-    """What the file's header says: each tensor and its shape."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(bytes(content[8:start]))
-    header.pop("__metadata__", None)
-    for entry in header.values():
-        begin, end = (start + offset for offset in entry["data_offsets"])
-        if end > len(content):
-            raise ValueError("it is cut off")
-        yield StoredTensor(file, begin, end - begin, entry["dtype"]), entry["shape"]
 
 
 def _keys(
@@ -88,6 +92,16 @@ def _keys(
                 yield digest(tensor.dtype, part_shape, part), place
             else:
                 yield digest("F32", part_shape, wide.data.cast("B")), place
+
+
+def _is_finite(dtype: str, content: memoryview) -> bool:
+    """Whether no number is NaN or infinite: in those all bits of the exponent are set."""
+    if dtype not in _EXPONENTS or not content:
+        return True
+    unsigned, exponent = _EXPONENTS[dtype]
+    numbers: NDArray[Any] = np.frombuffer(content, unsigned)
+    parts = (numbers[start : start + _AT_ONCE] for start in range(0, len(numbers), _AT_ONCE))
+    return not any(((part & exponent) == exponent).any() for part in parts)
 
 
 def _widened(dtype: str, content: memoryview) -> NDArray[np.float32] | None:

@@ -26,12 +26,19 @@ from transformers.masking_utils import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from server.errors import ImportRefused, first_line
+from server.importing.file_account import check_files
 from server.importing.folder import CONFIG_FILE, ModelFolder
-from server.importing.head import DenseLayer
 from server.importing.onnx_graph import StoredShare, move_weights_out, strip, tidy
 from server.importing.stored_tensors import read_stored_tensors
+from server.importing.torch_ordered_sets import ordered_sets
+from server.inference.safetensors_header import NotSafetensors
+from server.inference.tensor_account import UnaccountedTensors
 from server.inference.torch_attention import takes_attention_functions
-from server.inference.torch_loading import quiet_transformers, read_transformer
+from server.inference.torch_loading import (
+    account_for_tensors,
+    quiet_transformers,
+    read_transformer,
+)
 from server.inference.torch_modules import DenseLayers, PaddedModule, read_dense
 
 FUSED_ATTENTION = "onnxruntime_fused"  # our name in transformers' attention registry
@@ -44,7 +51,6 @@ def export_graph(folder: ModelFolder) -> tuple[bytes, StoredShare]:
     Raises:
         ImportRefused: the architecture cannot be exported.
     """
-    check_architecture(folder)
     quiet_transformers()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     stored = read_stored_tensors(folder.path, folder.weights)
@@ -71,6 +77,27 @@ def export_graph(folder: ModelFolder) -> tuple[bytes, StoredShare]:
     )
 
 
+def check_tensors(folder: ModelFolder) -> None:
+    """Refuse files that are not what transformers' class for the folder wants; reads no weight.
+
+    Raises:
+        ImportRefused: a tensor is missing, or has no place, or another shape; or the architecture
+            is none of transformers'.
+    """
+    check_architecture(folder)
+    check_files(folder)
+    weights = [folder.path / name for name in folder.transformer_weights]
+    try:
+        account_for_tensors(folder.transformer_path / CONFIG_FILE, weights).check()
+    except UnaccountedTensors as error:
+        raise ImportRefused(f"{folder.path}: {error}") from None
+    except NotSafetensors as error:
+        raise ImportRefused(str(error)) from None
+    except Exception as error:  # a config can be wrong in any way
+        reason = f"{type(error).__name__}: {first_line(error, unsaid='')}"
+        raise ImportRefused(f"{folder.transformer_path / CONFIG_FILE}: {reason}") from error
+
+
 def check_architecture(folder: ModelFolder) -> None:
     """Refuse a model that transformers has no code for itself.
 
@@ -94,40 +121,29 @@ def trace(folder: ModelFolder) -> ir.Model:
     AttentionInterface.register(FUSED_ATTENTION, fused_attention)
     AttentionMaskInterface.register(FUSED_ATTENTION, fused_attention_mask)
     weights = (folder.path / name for name in folder.transformer_weights)
-    transformer = read_transformer(folder.path / CONFIG_FILE, weights, torch.float32).model
+    transformer = read_transformer(folder.transformer_path / CONFIG_FILE, weights, torch.float32)
     # Never sdpa: exported, it guards each softmax against NaN, 10 to 13 % of the time.
     fused = takes_attention_functions(transformer)
     transformer.set_attn_implementation(FUSED_ATTENTION if fused else "eager")
     head = folder.head
-    layers = [_dense_module(folder, layer) for layer in head.dense]
+    layers = [read_dense(folder.path / layer.weights, layer.activation) for layer in head.dense]
     dense = DenseLayers(layers, normalize=head.normalize)
     ids = torch.arange(2, 20).reshape(2, 9)
     axes = {0: "batch", 1: "tokens"}
-    program = torch.onnx.export(
-        PaddedModule(transformer, dense, head.pooling).eval(),
-        (ids, torch.ones_like(ids)),
-        dynamo=True,
-        optimize=False,  # would store each weight transposed; `tidy` does it better
-        opset_version=20,
-        input_names=["input_ids", "attention_mask"],
-        output_names=["embeddings"],
-        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-        verbose=False,
-    )
+    with ordered_sets(transformer):
+        program = torch.onnx.export(
+            PaddedModule(transformer, dense, head.pooling).eval(),
+            (ids, torch.ones_like(ids)),
+            dynamo=True,
+            optimize=False,  # would store each weight transposed; `tidy` does it better
+            opset_version=20,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["embeddings"],
+            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+            verbose=False,
+        )
     model: ir.Model = program.model
     return model
-
-
-def _dense_module(folder: ModelFolder, layer: DenseLayer) -> torch.nn.Module:
-    """See `read_dense`; refuses what is not as the layer's config.json says."""
-    file = folder.path / layer.weights
-    try:
-        dense = read_dense(file, layer.activation)
-    except (KeyError, IndexError):
-        dense = None
-    if dense is None or dense[0].weight.shape != (layer.out_features, dense[0].in_features):
-        raise ImportRefused(f"{file}: no linear.weight as its config.json says")
-    return dense
 
 
 def fused_attention(

@@ -53,9 +53,10 @@ class TorchReference:
                         model_kwargs=weights,
                     )
             # transformers 5 leaves these unread where there is a tokenizer.json.
-            settings = read_settings(folder.path, folder.config)
+            settings = read_settings(folder.transformer_path, folder.config)
             follow_end_settings(self._model.tokenizer.backend_tokenizer, settings)
-            own = self._model.max_seq_length
+            # Its own limit stays where it can: that it is ours as well is compared, too.
+            own = self._model.max_seq_length if folder.cut_as_published else folder.max_input_tokens
             self._model.max_seq_length = max_tokens if own is None else min(own, max_tokens)
         except Exception as error:  # each architecture fails in its own way
             reason = first_line(error)

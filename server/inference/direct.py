@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from server.inference.backend import Backend
+from server.inference.backend import Backend, TokenIds
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
 
@@ -26,12 +26,17 @@ def embed_texts(
         backend: the one of the encoder's that computes; by default the first.
     """
     backend = backend or encoder.backends[0]
+    sequences = tokenize(encoder, texts, prompt)
+    starts = range(0, len(sequences), BATCH_TEXTS)
+    return np.concatenate([backend.forward(sequences[i : i + BATCH_TEXTS]) for i in starts])
+
+
+def tokenize(encoder: Encoder, texts: Sequence[str], prompt: str = "") -> Sequence[TokenIds]:
+    """The tokens of each text, int32; over-long texts are cut."""
     tokenizer = encoder.tokenizer
-    sequences = tokenizer.encode_texts(
+    return tokenizer.encode_texts(
         TextInputs(is_list=True, texts=list(texts)),
         prompt=prompt,
         truncate=True,
         max_request_tokens=len(texts) * tokenizer.max_input_tokens,
     )
-    starts = range(0, len(sequences), BATCH_TEXTS)
-    return np.concatenate([backend.forward(sequences[i : i + BATCH_TEXTS]) for i in starts])

@@ -11,6 +11,9 @@ from typing import Final
 # An import with sentence-transformers, both in float32: rounding alone stays above 0.999999, and a
 # wrong pooling, prompt or tokenizer falls far below.
 IMPORT: Final = 0.9999
+# A text alone with the same text among others, on the backend that is to serve: in float32 rounding
+# stays above 0.9999999; scales that a batch shares (dynamic int8) fall to 0.976.
+COMPANY: Final = 0.9999
 # A dtype with float32, to be a card's default on GPUs: nearest neighbours stay the same.
 DEFAULT_DTYPE: Final = 0.9999
 # bfloat16 with float32 where the model was trained in it: a model may need its range on texts that

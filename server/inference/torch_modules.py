@@ -50,14 +50,11 @@ def load_transformer(card: Card, dtype: torch.dtype, device: torch.device) -> Pr
             f"model {card.name}: torch cannot load it: {first_line(error)}"
         ) from error
     # A pooler is part of many checkpoints' classes and of no sentence embedding.
-    missing = [name for name in found.missing if not name.startswith("pooler.")]
-    if missing:
-        raise ModelLoadError(f"model {card.name}: no weights for {missing[0]}")
-    if getattr(found.model, "pooler", None) is not None:
-        found.model.pooler = None
-    for parameter in found.model.parameters():
+    if getattr(found, "pooler", None) is not None:
+        found.pooler = None
+    for parameter in found.parameters():
         parameter.requires_grad_(False)
-    return found.model.eval().to(device)
+    return found.eval().to(device)
 
 
 class DenseLayers(torch.nn.Sequential):  # type: ignore[misc]
@@ -92,9 +89,12 @@ def read_dense(path: Path, activation: str) -> torch.nn.Sequential:
 
     Raises:
         OSError, SafetensorError: the file cannot be read.
-        KeyError, IndexError: it holds no matrix `linear.weight`.
+        KeyError, IndexError: it holds no matrix `linear.weight`, or what is not of such a layer.
     """
     stored = load_file(path)
+    strange = sorted(stored.keys() - {"linear.weight", "linear.bias"})
+    if strange:
+        raise KeyError(f"{path}: {strange[0]} is not of a dense layer")
     weight, bias = stored["linear.weight"].float(), stored.get("linear.bias")
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     linear.weight = torch.nn.Parameter(weight, requires_grad=False)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from server import __version__
-from server.catalog.names import Purpose
 from server.errors import SettingError
 from server.inference.vector_form import VectorForm
 from server.offline.checkpoint import Fact
@@ -37,7 +36,7 @@ class FileWishes:
     file: Path  # see TextReader
     output: Path | None = None  # None: lines of JSON for a pipe
     model: str | None = None  # None: the first one that is served
-    input_type: Purpose | None = None
+    input_type: str | None = None
     dimensions: int | None = None  # None: the native size
     truncate: bool = False  # cut over-long texts, do not refuse them
     skip_blank: bool = False
@@ -60,7 +59,7 @@ class EmbedFile:
 
     Raises:
         SettingError, CardError, ModelFileError: the model cannot be used.
-        InvalidRequest: it has no vectors of this size.
+        InvalidRequest: it has no vectors of this size, or no such prompt.
         OutputFileError: the output is there already, or cannot be gone on with.
         MissingExtra: see `format_of`.
     """
@@ -74,7 +73,8 @@ class EmbedFile:
         self._opener = offline_opener(settings)
         self.card = find_card(settings, self._opener, wishes.model)
         self.form = VectorForm.of(self.card, wishes.dimensions)
-        self._recipe = Recipe(self.form, self.card.prompt(wishes.input_type), wishes.truncate)
+        prompt = self.card.prompt_table.text(wishes.input_type)
+        self._recipe = Recipe(self.form, prompt, wishes.truncate)
         self._job: FileJob | None = None
         if wishes.output:
             self._job = FileJob(wishes.output, self._facts(), self._recipe, resume=wishes.resume)
@@ -114,7 +114,7 @@ class EmbedFile:
         """All that decides an output's bytes beside the input."""
         return {
             "model": self.card.name,
-            "fingerprint": self.card.fingerprint,
+            "fingerprint": self.card.prompt_table.fingerprint_for(self._wishes.input_type),
             "dimensions": self.form.dimensions,
             "prompt": self._recipe.prompt,
             "field": self._wishes.field,

@@ -19,13 +19,12 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
-from server.catalog.names import Purpose
 from server.engine.engine import Engine
 from server.engine.pace import choose_pace
 from server.errors import InferenceFailed, InvalidRequest, TokenWithoutEmbedding
@@ -115,7 +114,7 @@ class Embedder:
         texts: Iterable[str],
         *,
         dimensions: int | None = None,
-        input_type: Purpose | None = None,
+        input_type: str | None = None,
         truncate: bool = False,
     ) -> NDArray[np.float32]:
         """The vectors that the server answers for these texts, in their order.
@@ -129,8 +128,9 @@ class Embedder:
             texts: any number of them, as a list, a tuple, a numpy array or a generator, which is
                 read to its end first; they are computed in windows of bounded size.
             dimensions: size of the vectors; None: the model's native size.
-            input_type: put the model's prompt for this purpose before each text; None: its default
-                prompt, if it has one.
+            input_type: put the model's prompt for this purpose before each text: `query`,
+                `document`, the name of one of its prompts, or another name for the same purpose;
+                None: its default prompt, if it has one.
             truncate: cut over-long texts, do not refuse them.
 
         Returns:
@@ -139,13 +139,13 @@ class Embedder:
         Raises:
             InvalidRequest: a text is too long, which the message names as `input[3]`. Before
                 anything is computed: a text is no string or empty, named likewise; `texts` is one
-                string, or has no order, like a set; the model does not have this size; there is
-                no such purpose.
+                string, or has no order, like a set; the model does not have this size, or no such
+                prompt.
             InferenceFailed: the model failed on a text.
             RuntimeError: the embedder is closed, or was opened before a fork.
         """
         form = VectorForm.of(self.card, _check_dimensions(dimensions))
-        prompt = self.card.prompt(_check_purpose(input_type))
+        prompt = self.card.prompt_table.text(_check_input_type(input_type))
         checked = check_texts(texts)
         vectors = np.empty((len(checked), self._embedding_dim), np.float32)
         windows = slices_of(checked)
@@ -209,13 +209,12 @@ def _check_dimensions(given: int | None) -> int | None:
     )
 
 
-def _check_purpose(given: Purpose | None) -> Purpose | None:
-    """A purpose that no model knows would leave the prompt away without a word."""
-    if given is None or (isinstance(given, str) and given in get_args(Purpose)):
+def _check_input_type(given: object) -> str | None:
+    """Text, or nothing; the card says which texts it knows."""
+    if given is None or isinstance(given, str):
         return given
-    known = " or ".join(map(repr, get_args(Purpose)))
     raise InvalidRequest(
-        f"Invalid value for 'input_type': input_type must be {known}, not {given!r:.50}.",
+        f"Invalid value for 'input_type': input_type must be a string, not {given!r:.50}.",
         param="input_type",
     )
 

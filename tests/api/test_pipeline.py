@@ -42,7 +42,8 @@ async def count(request: Request) -> Response:
             reading = pipeline.plan_reading(model, asked.input)
             async with pipeline.admit(model, reading) as work:
                 counts = [len(ids) for ids in await work.tokenize()]
-            return await pipeline.answer(lambda: orjson.dumps({"counts": counts}), model.card)
+            body = orjson.dumps({"counts": counts})
+            return await pipeline.answer(lambda: body, model.card.fingerprint)
 
 
 BODY: dict[str, Any] = {"model": PLAIN, "input": ["one two three", "one"]}

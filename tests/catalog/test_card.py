@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from server.catalog.card import Card
 from server.catalog.card_file import read_card
+from server.errors import InvalidRequest
 from tests.catalog import FILES, card_table, pins, variant_table
 from tests.catalog import write_card as write_by_hand
 
@@ -33,21 +34,32 @@ def test_created_is_midnight_utc_wherever_the_server_stands(
 
 
 @pytest.mark.parametrize(
-    ("purpose", "default", "expected"),
+    ("input_type", "default", "expected"),
     [
         ("query", None, "q: "),
         ("document", None, "d: "),
         (None, None, ""),
         (None, "document", "d: "),
         ("query", "document", "q: "),
+        ("clustering", "document", "c: "),
+        (None, "Clustering", "c: "),
+        ("query", "Clustering", "q: "),
     ],
 )
 def test_the_prompt_is_that_of_the_purpose_or_of_the_default(
-    tmp_path: Path, purpose: Any, default: str | None, expected: str
+    tmp_path: Path, input_type: str | None, default: str | None, expected: str
 ) -> None:
     chosen = {"default_prompt": default} if default else {}
-    card = read(tmp_path, card_table(prompts={"query": "q: ", "document": "d: "}, **chosen))
-    assert card.prompt(purpose) == expected
+    prompts = {"query": "q: ", "document": "d: ", "Clustering": "c: "}
+    card = read(tmp_path, card_table(prompts=prompts, **chosen))
+    assert card.prompt_table.text(input_type) == expected
+    assert card.prompt_table is card.prompt_table  # made once, not once a request
+
+
+def test_a_purpose_that_the_card_lacks_is_refused_by_its_name(tmp_path: Path) -> None:
+    card = read(tmp_path, card_table(prompts={"query": "q: "}))
+    with pytest.raises(InvalidRequest, match="'document' for the model 'tiny', not 'STS'"):
+        card.prompt_table.text("STS")
 
 
 class TestChanging:

@@ -3,13 +3,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server.catalog.card import Card
 from server.catalog.card_file import read_card, read_table, write_card
+from server.catalog.prompts import fault_of_names
 from server.errors import CardError
 from tests.catalog import FILES, card_table, pins, variant_table
 from tests.catalog import write_card as write_by_hand
@@ -69,6 +73,28 @@ class TestWriting:
         card = read_card(folder, tmp_path / "written")
         assert card == read_by_hand.changed(folder=folder)
         assert card.neighbours[0].overlap == 0.9
+
+    @settings(max_examples=30)
+    @given(
+        prompts=st.dictionaries(
+            st.sampled_from(["retrieval.query", "a name of Words", '"quoted" = 1', "日本語"])
+            | st.text(min_size=1, max_size=9).filter(lambda name: not fault_of_names([name])),
+            st.text(max_size=9),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    def test_prompts_keep_their_names_and_texts_whatever_they_are(
+        self, prompts: dict[str, str]
+    ) -> None:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            facts = card_table(prompts=prompts, default_prompt=min(prompts))
+            card = Card.model_validate(facts | {"folder": folder})
+            write_card(card, folder)
+            assert read_card(folder) == card
+            assert read_table(folder)["prompts"] == prompts
+            assert read_card(folder).default_prompt == min(prompts)
 
     def test_defaults_that_nobody_chose_are_not_written(self, tmp_path: Path) -> None:
         table = card_table(aliases=[])
@@ -283,8 +309,10 @@ class TestMistakes:
                 "torch.dense.0.activation",
             ),
             ({"created": "yesterday"}, "created"),
-            ({"prompts": {"question": "q: "}}, "prompts"),
-            ({"default_prompt": "question"}, "default_prompt"),
+            ({"prompts": {"": "q: "}}, "prompts: '' is no name of a prompt"),
+            ({"prompts": {"a\tb": "q: "}}, r"prompts: the name 'a\tb' has characters"),
+            ({"prompts": {"query": 1}}, "prompts.query"),
+            ({"default_prompt": 1}, "default_prompt"),
             ({"default_prompt": "query"}, "default_prompt 'query' is not among the prompts"),
             (
                 {"default_prompt": "query", "prompts": {"document": "d: "}},

@@ -33,7 +33,11 @@ DECIDING: dict[str, list[dict[str, Any]]] = {
     "pooling": [{"pooling": "cls"}, {"pooling": "last_token"}],
     "normalize": [{"normalize": False}],
     "prompts": [{"prompts": {"query": "q: "}}, {"prompts": {"query": "q:"}}],
-    "default_prompt": [{"prompts": {"query": "q: "}, "default_prompt": "query"}],
+    "default_prompt": [
+        {"prompts": {"query": "q: "}, "default_prompt": "query"},
+        {"prompts": {"STS": "s: "}, "default_prompt": "STS"},
+        {"prompts": {"STS": "t: "}, "default_prompt": "STS"},
+    ],
     "max_input_tokens": [{"max_input_tokens": 17}],
     "matryoshka": [
         {
@@ -54,6 +58,7 @@ TELLING: dict[str, dict[str, Any]] = {
     "created": {"created": datetime.date(2025, 1, 1)},
     "architecture": {"architecture": "xlm-roberta"},
     "aliases": {"aliases": ["text-embedding-3-small"]},
+    "prompts": {"prompts": {"STS": "s: ", "clustering": "c: ", "passage": ""}},
     "quality": {
         "quality": [{"dimensions": 8, "stsb_dev_spearman": 80.0, "stsb_dev_spearman_plain": 80.0}]
     },
@@ -82,6 +87,24 @@ TELLING: dict[str, dict[str, Any]] = {
         "files": {**pins(FILES), **pins({"config.json": b"{}"})},
     },
 }
+# Fingerprints of cards that were written when `query` and `document` were all that there was.
+BOTH = {"query": "query: ", "document": "passage: "}
+INSTRUCT = (
+    "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+)
+OF_EARLIER_CARDS: list[tuple[dict[str, str], str | None, str]] = [
+    ({}, None, "6ebcf8bef865409b"),
+    ({"query": "q: "}, None, "76dc92ea131fa83e"),
+    ({"document": "d: "}, None, "be40567762ae6828"),
+    (BOTH, None, "f985af6aec54dd44"),
+    (BOTH, "query", "9762ee3605ca8e15"),
+    (BOTH, "document", "5f7a87f70c5018a5"),
+    ({"query": "x: ", "document": "x: "}, "document", "c6bbfa00b38e30a6"),
+    ({"query": INSTRUCT}, None, "7348c5f919a30f22"),
+    ({"query": "q: ", "document": ""}, None, "adeb1d103fb4f2a5"),
+    ({"query": "", "document": ""}, "query", "c91b15b2edc55e61"),
+    ({"query": ""}, None, "247a0e8afa416b75"),
+]
 # One value alone, or seen through the others: `folder` is where, `base` whose files.
 NEITHER = {"dtype", "folder", "base"}
 
@@ -161,6 +184,53 @@ class TestFingerprint:
             read(tmp_path / "c", card_table(matryoshka=layer_norm)).fingerprint
             == "beaac2ecd79811e9"
         )
+
+    @pytest.mark.parametrize(("prompts", "default", "expected"), OF_EARLIER_CARDS)
+    def test_cards_with_prompts_keep_theirs(
+        self, tmp_path: Path, prompts: dict[str, str], default: str | None, expected: str
+    ) -> None:
+        chosen = {"default_prompt": default} if default else {}
+        assert read(tmp_path, card_table(prompts=prompts, **chosen)).fingerprint == expected
+
+    @pytest.mark.parametrize(("prompts", "default", "expected"), OF_EARLIER_CARDS)
+    def test_prompts_of_other_purposes_do_not_change_it(
+        self, tmp_path: Path, prompts: dict[str, str], default: str | None, expected: str
+    ) -> None:
+        chosen = {"default_prompt": default} if default else {}
+        more = prompts | {"STS": "s: ", "a name.of Words": "w: ", "clustering": ""}
+        assert read(tmp_path, card_table(prompts=more, **chosen)).fingerprint == expected
+
+    def test_the_publishers_names_of_queries_and_documents_do_not_change_it(
+        self, tmp_path: Path
+    ) -> None:
+        plain = {"query": "q: ", "document": "d: "}
+        named = {"search_query": "q: ", "passage": "d: ", "document": ""}
+        ours = read(tmp_path / "a", card_table(prompts=plain, default_prompt="document"))
+        theirs = read(tmp_path / "b", card_table(prompts=named, default_prompt="passage"))
+        assert ours.fingerprint == theirs.fingerprint
+        shared = {theirs.prompt_table.fingerprint_for(name) for name in (None, *named)}
+        assert shared == {ours.fingerprint}
+
+    def test_an_answer_behind_another_prompt_has_one_of_its_own(self, tmp_path: Path) -> None:
+        def prompted(place: str, **prompts: str) -> Card:
+            return read(tmp_path / place, card_table(prompts=prompts))
+
+        card = prompted("a", query="q: ", STS="s: ", same="q: ", bare="")
+        own = card.prompt_table.fingerprint_for("STS")
+        assert own == card.prompt_table.fingerprint_for("text-matching") != card.fingerprint
+        assert re.fullmatch(r"[0-9a-f]{16}", own)
+        for name in (None, "query", "document", "same", "bare"):
+            assert card.prompt_table.fingerprint_for(name) == card.fingerprint
+        # Only that prompt is in it, and its name is not.
+        other = prompted("b", query="another: ", similarity="s: ").prompt_table
+        assert other.fingerprint_for("STS") == own
+        assert prompted("c", STS="t: ").prompt_table.fingerprint_for("STS") != own
+
+    def test_each_dtype_has_one_of_its_own_behind_another_prompt(self, tmp_path: Path) -> None:
+        card = read(tmp_path, card_table(prompts={"STS": "s: "}))
+        own = card.prompt_table.fingerprint_for("STS")
+        assert card.computed_in("float16").prompt_table.fingerprint_for("STS") != own
+        assert card.computed_in("float16").computed_in("float32").fingerprint == card.fingerprint
 
     def test_it_is_sixteen_hexadecimal_digits(self, tmp_path: Path) -> None:
         assert re.fullmatch(r"[0-9a-f]{16}", read(tmp_path, card_table()).fingerprint)

@@ -23,8 +23,8 @@ def test_every_flag_reaches_the_card(tmp_path: Path) -> None:
         folder,
         tmp_path / "data",
         *("--name", "team/mine", "--matryoshka", "24, 12", "--alias", "one", "--alias", "two"),
-        *("--query-prompt", "q: ", "--document-prompt", "d: "),
-        *("--pooling", "cls", "--normalize", "--graph", "own"),
+        *("--query-prompt", "q: ", "--document-prompt", "d: ", "--prompt", "a.b=c = d: "),
+        *("--pooling", "cls", "--no-normalize", "--graph", "own"),
     )
     assert outcome.exit_code == 0, outcome.stderr
     models = tmp_path / "data" / "models"
@@ -32,17 +32,21 @@ def test_every_flag_reaches_the_card(tmp_path: Path) -> None:
     assert (card.name, card.aliases) == ("team/mine", ("one", "two"))
     assert card.matryoshka is not None
     assert card.matryoshka.dimensions == (DIM, 24, 12)
-    assert card.prompts == {"query": "q: ", "document": "d: "}
-    assert (card.pooling, card.normalize) == ("cls", True)
-    last = outcome.stdout.splitlines()[-2:]
+    assert card.prompts == {"query": "q: ", "document": "d: ", "a.b": "c = d: "}
+    assert (card.pooling, card.normalize) == ("cls", False)
+    last = outcome.stdout.splitlines()[-3:]
     assert last[0].startswith(f"team/mine: installed in {models / 'team' / 'mine'}, fingerprint ")
-    assert last[1] == f"Serve it with: {own_command('serve', '--model', 'team/mine')}"
+    assert last[1] == (
+        "Its vectors are not of unit length: compare them by cosine, not by dot product."
+    )
+    assert last[2] == f"Serve it with: {own_command('serve', '--model', 'team/mine')}"
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
         (("--matryoshka", "24,x"), "--matryoshka: 'x' is no number"),
+        (("--prompt", "STS"), "--prompt: 'STS' is not NAME=TEXT"),
         (("--name", "../up"), "'../up' cannot be a model's name"),
     ],
 )
@@ -52,3 +56,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     outcome = import_folder(make_folder(tmp_path / "bert"), tmp_path / "data", *flags)
     assert_mistake(outcome, f"embedding-server: {reason}")
     assert not (tmp_path / "data" / "models").exists()
+
+
+@pytest.mark.parametrize("flag", [("--pooling", "cls"), ("--no-normalize",), ("--name", "mine")])
+def test_what_is_said_of_a_model_of_the_hub_is_said_of_one(
+    tmp_path: Path, flag: tuple[str, ...]
+) -> None:
+    outcome = run("models", "pull", "all-MiniLM-L6-v2", "--data-dir", tmp_path / "data", *flag)
+    assert_mistake(
+        outcome,
+        "embedding-server: --revision, --name, --pooling and --normalize go with one model of the "
+        "hub",
+    )

@@ -156,6 +156,22 @@ class TestVectors:
         table = pq.read_table(tmp_path / "a.parquet")
         assert table.column("embedding").to_pylist() == vectors
 
+    def test_any_prompt_of_the_model_can_be_put_in_front(
+        self, plain_card: Card, tmp_path: Path
+    ) -> None:
+        models = tmp_path / "models"
+        (models / "prompted").mkdir(parents=True)
+        (models / PLAIN).symlink_to(plain_card.folder)
+        card = f'name = "prompted"\nbase = "{PLAIN}"\nprompts = {{ "text-matching" = "like: " }}\n'
+        (models / "prompted" / "card.toml").write_text(card)
+        (tmp_path / "a.txt").write_text("fox\n")
+        (tmp_path / "b.txt").write_text("like: fox\n")
+        flags = ("--models-dir", models, "--dimensions=384")
+        asked = run("embed", tmp_path / "a.txt", *flags, "--model=prompted", "--input-type=STS")
+        by_hand = run("embed", tmp_path / "b.txt", *flags, f"--model={PLAIN}")
+        assert asked.exit_code == 0, asked.stderr
+        assert asked.stdout == by_hand.stdout
+
     def test_fewer_dimensions_are_the_front_of_more(self, tmp_path: Path) -> None:
         write_texts(tmp_path / "a.txt", 5)
         for size in (384, 32):
@@ -308,6 +324,7 @@ class TestMistakes:
             ("one", ("--model", "tinny"), "model tinny not found"),
             ("one", ("--model", PLAIN, "--dimensions=8"), "does not support specifying dimensions"),
             ("one", ("--dimensions=385",), "'dimensions'"),
+            ("one", ("--input-type=image",), "input_type must be one of 'query', 'document', 'cl"),
             ("cat " * 300, (), "line 1: 302 tokens"),
             ("cat " * 300_000, (), "line 1: "),
         ]:
@@ -403,6 +420,7 @@ class TestDimensions:
         assert_mistake(run(*flags), "--text: 49 distinct texts, at least 50")
         assert_mistake(run(*flags, "--dimensions=8,x"), "--dimensions 8,x: 'x'")
         assert_mistake(run(*flags, "--plot=a.pdf"), "--plot a.pdf")
+        assert_mistake(run(*flags, "--input-type=image"), "input_type must be one of 'query', ")
         (tmp_path / "pairs.csv").write_text("a,b,1\na,b\n")
         outcome = run(*flags, "--evaluate", tmp_path / "pairs.csv")
         assert_mistake(outcome, "pairs.csv row 2")

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from server.catalog.card import HubSource
 from server.catalog.card_file import read_card
+from server.catalog.sources import HubSource
 from server.delivery.hub import downloaded, not_fetched
 from server.errors import ModelFileError
 from tests.delivery.test_pull import Hub

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from server.catalog.card import Card
-from server.errors import FitRefused, TextFileError
+from server.errors import FitRefused, InvalidRequest, TextFileError
 from server.fitting.fit import RotationFit
 from server.fitting.measuring import Kept
 from server.fitting.sampling import SampleWishes, take_sample
@@ -60,6 +60,15 @@ class NoBars:
 
     def steps(self, label: str, count: int) -> Iterator[None]:
         raise AssertionError
+
+
+def test_a_prompt_that_the_model_lacks_is_told_before_the_texts_are_read(
+    plain_card: Card, tmp_path: Path
+) -> None:
+    settings = Settings()
+    wishes = SampleWishes([tmp_path / "absent.txt"], 10, input_type="image")
+    with pytest.raises(InvalidRequest, match="input_type must be one of 'query', 'document'"):
+        take_sample(settings, Opener(settings), plain_card, wishes, NoBars(), least_texts=3)  # type: ignore[arg-type]
 
 
 def test_too_few_texts_are_told_before_the_model_is_read(plain_card: Card, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ class Exports:
     def export_graph(self, folder: ModelFolder) -> tuple[bytes, StoredShare]:
         """As `torch_export.export_graph`."""
         dense = [layer.weights for layer in folder.head.dense]
-        files = [folder.path / name for name in (CONFIG_FILE, *folder.weights, *dense)]
+        names = (*folder.weights, *dense)
+        files = [folder.transformer_path / CONFIG_FILE, *(folder.path / name for name in names)]
         key = _digest(files, repr((folder.weights, folder.head)))
 
         def make(place: Path) -> None:

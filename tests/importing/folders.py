@@ -78,6 +78,11 @@ def _qwen() -> Any:
     return _byte_pairs([end], f"$A {end}", pad_token=end, eos_token=end, padding_side="left")
 
 
+def _t5() -> Any:
+    special = ["<pad>", "</s>", "<unk>"]
+    return _byte_pairs(special, "$A </s>", pad_token="<pad>", eos_token="</s>")
+
+
 def _gemma() -> Any:
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     return _byte_pairs(special, "<bos> $A <eos>", pad_token="<pad>", eos_token="<eos>")
@@ -114,6 +119,11 @@ def _gemma3(vocabulary: int) -> Any:
     return transformers.Gemma3TextModel(config)
 
 
+def _t5_with_decoder(vocabulary: int) -> Any:
+    sizes = {"d_model": DIM, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4}
+    return transformers.T5Model(transformers.T5Config(vocab_size=vocabulary, **sizes))
+
+
 def _simple(config_class: Any, model_class: Any, **config: Any) -> Callable[[int], Any]:
     def make(vocabulary: int) -> Any:
         sizes = {**_SIZES, "max_position_embeddings": POSITIONS, **config}
@@ -136,6 +146,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Any], Callable[[int], Any]]] = {
     ),
     "modernbert": (_word_pieces, _modernbert),
     "nomic_bert": (_word_pieces, _simple(_T.NomicBertConfig, _T.NomicBertModel)),
+    "t5": (_t5, _t5_with_decoder),
     "qwen3": (_qwen, _simple(_T.Qwen3Config, _T.Qwen3Model, num_key_value_heads=2, head_dim=16)),
     "gemma3_text": (_gemma, _gemma3),
 }  # fmt: skip
@@ -147,6 +158,7 @@ def make_folder(
     *,
     pooling: str = "mean",
     dense: Sequence[tuple[int, type[torch.nn.Module]]] = (),
+    dense_bias: bool = True,
     normalize: bool = True,
     prompts: dict[str, str] | None = None,
     default_prompt: str | None = None,
@@ -164,7 +176,7 @@ def make_folder(
     modules: list[torch.nn.Module] = [transformer, Pooling(DIM, pooling_mode=pooling)]
     size = DIM
     for out_features, activation in dense:
-        modules.append(Dense(size, out_features, activation_function=activation()))
+        modules.append(Dense(size, out_features, dense_bias, activation()))
         size = out_features
     if normalize:
         modules.append(Normalize())
@@ -174,6 +186,8 @@ def make_folder(
     if shard_bytes is not None:
         (place / "model.safetensors").unlink()
         transformer.model.save_pretrained(place, max_shard_size=shard_bytes)
+    if architecture == "t5":  # as published before it was saved again: with its decoder
+        shutil.copyfile(raw / "model.safetensors", place / "model.safetensors")
     shutil.rmtree(raw)
     return place
 

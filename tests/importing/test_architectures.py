@@ -18,7 +18,7 @@ from server.catalog.card_file import read_card
 from server.catalog.verify import check_files
 from server.importing.importer import import_model
 from server.importing.plan import Wishes
-from server.importing.proof_texts import PARITY_TEXTS
+from server.importing.proof_texts import PARITY_TEXTS, REFERENCE_TEXTS
 from tests.importing.exports import Exports
 from tests.importing.folders import DIM, MAX_TOKENS, make_folder
 from tests.server_process import ServerProcess
@@ -47,6 +47,7 @@ FOLDERS: dict[str, dict[str, Any]] = {
         "prompts": {"search_query": "search_query: ", "search_document": "search_document: "},
     },
     "nomic-raw": {"architecture": "nomic_bert", "normalize": False},
+    "t5-dense": {"architecture": "t5", "dense": [(96, IDENTITY)], "dense_bias": False},
     "qwen3-last": {
         "architecture": "qwen3",
         "pooling": "lasttoken",
@@ -144,6 +145,15 @@ def test_what_is_served_is_what_sentence_transformers_computes(
         assert np.abs(np.asarray(served) - expected).max() < 1e-4
 
 
+def test_a_prompt_of_another_purpose_is_the_publishers(
+    http_to_all: httpx.Client, folders: dict[str, Path]
+) -> None:
+    body = {"model": "gemma3-dense", "input": TEXTS, "truncate": True, "input_type": "clustering"}
+    answer = http_to_all.post("/v1/embeddings", json=body).raise_for_status().json()
+    expected = reference(folders["gemma3-dense"], GEMMA["Clustering"])
+    assert lowest_cosine([entry["embedding"] for entry in answer["data"]], expected) >= 0.9999
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_weights_are_kept_as_they_are_and_the_graph_only_points_at_them(
     data_dir: Path, folders: dict[str, Path], name: str
@@ -173,10 +183,10 @@ def test_the_card_tells_what_the_folder_said(data_dir: Path) -> None:
     gemma = card_of(data_dir, "gemma3-dense")
     assert (gemma.architecture, gemma.embedding_dim) == ("gemma3_text", DIM)
     assert gemma.max_input_tokens == MAX_TOKENS
-    assert gemma.prompts == {"query": GEMMA["query"], "document": GEMMA["document"]}
+    assert gemma.prompts == GEMMA
     assert gemma.parity is not None
     assert gemma.parity.against.startswith("sentence-transformers ")
-    assert gemma.parity.texts == 3 * len(PARITY_TEXTS)
+    assert gemma.parity.texts == 3 * len(PARITY_TEXTS) + len(REFERENCE_TEXTS)
     assert gemma.parity.min_cosine > 0.9999
     assert card_of(data_dir, "qwen3-bfloat16-shards").default_prompt == "query"
     assert card_of(data_dir, "qwen3-last").pooling == "last_token"

@@ -18,14 +18,14 @@ from server.importing import build, packages
 from server.importing.build import makes_own_graph, pin_files
 from server.importing.plan import Wishes
 
-PUBLISHED = Path("onnx/model.onnx")
+PUBLISHED = "onnx/model.onnx"
 
 
 def folder(*, weights: bool, graph: bool) -> Any:
     return SimpleNamespace(
         path=Path("folder"),
         weights=("model.safetensors",) if weights else (),
-        graph=PUBLISHED if graph else None,
+        graphs=(PUBLISHED,) if graph else (),
     )
 
 
@@ -52,11 +52,11 @@ def test_a_graph_is_made_where_it_can_be_unless_the_publishers_is_wished_for(
 @pytest.mark.parametrize(
     ("wished", "torch", "weights", "graph", "said"),
     [
-        ("published", True, True, False, "folder: has no onnx/model.onnx$"),
+        ("published", True, True, False, "folder: has no ONNX graph$"),
         ("own", True, False, True, "has no safetensors file to make a graph from"),
         (None, True, False, False, "has no safetensors file to make a graph from"),
-        (None, False, True, False, "has no onnx/model.onnx, and making a graph needs torch: "),
-        ("own", False, True, True, "making a graph needs torch: "),
+        (None, False, True, False, "has no ONNX graph, and making one needs torch: "),
+        ("own", False, True, True, "making one needs torch: "),
     ],
 )
 def test_a_graph_that_cannot_be_had_is_refused_with_what_it_lacks(
@@ -65,6 +65,29 @@ def test_a_graph_that_cannot_be_had_is_refused_with_what_it_lacks(
     monkeypatch.setattr(packages, "is_installed", lambda package: torch)
     with pytest.raises(ImportRefused, match=said):
         makes_own_graph(folder(weights=weights, graph=graph), Wishes(graph=wished))
+
+
+def test_a_named_graph_is_used_even_where_another_could_be_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packages, "is_installed", lambda package: True)
+    there = folder(weights=True, graph=True)
+    assert not makes_own_graph(there, Wishes(onnx=PUBLISHED))
+    with pytest.raises(ImportRefused, match="--onnx names a graph of the publisher's, and"):
+        makes_own_graph(there, Wishes(onnx=PUBLISHED, graph="own"))
+
+
+def test_which_of_several_graphs_is_meant_matters_only_where_one_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packages, "is_installed", lambda package: True)
+    there = folder(weights=True, graph=True)
+    there.graphs = ("onnx/model_O2.onnx", "onnx/model_O3.onnx")
+    assert makes_own_graph(there, Wishes())
+    with pytest.raises(
+        ImportRefused, match=r"several .*: onnx/model_O2\.onnx, onnx/model_O3\.onnx"
+    ):
+        makes_own_graph(there, Wishes(graph="published"))
 
 
 def test_every_file_is_pinned_by_its_path_in_the_folder(tmp_path: Path) -> None:
@@ -91,8 +114,9 @@ def test_weights_for_which_the_disk_has_no_room_are_not_begun(
     RustTokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(source / TOKENIZER_FILE))
     there: Any = SimpleNamespace(
         path=source,
+        transformer_path=source,
         weights=("model.safetensors",),
-        graph=None,
+        graphs=(),
         architecture="own",
         config={"model_type": "own"},
         head=SimpleNamespace(pooling="mean"),

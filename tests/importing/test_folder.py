@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from server.errors import ImportRefused
 from server.importing.folder import read_folder
+from server.importing.told import tell
 
 
 def test_a_folder_that_is_not_there_is_called_missing(tmp_path: Path) -> None:
@@ -54,3 +56,38 @@ def test_pickled_weights_are_refused_unless_there_is_a_graph_to_do_without_them(
     else:
         with pytest.raises(ImportRefused, match=r"weights only as pytorch_model\.bin"):
             read_folder(tmp_path, pooling="mean", normalize=True)
+
+
+def describe(folder: Path, **files: dict[str, object]) -> list[str]:
+    """A folder with these JSON files and nothing else; the lines that are told of it."""
+    files = {"config": {"model_type": "bert", "max_position_embeddings": 512}, **files}
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "tokenizer.json").touch()
+    lines: list[str] = []
+    tell(read_folder(folder, pooling="mean", normalize=True).told, lines.append)
+    return lines
+
+
+def test_the_longest_input_and_lower_case_are_told_with_the_file_that_says_them(
+    tmp_path: Path,
+) -> None:
+    assert describe(tmp_path) == [
+        "longest input: 512 tokens (config.json)",
+        "lower case: left to tokenizer.json (sentence_bert_config.json does not say it)",
+    ]
+    assert "longest input: 128 tokens (tokenizer_config.json)" in describe(
+        tmp_path, tokenizer_config={"model_max_length": 128}
+    )
+    assert "longest input: 512 tokens (config.json)" in describe(
+        tmp_path, tokenizer_config={"model_max_length": 1e30}
+    )
+    assert describe(
+        tmp_path, sentence_bert_config={"max_seq_length": 8192, "do_lower_case": True}
+    ) == [
+        "longest input: 8,192 tokens (sentence_bert_config.json)",
+        "lower case: every text, before the tokenizer (sentence_bert_config.json)",
+    ]
+    assert "lower case: left to tokenizer.json (sentence_bert_config.json)" in describe(
+        tmp_path, sentence_bert_config={"max_seq_length": 64, "do_lower_case": False}
+    )

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from server.errors import ImportRefused
-from server.importing.head import DenseLayer, Head, read_head
+from server.importing.head import DenseLayer, Head, find_transformer, read_head
+from server.importing.told import Told
 
 KINDS = "sentence_transformers.models."
 TANH = "torch.nn.modules.activation.Tanh"
@@ -23,7 +24,7 @@ def write(folder: Path, *modules: str, **configs: dict[str, Any]) -> Path:
     ]
     (folder / "modules.json").write_text(json.dumps(listed))
     for name, config in configs.items():
-        (folder / name.lstrip("_")).mkdir()
+        (folder / name.lstrip("_")).mkdir(exist_ok=True)
         (folder / name.lstrip("_") / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -63,6 +64,15 @@ def test_dense_layers_and_normalisation_come_in_their_order(tmp_path: Path) -> N
     assert head == Head("mean", dense, normalize=True)
     assert head is not None
     assert head.dense[0].weights == "2_Dense/model.safetensors"
+    assert head.told == (
+        Told("pooling", "mean", "1_Pooling/config.json"),
+        Told(
+            "dense layers",
+            "2_Dense to 4, Identity; 3_Dense to 3, Tanh",
+            "modules.json, 2_Dense/config.json, 3_Dense/config.json",
+        ),
+        Told("normalize", "yes", "modules.json"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,10 +114,19 @@ def test_a_dense_layer_that_would_be_computed_otherwise_is_refused(
         read_head(tmp_path)
 
 
-def test_a_transformer_in_a_folder_of_its_own_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "found"), [("", ""), (".", ""), ("0_Transformer", "0_Transformer"), ("a/", "a")]
+)
+def test_the_transformer_may_lie_in_a_folder_of_its_own(
+    tmp_path: Path, path: str, found: str
+) -> None:
     write(tmp_path, "Transformer", "Pooling", _1_Pooling={"pooling_mode": "mean"})
     modules = json.loads((tmp_path / "modules.json").read_text())
-    modules[0]["path"] = "0_Transformer"
+    modules[0]["path"] = path
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ImportRefused, match="the transformer lies in 0_Transformer"):
-        read_head(tmp_path)
+    assert find_transformer(tmp_path) == found
+    assert read_head(tmp_path) == Head("mean", (), normalize=False)
+
+
+def test_without_modules_it_lies_at_the_top(tmp_path: Path) -> None:
+    assert find_transformer(tmp_path) == ""

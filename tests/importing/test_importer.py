@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as RustTokenizer
 
 from server.catalog.card import TOKENIZER_FILE, Card
@@ -109,6 +110,16 @@ def test_a_publishers_graph_gives_the_same_vectors(
     own = import_model(folder, tmp_path / "own", Wishes(graph="own"), ignore)
     left, right = (load_encoder(c).backends[0].forward(ids) for c in (card, own))
     assert np.abs(left - right).max() < 1e-6
+
+
+def test_a_publishers_graph_of_other_weights_is_refused(tmp_path: Path, exports: Exports) -> None:
+    folder = make_folder(tmp_path / "bert")
+    exports.published(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["encoder.layer.1.output.dense.weight"] *= 4
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ImportRefused, match=r"cosine 0\.\d+ with sentence-transformers .* --force"):
+        import_model(folder, tmp_path / "models", Wishes(graph="published"), ignore)
 
 
 def test_a_model_that_torch_cannot_try_is_installed_for_the_cpu(
@@ -460,6 +471,29 @@ def test_a_folder_without_modules_is_what_a_person_says_as_sentence_transformers
     assert card.parity is not None
     assert card.parity.min_cosine > 0.9999
     assert {"pooling: cls (--pooling)", "normalize: yes (--normalize)"} < set(lines)
+
+
+def test_a_known_name_without_modules_is_pooled_as_published_and_every_fact_is_told(
+    tmp_path: Path,
+) -> None:
+    folder = make_folder(tmp_path / "bge-small-en-v1.5", pooling="cls")
+    (folder / "modules.json").unlink()
+    lines: list[str] = []
+    card = import_model(folder, tmp_path / "models", Wishes(), lines.append)
+    assert (card.pooling, card.normalize) == ("cls", True)
+    assert card.parity is not None
+    assert card.parity.min_cosine > 0.9999
+    table = "(table of families, from BAAI/bge-base-en-v1.5)"
+    assert lines[:7] == [
+        f"pooling: cls {table}",
+        "dense layers: none (no modules.json names any)",
+        f"normalize: yes {table}",
+        f"longest input: {MAX_TOKENS} tokens (tokenizer_config.json)",
+        "lower case: left to tokenizer.json (sentence_bert_config.json does not say it)",
+        f'prompt query: "Represent this sentence for searching relevant passages: " {table}',
+        "default prompt: none (config_sentence_transformers.json names none)",
+    ]
+    assert "Matryoshka sizes: none (none are known; --matryoshka says them)" in lines
 
 
 def test_texts_are_put_into_lower_case_where_the_folder_says_so(tmp_path: Path) -> None:

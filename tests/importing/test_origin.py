@@ -19,8 +19,10 @@ def lying_at(path: Path, **config: str) -> Any:
     path.mkdir(parents=True)
     return SimpleNamespace(
         path=path,
+        given_path=path,
         config=config,
         weights=("model.safetensors", "gone.safetensors"),
+        transformer="",
     )
 
 

@@ -16,12 +16,12 @@ from tests.catalog import card_table, variant_table, write_card
 
 @pytest.mark.parametrize("wished", [None, "mine"])
 def test_the_name_is_the_wished_one_or_the_folders(tmp_path: Path, wished: str | None) -> None:
-    folder: Any = SimpleNamespace(path=tmp_path / "bert")
+    folder: Any = SimpleNamespace(given_path=tmp_path / "bert")
     assert choose_name(folder, Wishes(name=wished)) == (wished or "bert")
 
 
 def test_a_folder_whose_name_cannot_be_a_models_needs_a_wish(tmp_path: Path) -> None:
-    folder: Any = SimpleNamespace(path=tmp_path / "my model")
+    folder: Any = SimpleNamespace(given_path=tmp_path / "my model")
     with pytest.raises(ImportRefused, match="'my model' cannot be a model's name"):
         choose_name(folder, Wishes())
 

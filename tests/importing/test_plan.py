@@ -1,78 +1,15 @@
-"""Whose prompts and sizes an imported model gets: the person's, the folder's, or the published."""
+"""Whose sizes an imported model gets: the person's or the published."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from server.catalog.card import Matryoshka
 from server.errors import ImportRefused
 from server.importing.families import Family
-from server.importing.folder import ModelFolder
-from server.importing.head import Head
-from server.importing.plan import Wishes, choose_prompts, choose_sizes
+from server.importing.plan import Wishes, choose_sizes
 
-FAMILY = Family(
-    "known", "org/known", dimensions=(64, 32), prompts={"query": "theirs: ", "document": "d: "}
-)
-FILE = "config_sentence_transformers.json"
-PUBLISHED = [
-    'prompt query: "theirs: " (table of families, from org/known)',
-    'prompt document: "d: " (table of families, from org/known)',
-]
-
-
-def folder(**prompts: str) -> ModelFolder:
-    facts: dict[str, Any] = {
-        "path": Path("folder"),
-        "config": {"model_type": "bert"},
-        "head": Head("mean", (), normalize=True),
-        "assumed_head": False,
-        "prompts": prompts,
-        "default_prompt": None,
-        "max_input_tokens": 8,
-        "lower_case": False,
-        "weights": (),
-    }
-    return ModelFolder(**facts)
-
-
-@pytest.mark.parametrize(
-    ("own", "family", "wished", "chosen", "told"),
-    [
-        ({}, None, {}, {}, [f"prompts: none ({FILE} names none)"]),
-        ({"query": "own: "}, FAMILY, {}, {"query": "own: "}, [f'prompt query: "own: " ({FILE})']),
-        ({}, FAMILY, {}, dict(FAMILY.prompts), PUBLISHED),
-        ({"query": ""}, FAMILY, {}, dict(FAMILY.prompts), PUBLISHED),
-        (
-            {"query": "own: "},
-            None,
-            {"query": "mine: "},
-            {"query": "mine: "},
-            ['prompt query: "mine: " (--query-prompt)'],
-        ),
-        ({"query": "own: "}, None, {"query": ""}, {}, ['prompt query: "" (--query-prompt)']),
-        (
-            {"query": "own: "},
-            None,
-            {"document": "two\nlines"},
-            {"query": "own: ", "document": "two\nlines"},
-            [
-                f'prompt query: "own: " ({FILE})',
-                'prompt document: "two\\nlines" (--document-prompt)',
-            ],
-        ),
-    ],
-)
-def test_prompts_are_the_persons_before_the_folders_before_the_published(
-    own: dict[str, str], family: Family | None, wished: Any, chosen: object, told: list[str]
-) -> None:
-    lines: list[str] = []
-    wishes = Wishes(prompts=wished)
-    assert choose_prompts(folder(**own), family, wishes, lines.append) == chosen
-    assert lines == told
+FAMILY = Family("known", "org/known", dimensions=(64, 32))
 
 
 @pytest.mark.parametrize(

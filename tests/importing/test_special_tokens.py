@@ -29,7 +29,7 @@ def at_work(tokenizer: Tokenizer, known: int) -> Any:
 
 def folder(path: Path, pad_token: str | None = None, **config: Any) -> Any:
     (path / "tokenizer_config.json").write_text(json.dumps({"pad_token": pad_token}))
-    return SimpleNamespace(path=path, config={"model_type": "bert"} | config)
+    return SimpleNamespace(path=path, transformer_path=path, config={"model_type": "bert"} | config)
 
 
 def test_three_known_texts_are_shown_as_the_model_reads_them(encoder: Encoder) -> None:

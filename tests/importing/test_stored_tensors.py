@@ -46,7 +46,7 @@ def test_fused_projections_are_found_by_their_parts(tmp_path: Path, parts: int) 
             assert content[place.offset : place.offset + place.length] == part.tobytes()
 
 
-HALVES = np.array([0.0, -0.0, 1.5, -(2.0**-24), 65504, np.inf, 6e-8, 1 / 3], np.float16)
+HALVES = np.array([0.0, -0.0, 1.5, -(2.0**-24), 65504, -65504, 6e-8, 1 / 3], np.float16)
 
 
 def test_float16_is_found_by_what_it_is_in_float32(tmp_path: Path) -> None:
@@ -56,17 +56,39 @@ def test_float16_is_found_by_what_it_is_in_float32(tmp_path: Path) -> None:
     assert (place.dtype, place.length) == ("F16", HALVES.nbytes)
 
 
-def test_bfloat16_is_found_by_what_it_is_in_float32(tmp_path: Path) -> None:
-    """Its numbers are the upper halves of float32; numpy cannot name them, so the header is made."""
-    wide = np.array([0, -1.5, 3e38, -1e-40, np.inf, 2.0**-133], np.float32)
-    upper = (wide.view(np.uint32) >> 16).astype(np.uint16)
-    exact = (upper.astype(np.uint32) << 16).view(np.float32)
+def save_bfloat16(upper: NDArray[np.uint16], file: Path) -> None:
     content = save({"weight": upper}).replace(b'"U16"', b'"BF16"')
     header = content[8:].split(b"}}")[0] + b"}}"
     body = content[-upper.nbytes :]
-    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + body)
+    file.write_bytes(struct.pack("<Q", len(header)) + header + body)
+
+
+def test_bfloat16_is_found_by_what_it_is_in_float32(tmp_path: Path) -> None:
+    """Its numbers are the upper halves of float32; numpy cannot name them, so the header is made."""
+    wide = np.array([0, -1.5, 3e38, -1e-40, 2.0**-133], np.float32)
+    upper = (wide.view(np.uint32) >> 16).astype(np.uint16)
+    exact = (upper.astype(np.uint32) << 16).view(np.float32)
+    save_bfloat16(upper, tmp_path / "model.safetensors")
     stored = read_stored_tensors(tmp_path, ["model.safetensors"])
     assert stored[float32_key(exact)].dtype == "BF16"
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, None])
+def test_a_tensor_with_a_number_that_is_not_finite_is_refused_by_its_name(
+    tmp_path: Path, dtype: type | None, number: float
+) -> None:
+    values, file = np.ones(300_000, np.float32), tmp_path / "model.safetensors"
+    for guilty in (False, True):
+        values[-1] = number if guilty else 3e4
+        if dtype is None:
+            save_bfloat16((values.view(np.uint32) >> 16).astype(np.uint16), file)
+        else:
+            save_file({"ids": np.full(3, -1), "weight": values.astype(dtype)}, file)
+        if not guilty:
+            assert read_stored_tensors(tmp_path, [file.name])
+    with pytest.raises(ImportRefused, match=r"model\.safetensors: weight holds NaN or infinity"):
+        read_stored_tensors(tmp_path, [file.name])
 
 
 @pytest.mark.parametrize(

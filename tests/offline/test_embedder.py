@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import numpy as np
@@ -27,7 +28,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
-from server.catalog.names import Purpose
 from server.engine.engine import Engine
 from server.errors import (
     ContextLengthExceeded,
@@ -241,14 +241,26 @@ class TestMistakes:
         with pytest.raises(TypeError, match=r"^mine$"):
             unused.embed(texts())
 
-    @pytest.mark.parametrize("wrong", ["querry", "Query", "", 1, True, ["query"], ("query",)])
-    def test_a_purpose_that_no_model_knows_is_refused(
-        self, unused: Embedder, wrong: Purpose
+    @pytest.mark.parametrize("wrong", ["querry", "", 1, True, ["query"], ("query",)])
+    def test_a_purpose_that_the_model_does_not_know_is_refused(
+        self, unused: Embedder, wrong: Any
     ) -> None:
-        named = r"'input_type': input_type must be 'query' or 'document', not "
-        with pytest.raises(InvalidRequest, match=named + re.escape(repr(wrong))) as refused:
+        named = r"'input_type': input_type must be (one of 'query', 'document', .*|a string),? "
+        with pytest.raises(
+            InvalidRequest, match=named + f".*not {re.escape(repr(wrong))}"
+        ) as refused:
             unused.embed(["a"], input_type=wrong)
         assert refused.value.param == "input_type"
+
+    def test_every_prompt_of_the_model_can_be_put_in_front(
+        self, plain_card: Card, encoder: Encoder, backend: FakeBackend
+    ) -> None:
+        card = plain_card.changed(prompts={"search_query": "what? ", "STS": "like: "})
+        asked = {None: "a", "query": "what? a", "text-matching": "like: a", "document": "a"}
+        with over(backend, card, encoder) as prompted, over(backend, plain_card, encoder) as bare:
+            for input_type, text in asked.items():
+                found = prompted.embed(["a"], input_type=input_type)
+                assert (found == bare.embed([text])).all()
 
     @pytest.mark.parametrize("wrong", [64.0, 384.0, "64", True, False, np.True_, [64]])
     def test_a_size_that_is_no_integer_is_refused(self, unused: Embedder, wrong: int) -> None:

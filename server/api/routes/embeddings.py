@@ -21,7 +21,7 @@ async def create_embeddings(request: Request) -> Response:
     """Turn texts (or token ids) into vectors."""
     async with Pipeline.enter(request, Scope.EMBEDDINGS) as pipeline:
         asked = await pipeline.read(EmbeddingRequest)
-        async with pipeline.use_model(asked.model) as model:
+        async with pipeline.use_model(asked.model, asked.input_type) as model:
             form = VectorForm.of(model.card, asked.dimensions)
             reading = pipeline.plan_reading(
                 model, asked.input, input_type=asked.input_type, truncate=asked.truncate
@@ -40,4 +40,5 @@ async def create_embeddings(request: Request) -> Response:
                 )
 
             is_large = len(vectors) >= THREAD_FROM_VECTORS
-            return await pipeline.answer(write, model.card, in_thread=is_large)
+            fingerprint = model.card.prompt_table.fingerprint_for(asked.input_type)
+            return await pipeline.answer(write, fingerprint, in_thread=is_large)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.fingerprint_pin import EXPECT_FINGERPRINT
+from server.api.fingerprint_pin import EXPECT_FINGERPRINT, FINGERPRINT
 from server.catalog.card import Card
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, client_of
 from tests.fakes import FakeBackend
@@ -212,7 +212,9 @@ def test_2048_inputs_are_allowed(http: httpx.Client) -> None:
         ({"encoding_format": "int8"}, "encoding_format", "'float' or 'base64'"),
         ({"user": 3}, "user", "valid string"),
         ({"truncate": "yes"}, "truncate", "valid boolean"),
-        ({"input_type": "passage"}, "input_type", "'query' or 'document'"),
+        ({"input_type": "image"}, "input_type", "one of 'query', 'document', 'classification'"),
+        ({"input_type": ""}, "input_type", f"for the model '{PLAIN}', not ''."),
+        ({"input_type": 3}, "input_type", "valid string"),
         ({"temperature": 1}, "temperature", "Unrecognized request argument supplied: temperature"),
         ({"a": 1, "b": 2}, "a", "Unrecognized request arguments supplied: a, b"),
     ],
@@ -342,7 +344,7 @@ plausible = st.fixed_dictionaries(
         "encoding_format": st.sampled_from(["float", "base64"]) | json_values,
         "user": st.text(max_size=9) | json_values,
         "truncate": st.booleans() | json_values,
-        "input_type": st.sampled_from(["query", "document"]) | json_values,
+        "input_type": st.sampled_from(["query", "passage", "STS"]) | st.text() | json_values,
         "extra": json_values,
     },
 )
@@ -359,7 +361,7 @@ valid = st.fixed_dictionaries(
     optional={
         "encoding_format": st.sampled_from(["float", "base64", None]),
         "truncate": st.booleans(),
-        "input_type": st.sampled_from(["query", "document"]),
+        "input_type": st.sampled_from(["query", "document", "RETRIEVAL_QUERY", "clustering"]),
     },
 )
 
@@ -446,8 +448,8 @@ def prompted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]
     (models / PLAIN).symlink_to(REPOSITORY / "models" / PLAIN)
     (models / "prompted").mkdir()
     (models / "prompted" / "card.toml").write_text(
-        f'name = "prompted"\nbase = "{PLAIN}"\ndefault_prompt = "document"\n'
-        'prompts = { query = "query: ", document = "passage: " }\n'
+        f'name = "prompted"\nbase = "{PLAIN}"\ndefault_prompt = "passage"\n'
+        'prompts = { query = "query: ", passage = "passage: ", STS = "like: ", "a.b" = "b: " }\n'
     )
     flags = ["--models-dir", str(models), "--model", "prompted", "--model", PLAIN]
     with (
@@ -458,7 +460,13 @@ def prompted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]
 
 
 @pytest.mark.parametrize(
-    ("input_type", "prompt"), [("query", "query: "), ("document", "passage: "), (None, "passage: ")]
+    ("input_type", "prompt"),
+    [
+        *((name, "query: ") for name in ("query", "search_query", "RETRIEVAL_QUERY")),
+        *((name, "passage: ") for name in ("document", "passage", "search_document", None)),
+        *((name, "like: ") for name in ("STS", "text-matching", "SEMANTIC_SIMILARITY")),
+        *((name, "b: ") for name in ("a.b", "A_B")),
+    ],
 )
 def test_input_type_puts_the_models_prompt_in_front(
     prompted: httpx.Client, input_type: str | None, prompt: str
@@ -467,6 +475,48 @@ def test_input_type_puts_the_models_prompt_in_front(
     by_hand = post(prompted, model=PLAIN, input=f"{prompt}fox")
     np.testing.assert_allclose(rows(with_prompt), rows(by_hand), atol=1e-6)
     assert with_prompt.json()["usage"] == by_hand.json()["usage"]
+
+
+def test_a_purpose_that_the_model_lacks_is_refused_before_anything_is_tokenised(
+    prompted: httpx.Client,
+) -> None:
+    asked = {"model": "prompted", "input": "long " * 300, "truncate": False}
+    error = refusal(post(prompted, **asked, input_type="classification"))
+    assert error["param"] == "input_type"
+    assert "one of 'query', 'document', 'passage', 'STS', 'a.b' for" in error["message"]
+    assert refusal(post(prompted, **asked, input_type="STS"))["param"] == "input"
+
+
+@pytest.mark.parametrize("input_type", ["query", "passage", "classification", "text-matching"])
+def test_a_model_without_prompts_takes_every_purpose_for_the_bare_text(
+    prompted: httpx.Client, input_type: str
+) -> None:
+    named = post(prompted, model=PLAIN, input="fox", input_type=input_type)
+    bare = post(prompted, model=PLAIN, input="fox")
+    np.testing.assert_allclose(rows(named), rows(bare), atol=1e-6)
+    assert named.headers[FINGERPRINT] == bare.headers[FINGERPRINT]
+
+
+def test_an_answer_has_the_fingerprint_of_what_decided_it_and_can_be_pinned_to_it(
+    prompted: httpx.Client,
+) -> None:
+    def found(input_type: str | None, pin: str = "") -> httpx.Response:
+        body = {"model": "prompted", "input": "fox", "input_type": input_type}
+        headers = {EXPECT_FINGERPRINT: pin} if pin else {}
+        return prompted.post("/v1/embeddings", json=body, headers=headers)
+
+    model = prompted.get("/v1/models/prompted").json()
+    assert list(model["prompts"]) == ["query", "passage", "STS", "a.b"]
+    of_index = {found(name).headers[FINGERPRINT] for name in (None, "query", "document", "passage")}
+    assert of_index == {model["fingerprint"]}
+    other = found("STS").headers[FINGERPRINT]
+    assert len({model["fingerprint"], other, found("a.b").headers[FINGERPRINT]}) == 3
+    assert found("query", pin=model["fingerprint"]).status_code == 200
+    assert found("text-matching", pin=other).status_code == 200
+    error = refusal(found("STS", pin=model["fingerprint"]))
+    assert error["code"] == "embedding_fingerprint_mismatch"
+    assert other in error["message"]
+    assert model["fingerprint"] in refusal(found(None, pin=other))["message"]
 
 
 def test_the_prompt_also_stands_before_token_ids(prompted: httpx.Client) -> None:
