@@ -124,7 +124,7 @@ def test_vectors_that_are_not_normalised_as_the_folder_says_are_refused(encoder:
     stretched: Any = SimpleNamespace(
         tokenizer=encoder.tokenizer, backends=(longer,), embedding_dim=encoder.embedding_dim
     )
-    with pytest.raises(ImportRefused, match="the graph's vectors have other lengths than 1"):
+    with pytest.raises(ImportRefused, match="but the graph's have other lengths than 1"):
         prove_it_computes(folder(), stretched, lambda line: None)
     plain = SimpleNamespace(normalize=False)
     prove_it_computes(folder(head=plain), stretched, lambda line: None)
