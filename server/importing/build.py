@@ -82,7 +82,11 @@ def makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
             "--onnx names a graph of the publisher's, and --graph own makes another"
         )
     torch_is_there = packages.is_installed("torch")
-    can_make = torch_is_there and folder.weights
+    not_stock = folder.not_stock
+    if not_stock and (wishes.graph == "own" or not folder.graphs):
+        hint = "; --graph published takes the publisher's graph" if folder.graphs else ""
+        raise ImportRefused(f"{folder.path}: {not_stock}{hint}")
+    can_make = torch_is_there and folder.weights and not not_stock
     published = wishes.graph == "published" or wishes.onnx is not None
     if published or (wishes.graph is None and folder.graphs and not can_make):
         choose_graph(folder.path, folder.graphs)
@@ -121,6 +125,8 @@ def _write_graph(
         )
     published = choose_graph(folder.path, folder.graphs)
     report(f"using the publisher's {published}")
+    if folder.not_stock:
+        report(f"only that graph is the publisher's model: {folder.not_stock}")
     files = files_of_graph(folder.path, published)
     for file in files:
         refuse_broken_file((folder.path / published).with_name(file))

@@ -20,6 +20,7 @@ from server.importing.head import MODULES_FILE, Head, find_transformer
 from server.importing.head_choice import choose_head
 from server.importing.input_length import InputLength, Said, choose_length, count_positions
 from server.importing.json_files import is_there, read_json, read_json_if_there
+from server.importing.own_code import check_tokenizer_code, why_not_stock
 from server.importing.prompts import Prompts, read_prompts
 from server.importing.published_graph import find_graphs
 from server.importing.tokenizer_source import check_source
@@ -54,6 +55,11 @@ class ModelFolder:
     def architecture(self) -> str:
         """As transformers calls it."""
         return str(self.config["model_type"])
+
+    @property
+    def not_stock(self) -> str | None:
+        """Why transformers' class would compute another model; None if it computes this one."""
+        return why_not_stock(self.transformer_path, self.config, self.max_input_tokens)
 
     @property
     def transformer_weights(self) -> tuple[str, ...]:
@@ -95,12 +101,7 @@ def read_folder(
     _check_is_folder(path)
     transformer = find_transformer(path)
     place = path / transformer
-    if not (place / CONFIG_FILE).is_file():
-        raise ImportRefused(f"{place}: no {CONFIG_FILE}: not a folder of a transformer model")
-    config = read_json(place / CONFIG_FILE)
-    if not isinstance(config.get("model_type"), str):
-        raise ImportRefused(f"{place / CONFIG_FILE}: says no model_type")
-    check_source(place)
+    config = _read_config(place)
     head = choose_head(
         path,
         names=names,
@@ -128,6 +129,18 @@ def read_folder(
             _tell_lower_case(sentence_bert, Path(transformer, SENTENCE_BERT_FILE).as_posix()),
         ),
     )
+
+
+def _read_config(place: Path) -> dict[str, Any]:
+    """The transformer's config.json; what else there has to be lies beside it."""
+    if not (place / CONFIG_FILE).is_file():
+        raise ImportRefused(f"{place}: no {CONFIG_FILE}: not a folder of a transformer model")
+    config = read_json(place / CONFIG_FILE)
+    if not isinstance(config.get("model_type"), str):
+        raise ImportRefused(f"{place / CONFIG_FILE}: says no model_type")
+    check_source(place)
+    check_tokenizer_code(place / TOKENIZER_CONFIG_FILE)
+    return config
 
 
 def _tell_lower_case(sentence_bert: Mapping[str, Any], file: str) -> Told:

@@ -101,6 +101,12 @@ def prove_parity(
     Raises:
         ImportRefused: they do, or sentence-transformers cannot compute the model.
     """
+    if folder.not_stock:
+        report(
+            "warning: the publisher's graph was compared with nothing: sentence-transformers makes "
+            "another model of this folder"
+        )
+        return None
     if not folder.weights or not packages.is_installed("sentence_transformers"):
         if folder.weights:
             package = install_command("torch")

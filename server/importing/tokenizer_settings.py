@@ -163,15 +163,6 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> TokenizerSettings:
 
 def _tokenizer_class(path: Path, values: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     file = path / TOKENIZER_CONFIG_FILE
-    own = values.get("auto_map")
-    if isinstance(own, dict):
-        own = own.get("AutoTokenizer")
-    if own:
-        code = [str(name) for name in (own if isinstance(own, list | tuple) else [own]) if name]
-        raise ImportRefused(
-            f"{file}: the tokenizer is code of the model's own ({', '.join(code)}), which is never "
-            "run, and tokenizer.json may not do what it does"
-        )
     architecture = str(config.get("model_type"))
     if architecture in _ALWAYS_BARE:
         return "TokenizersBackend"

@@ -29,6 +29,7 @@ from server.errors import ImportRefused, first_line
 from server.importing.file_account import check_files
 from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.onnx_graph import StoredShare, move_weights_out, strip, tidy
+from server.importing.own_code import renamed_settings
 from server.importing.stored_tensors import read_stored_tensors
 from server.importing.torch_ordered_sets import ordered_sets
 from server.inference.safetensors_header import NotSafetensors
@@ -37,6 +38,7 @@ from server.inference.torch_attention import takes_attention_functions
 from server.inference.torch_loading import (
     account_for_tensors,
     quiet_transformers,
+    read_config,
     read_transformer,
 )
 from server.inference.torch_modules import DenseLayers, PaddedModule, read_dense
@@ -88,7 +90,10 @@ def check_tensors(folder: ModelFolder) -> None:
     check_files(folder)
     weights = [folder.path / name for name in folder.transformer_weights]
     try:
+        _check_renamed(folder)
         account_for_tensors(folder.transformer_path / CONFIG_FILE, weights).check()
+    except ImportRefused:
+        raise
     except UnaccountedTensors as error:
         raise ImportRefused(f"{folder.path}: {error}") from None
     except NotSafetensors as error:
@@ -104,16 +109,27 @@ def check_architecture(folder: ModelFolder) -> None:
     Raises:
         ImportRefused: the folder would have to bring its own code (`trust_remote_code`).
     """
-    if folder.architecture in CONFIG_MAPPING_NAMES:
-        return
-    own = folder.config.get("auto_map")
-    reason = (
-        f"its own code ({', '.join(sorted(map(str, own.values())))}) would have to be run, which "
-        "is never done"
-        if isinstance(own, dict) and own
-        else "transformers does not know it"
-    )
-    raise ImportRefused(f"{folder.path}: architecture {folder.architecture}: {reason}")
+    if folder.not_stock:
+        raise ImportRefused(f"{folder.path}: {folder.not_stock}")
+    if folder.architecture not in CONFIG_MAPPING_NAMES:
+        raise ImportRefused(
+            f"{folder.path}: architecture {folder.architecture}: transformers does not know it"
+        )
+
+
+def _check_renamed(folder: ModelFolder) -> None:
+    """Refuse settings that the class does not read and would take its own defaults for."""
+    file = folder.transformer_path / CONFIG_FILE
+    read = read_config(file).to_dict()
+    for theirs, ours, said in renamed_settings(folder.config):
+        taken: Any = read
+        for key in ours.split("."):
+            taken = taken.get(key) if isinstance(taken, dict) else None
+        if taken != said:
+            raise ImportRefused(
+                f"{file}: {theirs} = {said}, but transformers' class reads "
+                f"{ours}, which is {taken}; write {ours} = {said} beside it"
+            )
 
 
 def trace(folder: ModelFolder) -> ir.Model:

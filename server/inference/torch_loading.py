@@ -45,7 +45,7 @@ def read_transformer(config: Path, weights: Iterable[Path], dtype: torch.dtype) 
         Exception: of any class, since a config can be wrong in any way.
     """
     files = tuple(weights)
-    found = _read_config(config)
+    found = read_config(config)
     account = _account(found, files)
     account.check()
     tensors: dict[str, torch.Tensor] = {}
@@ -73,14 +73,19 @@ def account_for_tensors(config: Path, weights: Iterable[Path]) -> TensorAccount:
     Raises:
         Exception: of any class, since a config can be wrong in any way.
     """
-    return _account(_read_config(config), weights)
+    return _account(read_config(config), weights)
 
 
 def _account(config: PretrainedConfig, weights: Iterable[Path]) -> TensorAccount:
     return WantedTensors(_class_for(config), config).account(read_shapes(weights))
 
 
-def _read_config(config: Path) -> PretrainedConfig:
+def read_config(config: Path) -> PretrainedConfig:
+    """A config.json as transformers understands it.
+
+    Raises:
+        Exception: of any class, since a config can be wrong in any way.
+    """
     quiet_transformers()
     found = AutoConfig.from_pretrained(config, local_files_only=True, trust_remote_code=False)
     if hasattr(found, "quantization_config"):

@@ -21,11 +21,12 @@ from server.importing.plan import Wishes
 PUBLISHED = "onnx/model.onnx"
 
 
-def folder(*, weights: bool, graph: bool) -> Any:
+def folder(*, weights: bool, graph: bool, not_stock: str | None = None) -> Any:
     return SimpleNamespace(
         path=Path("folder"),
         weights=("model.safetensors",) if weights else (),
         graphs=(PUBLISHED,) if graph else (),
+        not_stock=not_stock,
     )
 
 
@@ -90,6 +91,37 @@ def test_which_of_several_graphs_is_meant_matters_only_where_one_is_used(
         makes_own_graph(there, Wishes(graph="published"))
 
 
+OTHER = "its own code (modeling_own.Own) would have to be run"
+
+
+@pytest.mark.parametrize("wished", [None, "published"])
+def test_a_model_of_own_code_is_the_publishers_graph_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, wished: Any
+) -> None:
+    monkeypatch.setattr(packages, "is_installed", lambda package: True)
+    there = folder(weights=True, graph=True, not_stock=OTHER)
+    assert makes_own_graph(there, Wishes(graph=wished)) is False
+
+
+@pytest.mark.parametrize(
+    ("wished", "graph", "hint"),
+    [
+        ("own", True, "; --graph published takes the publisher's graph"),
+        ("own", False, ""),
+        (None, False, ""),
+    ],
+)
+def test_a_model_of_own_code_is_refused_where_a_graph_would_have_to_be_made(
+    monkeypatch: pytest.MonkeyPatch, wished: Any, graph: bool, hint: str
+) -> None:
+    there = folder(weights=True, graph=graph, not_stock=OTHER)
+    for torch in (True, False):
+        monkeypatch.setattr(packages, "is_installed", lambda package, known=torch: known)
+        with pytest.raises(ImportRefused) as refused:
+            makes_own_graph(there, Wishes(graph=wished))
+        assert refused.value.message == f"folder: {OTHER}{hint}"
+
+
 def test_every_file_is_pinned_by_its_path_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "2_Dense").mkdir()
     files = {"graph.onnx": b"graph", "2_Dense/model.safetensors": b"layer", "a": b""}
@@ -117,10 +149,10 @@ def test_weights_for_which_the_disk_has_no_room_are_not_begun(
         transformer_path=source,
         weights=("model.safetensors",),
         graphs=(),
-        architecture="own",
         config={"model_type": "own"},
         head=SimpleNamespace(pooling="mean"),
         lower_case=False,
+        not_stock=None,
     )
     monkeypatch.setattr(packages, "is_installed", lambda package: True)
     with pytest.raises(ImportRefused, match=r"67,108,869 bytes are needed and 67,108,868 are free"):

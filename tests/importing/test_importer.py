@@ -218,6 +218,14 @@ def change_module(folder: Path, number: int, **changes: str) -> None:
     (folder / "modules.json").write_text(json.dumps(modules))
 
 
+def change_tensors(folder: Path, **changes: np.ndarray | None) -> None:
+    """Set tensors of a folder's weights; None removes one. Dots are written as two underscores."""
+    file = folder / "model.safetensors"
+    named = {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    content = load_file(file) | named
+    save_file({name: tensor for name, tensor in content.items() if tensor is not None}, file)
+
+
 def cut(file: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
@@ -232,6 +240,21 @@ BREAKS: dict[str, Callable[[Path], object]] = {
         folder / "config.json",
         model_type="own_bert",
         auto_map={"AutoModel": "modeling_own.OwnModel"},
+    ),
+    "own code under a known name": lambda folder: change_json(
+        folder / "config.json",
+        auto_map={"AutoModel": "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel"},
+    ),
+    "own code without its mention": lambda folder: (folder / "modeling_bert.py").touch(),
+    "own tokenizer": lambda folder: change_json(
+        folder / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]},
+    ),
+    "missing bias": lambda folder: change_tensors(
+        folder, encoder__layer__0__attention__self__query__bias=None
+    ),
+    "adapter weights": lambda folder: change_tensors(
+        folder, encoder__layer__0__attention__self__query__lora_A__weight=np.ones((2, DIM), "f4")
     ),
     "own module": lambda folder: change_module(folder, 0, type="custom_st.Transformer"),
     "max pooling": lambda folder: change_json(
@@ -288,6 +311,29 @@ def relink(file: Path, target: Path | None) -> None:
         ("no tokenizer", "no tokenizer.json"),
         ("pickle", "weights only as pytorch_model.bin, which can run code"),
         ("own code", "its own code (modeling_own.OwnModel) would have to be run"),
+        (
+            "own code under a known name",
+            (
+                "its own code (jinaai/jina-bert-implementation--modeling_bert.JinaBertModel) would have "
+                "to be run, which is never done; bert of transformers without it is another model"
+            ),
+        ),
+        ("own code without its mention", "its own code (modeling_bert.py) would have to be run"),
+        ("own tokenizer", "its tokenizer's own code (tokenization_own.OwnTokenizer) would have"),
+        (
+            "missing bias",
+            (
+                "bert wants 1 tensor that the files lack: encoder.layer.0.attention.self.query.bias; "
+                "get the publisher's whole files, whose names are as transformers saves them"
+            ),
+        ),
+        (
+            "adapter weights",
+            (
+                "the files hold 1 tensor that bert does not take: "
+                "encoder.layer.0.attention.self.query.lora_A.weight; merge the adapter into its base"
+            ),
+        ),
         ("own module", "custom_st.Transformer is code of the model's own, which is never run"),
         ("max pooling", "pooling is max, but must be one of mean, cls, lasttoken"),
         ("module elsewhere", "../1_Pooling lies outside the model's folder"),
@@ -316,6 +362,58 @@ def test_what_cannot_be_served_as_it_was_meant_is_refused_and_leaves_nothing(
     assert reason in caught.value.message
     assert "\n" not in caught.value.message
     assert not (tmp_path / "models").exists() or not list((tmp_path / "models").iterdir())
+
+
+def test_missing_weights_are_refused_though_forced_and_before_they_are_copied(
+    tmp_path: Path,
+) -> None:
+    folder = make_folder(tmp_path / "bert")
+    change_tensors(folder, embeddings__LayerNorm__weight=None, embeddings__LayerNorm__bias=None)
+    lines: list[str] = []
+    with pytest.raises(ImportRefused, match="bert wants 2 tensors that the files lack"):
+        import_model(folder, tmp_path / "models", Wishes(force=True), lines.append)
+    assert not any(line.startswith("making the graph") for line in lines)
+
+
+def test_a_language_models_head_is_left_out_and_a_pooler_is_not_missed(tmp_path: Path) -> None:
+    """As checkpoints of BertForMaskedLM are; and the pooler's place is NaN, which nothing uses."""
+    folder = make_folder(tmp_path / "bert")
+    change_tensors(
+        folder,
+        cls__predictions__bias=np.ones(400, "f4"),
+        embeddings__position_ids=np.arange(64)[None],
+        pooler__dense__weight=None,
+        pooler__dense__bias=None,
+    )
+    card = import_model(folder, tmp_path / "models", Wishes(), ignore)
+    assert card.parity is not None
+    assert card.parity.min_cosine > 0.9999
+    assert card.torch is not None
+    assert card.torch.packed
+
+
+def test_a_publishers_graph_does_for_own_code_which_nothing_here_could_compare_with(
+    tmp_path: Path, exports: Exports
+) -> None:
+    folder = make_folder(tmp_path / "bert")
+    exports.published(folder)
+    change_json(folder / "config.json", auto_map={"AutoModel": "modeling_own.OwnModel"})
+    lines: list[str] = []
+    card = import_model(folder, tmp_path / "models", Wishes(), lines.append)
+    assert (card.parity, card.torch) == (None, None)
+    assert "model.safetensors" not in card.files
+    using = lines.index("using the publisher's onnx/model.onnx")
+    assert lines[using + 1] == (
+        "only that graph is the publisher's model: its own code (modeling_own.OwnModel) would have "
+        "to be run, which is never done; bert of transformers without it is another model"
+    )
+    assert lines[-1] == (
+        "warning: the publisher's graph was compared with nothing: sentence-transformers makes "
+        "another model of this folder"
+    )
+    own = Wishes(graph="own", replace=True)
+    with pytest.raises(ImportRefused, match=r"--graph published takes the publisher's graph$"):
+        import_model(folder, tmp_path / "models", own, ignore)
 
 
 def test_vectors_unlike_the_publishers_are_refused_unless_forced(

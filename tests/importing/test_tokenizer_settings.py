@@ -61,14 +61,6 @@ def test_what_sentence_transformers_passes_to_the_tokenizer_comes_first(
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        (
-            {"auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}},
-            "the tokenizer is code of the model's own (tokenization_own.OwnTokenizer), which is",
-        ),
-        (
-            {"auto_map": ["tokenization_own.A", "tokenization_own.B"]},
-            "(tokenization_own.A, tokenization_own.B)",
-        ),
         ({"tokenizer_class": "BertJapaneseTokenizer"}, "BertJapaneseTokenizer is none of those"),
         (
             {"truncation_side": "left"},

@@ -1,0 +1,63 @@
+"""Before an export, files and settings are those that transformers' class reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.errors import ImportRefused
+from server.importing.folder import read_folder
+from server.importing.torch_export import check_tensors
+from tests.importing.folders import DIM, change_json, make_folder
+from tests.importing.test_own_code import NOMIC
+
+# What nomic's own code calls the settings of the tiny model.
+THEIRS = {
+    "auto_map": NOMIC,
+    "layer_norm_epsilon": 1e-12,
+    "n_embd": DIM,
+    "n_head": 4,
+    "n_inner": 96,
+    "n_layer": 2,
+    "num_attention_heads": 4,
+    "rotary_emb_base": 1000,
+}
+
+
+@pytest.fixture(scope="module")
+def nomic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("nomic") / "nomic", "nomic_bert")
+
+
+def test_nomics_folder_with_its_auto_map_is_accepted(nomic: Path) -> None:
+    change_json(nomic / "config.json", **THEIRS)
+    check_tensors(read_folder(nomic))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("n_head", 6, "num_attention_heads, which is 4; write num_attention_heads = 6 beside it"),
+        ("rotary_emb_base", 10_000, "rope_parameters.rope_theta, which is 1000.0; write"),
+        ("layer_norm_epsilon", 1e-5, "layer_norm_eps, which is 1e-12; write"),
+    ],
+)
+def test_a_setting_that_the_class_would_not_read_is_refused(
+    nomic: Path, key: str, value: Any, said: str
+) -> None:
+    """No tensor's shape tells of these, and the class would compute with its own defaults."""
+    change_json(nomic / "config.json", **THEIRS | {key: value})
+    folder = read_folder(nomic)
+    expected = rf"config\.json: {key} = {value}, but transformers' class reads {said}"
+    with pytest.raises(ImportRefused, match=expected):
+        check_tensors(folder)
+
+
+def test_a_config_that_the_class_cannot_read_is_refused_in_one_line(nomic: Path) -> None:
+    change_json(nomic / "config.json", **THEIRS | {"num_attention_heads": "four"})
+    folder = read_folder(nomic)
+    with pytest.raises(ImportRefused, match=r"config\.json: \w+: ") as refused:
+        check_tensors(folder)
+    assert "\n" not in refused.value.message
