@@ -22,7 +22,13 @@ from server.inference.loader import Encoder
 
 def folder(**facts: Any) -> Any:
     head = SimpleNamespace(normalize=True, pooling="mean", dense=())
-    known = {"path": Path("folder"), "head": head, "max_input_tokens": 256, "weights": ()}
+    known = {
+        "path": Path("folder"),
+        "head": head,
+        "max_input_tokens": 256,
+        "weights": (),
+        "not_stock": None,
+    }
     return SimpleNamespace(**known | facts)
 
 
