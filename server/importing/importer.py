@@ -31,6 +31,7 @@ from server.importing.prompts import choose_prompts
 from server.importing.proof import prove_dtypes, prove_it_computes, prove_parity
 from server.importing.proof_texts import REFERENCE_TEXTS
 from server.importing.recognising import refuse_what_is_no_model
+from server.importing.special_tokens import show_tokens
 from server.importing.told import tell
 from server.importing.weight_files import REFERENCE_FILE
 from server.importing.witness_proof import prove_by_witness
@@ -100,6 +101,7 @@ def _make(
     family = find_family(origin.known_names(folder, name, wishes))
     prompts = choose_prompts(folder.prompts, family, wishes.prompts, report)
     encoder = build_files(folder, made, wishes, report)
+    show_tokens(encoder.tokenizer, report)
     reference = prove_it_computes(folder, encoder, report)
     prove_company(folder, encoder, made / GRAPH_FILE, report)
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
