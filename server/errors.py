@@ -43,6 +43,7 @@
         ModelFileError
         ModelLoadError
         ImportRefused
+          UnknownArithmetic
         SelfTestFailed
         AddressError
         BundleError
@@ -554,6 +555,10 @@ class ModelLoadError(StartupError):
 
 class ImportRefused(StartupError):
     """A folder cannot become a model that computes what its publisher meant."""
+
+
+class UnknownArithmetic(ImportRefused):
+    """A config.json says what the witness has no formula for."""
 
 
 class SelfTestFailed(StartupError):

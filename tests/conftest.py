@@ -64,6 +64,8 @@ WITH_TORCH = [
     "importing/test_layouts.py",
     "importing/test_onnx_graph.py",
     "importing/test_torch_*",
+    "importing/witness/test_torch_*",
+    "importing/witness/test_witness.py",
     "inference/test_torch_*",
     "commands/test_models.py",
     "test_parity.py",

@@ -300,6 +300,7 @@ def test_what_stops_the_start_is_no_http_answer() -> None:
         "ModelFileError",
         "ModelLoadError",
         "ImportRefused",
+        "UnknownArithmetic",
         "SelfTestFailed",
         "AddressError",
         "BundleError",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from server.commands.flags import with_flags
+from server.commands.flags import Witnessing, with_flags
 from server.errors import SelfTestFailed
 from server.settings import Settings
 
@@ -22,6 +22,7 @@ def doctor(
         bool,
         typer.Option("--offline", help="Prove that serving opens no socket beyond this machine."),
     ] = False,
+    witness: Witnessing = False,
 ) -> None:
     """Test this installation: files, vectors against the models' references, memory, threads."""
     if offline:
@@ -34,7 +35,7 @@ def doctor(
 
     settings.check_data_dir()
     bad = 0
-    for finding in examine(settings, offline=offline):
+    for finding in examine(settings, offline=offline, witness=witness):
         verdict = "ok " if finding.good else "BAD"
         print(f"{verdict}  {finding.subject}: {finding.text}", flush=True)
         bad += not finding.good

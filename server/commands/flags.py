@@ -21,6 +21,14 @@ ConfigFile = Annotated[
         "--config", envvar=ENV_PREFIX + "CONFIG", help="TOML file with settings.", metavar="FILE"
     ),
 ]
+# Of the commands that compute models once more.
+Witnessing = Annotated[
+    bool,
+    typer.Option(
+        "--witness",
+        help="Compute some texts once more with numpy, straight from the weights, and compare.",
+    ),
+]
 
 
 def flag(name: str) -> inspect.Parameter:

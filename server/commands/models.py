@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.commands.flags import FOLDERS, with_flags
+from server.commands.flags import FOLDERS, Witnessing, with_flags
 from server.commands.import_flags import (
     Aliases,
     Base,
@@ -230,6 +230,7 @@ def verify_models(
         list[str] | None,
         typer.Argument(help="Models, by their cards' names; default: all on this machine."),
     ] = None,
+    witness: Witnessing = False,
 ) -> None:
     """Compare every byte of the models with their cards; changes nothing, needs no network."""
     from rich.filesize import decimal
@@ -265,3 +266,7 @@ def verify_models(
     found = [problem for problems in wrong.values() for problem in problems]
     if found:
         raise ModelFileError(f"not what the cards say: {'; '.join(found)}")
+    if witness:
+        from server.commands.witnessing import check_by_witness
+
+        check_by_witness(cards, insist=bool(names))

@@ -31,6 +31,8 @@ from server.catalog.card import Card
 from server.catalog.verify import check_files, check_present
 from server.commands.network_namespace import attempts_to_leave
 from server.errors import EmbeddingServerError, first_line
+from server.importing.witness.witness import Witness, lack_of
+from server.importing.witness_proof import beyond_rounding, compare_with_witness, told
 from server.inference.cpu_cores import usable_cores
 from server.inference.direct import embed_texts
 from server.inference.opening import Opener, select_cards, worker_threads
@@ -54,12 +56,13 @@ class Finding:
     good: bool = True
 
 
-def examine(settings: Settings, *, offline: bool) -> Iterator[Finding]:
+def examine(settings: Settings, *, offline: bool, witness: bool = False) -> Iterator[Finding]:
     """Run all checks, one after the other.
 
     Args:
         offline: this process was moved into a network namespace without a way out; serve and embed
             in it, then ask the kernel whether anything tried to leave.
+        witness: compute some texts once more with numpy, straight from the weights.
 
     Raises:
         StartupError: the settings or a card are wrong, so that there is nothing to test.
@@ -71,8 +74,13 @@ def examine(settings: Settings, *, offline: bool) -> Iterator[Finding]:
     yield _software()
     yield _processor(settings)
     yield _memory(cards)
+    checks: list[Callable[[Card], Finding]] = [
+        _files,
+        functools.partial(_vectors, settings, opener),
+    ]
+    checks += [functools.partial(_witnessed, settings, opener)] if witness else []
     for card in cards:
-        for check in (_files, functools.partial(_vectors, settings, opener)):
+        for check in checks:
             yield _guarded(check, card)
     if offline:
         yield _guarded(lambda card: _stays_inside(settings, card), cards[0])
@@ -161,6 +169,18 @@ def _vectors(settings: Settings, opener: Opener, card: Card) -> Finding:
         return Finding(card.name, text)
     text = f"reference vectors: smallest cosine {lowest:.7f}, {ms:.0f} ms a text ({where})"
     return Finding(card.name, text, good=lowest >= settings.min_parity)
+
+
+def _witnessed(settings: Settings, opener: Opener, card: Card) -> Finding:
+    """What serves the model, against the witness; rounding alone differs only in float32 on a CPU."""
+    witness = Witness.of_card(card.encoder_card)
+    if witness is None:
+        return Finding(card.name, lack_of(card.architecture))
+    encoder = opener.load_encoder(card.encoder_card)
+    found = compare_with_witness(witness, encoder, card.prompts.values())
+    exact = opener.placement.backend_for(card).on_cpu and card.dtype == "float32"
+    good = beyond_rounding(found) is None if exact else found.min_cosine >= settings.min_parity
+    return Finding(card.name, told(witness, found), good=good)
 
 
 def _stays_inside(settings: Settings, card: Card) -> Finding:

@@ -22,6 +22,8 @@ from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.plan import Wishes
 from server.importing.published_graph import choose_graph, files_of_graph
 from server.importing.refusing import refusing
+from server.importing.tokenizer_correction import correct
+from server.importing.tokenizer_settings import read_settings
 from server.importing.whole_files import refuse_broken_file
 from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
@@ -46,8 +48,8 @@ def build_files(
         ImportRefused: the files cannot be made, or the graph cannot compute.
         ModelLoadError: tokenizer or graph are not what can be served.
     """
+    _write_tokenizer(folder, made, report)  # first: it is fast, and much is refused there
     _write_graph(folder, made, wishes, report)
-    _write_tokenizer(folder, made)
     if makes_own_graph(folder, wishes):  # then the weights are there as well
         shutil.copyfile(folder.transformer_path / CONFIG_FILE, made / CONFIG_FILE)
     tokenizer = Tokenizer(made / TOKENIZER_FILE, min(folder.max_input_tokens, MAX_COMPARED_TOKENS))
@@ -82,8 +84,10 @@ def makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
     torch_is_there = packages.is_installed("torch")
     not_stock = folder.not_stock
     if not_stock and (wishes.graph == "own" or not folder.graphs):
-        hint = "; --graph published takes the publisher's graph" if folder.graphs else ""
-        raise ImportRefused(f"{folder.path}: {not_stock}{hint}")
+        remedy = "only an ONNX graph of the publisher's could be imported"
+        if folder.graphs:
+            remedy = "--graph published takes the publisher's graph"
+        raise ImportRefused(f"{folder.path}: {not_stock}; {remedy}")
     can_make = torch_is_there and folder.weights and not not_stock
     published = wishes.graph == "published" or wishes.onnx is not None
     if published or (wishes.graph is None and folder.graphs and not can_make):
@@ -152,15 +156,24 @@ def _check_room(source: Path, target: Path, names: Collection[str]) -> None:
         raise ImportRefused(f"{target.parent}: {needed:,} bytes are needed and {free:,} are free")
 
 
-def _write_tokenizer(folder: ModelFolder, made: Path) -> None:
+def _write_tokenizer(folder: ModelFolder, made: Path, report: Callable[[str], None]) -> None:
+    """The folder's tokenizer.json byte for byte, or one that does what the folder says of it."""
+    settings = read_settings(folder.transformer_path, folder.config)
     source = folder.transformer_path / TOKENIZER_FILE
-    if not folder.lower_case:
+    if source.is_file():
+        try:
+            tokenizer = RustTokenizer.from_file(str(source))
+        except Exception as error:  # the library raises bare Exception
+            raise ImportRefused(f"{source}: {error}") from error
+    else:
+        from server.importing.torch_tokenizer import make_tokenizer
+
+        tokenizer = make_tokenizer(settings, report)
+    changed = correct(tokenizer, settings, folder.head.pooling, report)
+    if folder.lower_case:
+        own = tokenizer.normalizer
+        tokenizer.normalizer = NormalizerSequence([Lowercase(), *([own] if own else [])])
+    if changed or folder.lower_case or not source.is_file():
+        tokenizer.save(str(made / TOKENIZER_FILE))
+    else:
         shutil.copyfile(source, made / TOKENIZER_FILE)
-        return
-    try:
-        tokenizer = RustTokenizer.from_file(str(source))
-    except Exception as error:  # the library raises bare Exception
-        raise ImportRefused(f"{source}: {error}") from error
-    own = tokenizer.normalizer
-    tokenizer.normalizer = NormalizerSequence([Lowercase(), *([own] if own else [])])
-    tokenizer.save(str(made / TOKENIZER_FILE))

@@ -23,6 +23,7 @@ from server.importing.json_files import is_there, read_json, read_json_if_there
 from server.importing.own_code import check_tokenizer_code, why_not_stock
 from server.importing.prompts import Prompts, read_prompts
 from server.importing.published_graph import find_graphs
+from server.importing.tokenizer_source import check_source
 from server.importing.told import Told
 from server.importing.weight_files import find_weights
 from server.program.command_lines import own_command
@@ -137,11 +138,7 @@ def _read_config(place: Path) -> dict[str, Any]:
     config = read_json(place / CONFIG_FILE)
     if not isinstance(config.get("model_type"), str):
         raise ImportRefused(f"{place / CONFIG_FILE}: says no model_type")
-    if not (place / TOKENIZER_FILE).is_file():
-        raise ImportRefused(
-            f"{place}: no {TOKENIZER_FILE}; make one with transformers: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
+    check_source(place)
     check_tokenizer_code(place / TOKENIZER_CONFIG_FILE)
     return config
 

@@ -21,7 +21,7 @@ from server.delivery.placing import workshop
 from server.errors import ImportRefused
 from server.importing import origin
 from server.importing.adapter_folder import find_base, whole_folder
-from server.importing.build import build_files, pin_files
+from server.importing.build import build_files, makes_own_graph, pin_files
 from server.importing.company import prove_company
 from server.importing.families import find_family
 from server.importing.folder import ModelFolder, read_folder
@@ -31,8 +31,10 @@ from server.importing.prompts import choose_prompts
 from server.importing.proof import prove_dtypes, prove_it_computes, prove_parity
 from server.importing.proof_texts import REFERENCE_TEXTS
 from server.importing.recognising import refuse_what_is_no_model
+from server.importing.special_tokens import show_tokens
 from server.importing.told import tell
 from server.importing.weight_files import REFERENCE_FILE
+from server.importing.witness_proof import prove_by_witness
 
 
 def import_model(
@@ -99,6 +101,7 @@ def _make(
     family = find_family(origin.known_names(folder, name, wishes))
     prompts = choose_prompts(folder.prompts, family, wishes.prompts, report)
     encoder = build_files(folder, made, wishes, report)
+    show_tokens(encoder.tokenizer, report)
     reference = prove_it_computes(folder, encoder, report)
     prove_company(folder, encoder, made / GRAPH_FILE, report)
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
@@ -110,6 +113,15 @@ def _make(
         report,
         force=wishes.force,
         briefly=prompts.by_name.values(),
+    )
+    parity = prove_by_witness(
+        folder,
+        encoder,
+        prompts.by_name.values(),
+        parity,
+        report,
+        own_graph=makes_own_graph(folder, wishes),
+        force=wishes.force,
     )
     card = Card(
         name=name,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from server.catalog.card import TOKENIZER_FILE, Card
 from server.catalog.sources import HubSource
+from server.catalog.verify import sha256_of
 from server.importing.folder import ModelFolder
 from server.importing.plan import Wishes
 
@@ -77,8 +78,10 @@ def hub_source(folder: ModelFolder, card: Card, origin: tuple[str, str]) -> HubS
     """
     repository, commit = origin
     # Only what lies in the repository byte for byte under the same name.
-    changed = folder.lower_case or folder.transformer  # the tokenizer's content or its place
-    same = [*folder.weights, *([] if changed else [TOKENIZER_FILE])]
+    same = list(folder.weights)
+    tokenizer = folder.path / TOKENIZER_FILE
+    if tokenizer.is_file() and sha256_of(tokenizer) == card.files[TOKENIZER_FILE].sha256:
+        same.append(TOKENIZER_FILE)  # else it was made or changed here
     return HubSource(
         kind="hub",
         repository=repository,

@@ -28,12 +28,11 @@ from server.importing.proof_texts import (
     REFERENCE_TEXTS,
 )
 from server.importing.refusing import refusing
+from server.importing.special_tokens import check_embeddings
 from server.inference import direct, least_cosines
 from server.inference.loader import Encoder
 from server.inference.pooling import cosines
 from server.program.command_lines import install_command
-
-_SHOWN_TOKENS = 10  # of those that a warning names
 
 
 class Implementation(Protocol):
@@ -66,10 +65,10 @@ def prove_it_computes(
     Raises:
         ImportRefused: a text cannot be computed, or vectors have not the length they should.
     """
+    check_embeddings(folder, encoder, report)
     with refusing(f"{folder.path}: the graph cannot compute"):
         reference = direct.embed_texts(encoder, REFERENCE_TEXTS)
         check_vectors(folder, REFERENCE_TEXTS, reference)
-    _tell_unknown_tokens(encoder, report)
     if folder.head.normalize and not np.allclose(np.linalg.norm(reference, axis=1), 1, atol=1e-3):
         raise ImportRefused(
             f"{folder.path}: its vectors are to be normalised, but the graph's have other lengths "
@@ -216,19 +215,4 @@ def compare(
         min_cosine=float(np.min(found)),
         max_difference=float(np.max(differences)),
         worst=compared[int(np.argmin(found))],
-    )
-
-
-def _tell_unknown_tokens(encoder: Encoder, report: Callable[[str], None]) -> None:
-    """Warn of tokens that were added to the tokenizer and not to the weights."""
-    tokenizer = encoder.tokenizer
-    known = encoder.backends[0].count_embeddings(tokenizer.vocabulary_size)
-    unknown = [i for i in range(known, tokenizer.vocabulary_size) if tokenizer.token(i)]
-    if not unknown:
-        return
-    named = ", ".join(f"{tokenizer.token(i)!r} ({i})" for i in unknown[:_SHOWN_TOKENS])
-    more = f" and {len(unknown) - _SHOWN_TOKENS} more" if len(unknown) > _SHOWN_TOKENS else ""
-    report(
-        f"warning: the tokenizer knows tokens that the weights do not, and texts with one of them "
-        f"will be refused: {named}{more}"
     )

@@ -24,5 +24,8 @@ PARITY_TEXTS = (
 # Of 1 to 60 tokens, so that padding outweighs what is there.
 COMPANY_TEXTS = (*PARITY_TEXTS[2:10], PARITY_TEXTS[-2][:300])
 LONGEST_TEXT = PARITY_TEXTS[-1]
+# For the witness, which takes its time: short ones, and one that is longer than the windows and the
+# near distances that families have.
+WITNESS_TEXTS = (*PARITY_TEXTS[:4], PARITY_TEXTS[8], PARITY_TEXTS[-2][:400])
 # Without the two long ones: half precision takes its time on a CPU.
 HALF_PRECISION_TEXTS = PARITY_TEXTS[:-2]

@@ -19,6 +19,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from server.errors import ImportRefused, first_line
 from server.importing.folder import ModelFolder
 from server.importing.head import POOLING_MODES
+from server.importing.text_ends import follow_end_settings
+from server.importing.tokenizer_settings import read_settings
 
 NAME = f"sentence-transformers {sentence_transformers.__version__}"
 
@@ -50,6 +52,9 @@ class TorchReference:
                         trust_remote_code=False,
                         model_kwargs=weights,
                     )
+            # transformers 5 leaves these unread where there is a tokenizer.json.
+            settings = read_settings(folder.transformer_path, folder.config)
+            follow_end_settings(self._model.tokenizer.backend_tokenizer, settings)
             # Its own limit stays where it can: that it is ours as well is compared, too.
             own = self._model.max_seq_length if folder.cut_as_published else folder.max_input_tokens
             self._model.max_seq_length = max_tokens if own is None else min(own, max_tokens)
@@ -78,6 +83,9 @@ def _build(folder: ModelFolder, weights: dict[str, object]) -> SentenceTransform
         max_seq_length=folder.max_input_tokens,
         model_kwargs=weights,
         processor_kwargs={"local_files_only": True},
+        # Else it would put texts through the tokenizer's chat template, if there is one.
+        modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        module_output_name="token_embeddings",
     )
     mode = next(theirs for theirs, ours in POOLING_MODES.items() if ours == folder.head.pooling)
     size = transformer.get_embedding_dimension()

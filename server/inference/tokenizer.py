@@ -55,18 +55,14 @@ class Tokenizer:
         self._added = self._rust.get_added_tokens_decoder()  # whose ids may leave a gap
         own = self._rust.get_vocab_size(with_added_tokens=False)
         self.vocabulary_size: int = max([own, *(token_id + 1 for token_id in self._added)])
-        bare = self._rust.encode("a", add_special_tokens=False).ids
-        full = self._rust.encode("a", add_special_tokens=True).ids
-        starts = (i for i in range(len(full)) if bare and full[i : i + len(bare)] == bare)
-        start = next(starts, None)
-        if start is None:
+        around = tokens_around(self._rust)
+        if around is None:
             raise ModelLoadError(f"tokenizer {path}: does more than put tokens around a text")
-        if len(full) - len(bare) >= max_input_tokens:
+        if sum(map(len, around)) >= max_input_tokens:
             raise ModelLoadError(
                 f"tokenizer {path}: {max_input_tokens} tokens leave no room beside special ones"
             )
-        self._prefix = np.asarray(full[:start], dtype=np.int32)  # e.g. [CLS]
-        self._suffix = np.asarray(full[start + len(bare) :], dtype=np.int32)  # e.g. [SEP]
+        self._prefix, self._suffix = (np.asarray(ids, dtype=np.int32) for ids in around)
 
     @classmethod
     def of(cls, card: Card) -> Self:
@@ -155,6 +151,11 @@ class Tokenizer:
             return self._added[token_id].content  # as it was added, not as it is normalised
         return self._rust.id_to_token(token_id) or ""
 
+    @property
+    def around_ids(self) -> tuple[int, ...]:
+        """Ids that are around every text, e.g. of [CLS] and [SEP]."""
+        return (*self._prefix.tolist(), *self._suffix.tolist())
+
     def _fit(self, token_ids: TokenIds, truncate: bool, position: str) -> TokenIds:
         if len(token_ids) <= self.max_input_tokens:
             return token_ids
@@ -187,6 +188,18 @@ class Tokenizer:
     def _longest_token(self) -> int:
         """Characters of the vocabulary's longest token; looking takes 0.3 s in a large one."""
         return max(map(len, self._rust.get_vocab()))
+
+
+def tokens_around(tokenizer: RustTokenizer) -> tuple[list[int], list[int]] | None:
+    """Ids that are put in front of each text (e.g. of [CLS]) and behind it ([SEP]).
+
+    None if the tokenizer does more to a text than that.
+    """
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    starts = (i for i in range(len(full)) if bare and full[i : i + len(bare)] == bare)
+    start = next(starts, None)
+    return None if start is None else (full[:start], full[start + len(bare) :])
 
 
 def _chunks(texts: list[str]) -> Iterator[list[str]]:

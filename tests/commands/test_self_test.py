@@ -99,6 +99,28 @@ def test_vectors_unlike_the_reference_are_found(models_dir: Path) -> None:
     assert "reference vectors: smallest cosine" in bad
 
 
+def test_the_witness_is_asked_where_that_is_wished(models_dir: Path) -> None:
+    sound = "witness (bert in numpy): 6 texts: smallest cosine 1.0000000, largest difference "
+    outcome = doctor("--model", PLAIN, "--witness")
+    assert outcome.exit_code == 0
+    assert outcome.stdout.splitlines()[-1].startswith(f"ok   {PLAIN}: {sound}")
+    # Its graph, and with it the reference, are as they were: only the witness reads the setting.
+    card = read_card(models_dir / PLAIN, models_dir)
+    config = models_dir / PLAIN / "config.json"
+    config.write_text(config.read_text().replace('"gelu"', '"relu"'))
+    pin = FilePin(
+        bytes=config.stat().st_size, sha256=hashlib.sha256(config.read_bytes()).hexdigest()
+    )
+    (models_dir / PLAIN / "card.toml").unlink()
+    files = card.files | {"config.json": pin}
+    write_card(card.changed(files=files), models_dir / PLAIN)
+    outcome = doctor("--model", PLAIN, "--witness", "--models-dir", models_dir)
+    assert outcome.exit_code == 2
+    assert f"BAD  {PLAIN}: witness (bert in numpy): 6 texts: smallest cosine 0." in outcome.stdout
+    assert "1 of the checks failed" in outcome.stderr
+    assert "witness" not in doctor("--model", PLAIN).stdout
+
+
 def test_more_threads_than_cores_are_told() -> None:
     outcome = doctor("--threads", "1000")
     assert outcome.exit_code == 2

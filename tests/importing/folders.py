@@ -146,6 +146,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Any], Callable[[int], Any]]] = {
     ),
     "modernbert": (_word_pieces, _modernbert),
     "nomic_bert": (_word_pieces, _simple(_T.NomicBertConfig, _T.NomicBertModel)),
+    "qwen2": (_qwen, _simple(_T.Qwen2Config, _T.Qwen2Model, num_key_value_heads=2)),
     "t5": (_t5, _t5_with_decoder),
     "qwen3": (_qwen, _simple(_T.Qwen3Config, _T.Qwen3Model, num_key_value_heads=2, head_dim=16)),
     "gemma3_text": (_gemma, _gemma3),

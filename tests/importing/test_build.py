@@ -9,7 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.models import WordLevel
 
+from server.catalog.card import TOKENIZER_FILE
 from server.errors import ImportRefused
 from server.importing import build, packages
 from server.importing.build import makes_own_graph, pin_files
@@ -103,9 +106,9 @@ def test_a_model_of_own_code_is_the_publishers_graph_and_nothing_else(
 @pytest.mark.parametrize(
     ("wished", "graph", "hint"),
     [
-        ("own", True, "; --graph published takes the publisher's graph"),
-        ("own", False, ""),
-        (None, False, ""),
+        ("own", True, "--graph published takes the publisher's graph"),
+        ("own", False, "only an ONNX graph of the publisher's could be imported"),
+        (None, False, "only an ONNX graph of the publisher's could be imported"),
     ],
 )
 def test_a_model_of_own_code_is_refused_where_a_graph_would_have_to_be_made(
@@ -116,7 +119,7 @@ def test_a_model_of_own_code_is_refused_where_a_graph_would_have_to_be_made(
         monkeypatch.setattr(packages, "is_installed", lambda package, known=torch: known)
         with pytest.raises(ImportRefused) as refused:
             makes_own_graph(there, Wishes(graph=wished))
-        assert refused.value.message == f"folder: {OTHER}{hint}"
+        assert refused.value.message == f"folder: {OTHER}; {hint}"
 
 
 def test_every_file_is_pinned_by_its_path_in_the_folder(tmp_path: Path) -> None:
@@ -140,10 +143,18 @@ def test_weights_for_which_the_disk_has_no_room_are_not_begun(
     (source / "model.safetensors").write_bytes(b"12345")
     free = SimpleNamespace(free=build.SPARE_BYTES + 4)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    RustTokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(source / TOKENIZER_FILE))
     there: Any = SimpleNamespace(
-        path=source, weights=("model.safetensors",), graphs=(), not_stock=None
+        path=source,
+        transformer_path=source,
+        weights=("model.safetensors",),
+        graphs=(),
+        config={"model_type": "own"},
+        head=SimpleNamespace(pooling="mean"),
+        lower_case=False,
+        not_stock=None,
     )
     monkeypatch.setattr(packages, "is_installed", lambda package: True)
     with pytest.raises(ImportRefused, match=r"67,108,869 bytes are needed and 67,108,868 are free"):
         build.build_files(there, made, Wishes(), lambda line: None)
-    assert not list(made.iterdir())
+    assert not (made / "model.safetensors").exists()

@@ -85,7 +85,8 @@ def test_a_publishers_graph_is_used_without_torch(tmp_path: Path, exports: Expor
     assert done.returncode == 0, done.stderr
     assert "not compared with sentence-transformers" in done.stdout
     card = card_of(tmp_path / "data", "bert")
-    assert card.parity is None
+    assert card.parity is not None
+    assert card.parity.against == "witness (bert in numpy)"
     assert set(card.files) == {
         "graph.onnx",
         "model.onnx.data",

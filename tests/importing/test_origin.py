@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,6 @@ def lying_at(path: Path, **config: str) -> Any:
         given_path=path,
         config=config,
         weights=("model.safetensors", "gone.safetensors"),
-        lower_case=False,
         transformer="",
     )
 
@@ -70,16 +70,17 @@ def test_the_license_is_the_readmes_if_it_says_one(
     assert origin.license_name(folder) == found
 
 
-@pytest.mark.parametrize(
-    ("lower_case", "transformer"), [(False, ""), (True, ""), (False, "0_Transformer")]
-)
+@pytest.mark.parametrize("published", [b"as here", b"before it was changed", None])
 def test_only_files_that_stay_as_published_can_be_had_from_the_hub(
-    tmp_path: Path, lower_case: bool, transformer: str
+    tmp_path: Path, published: bytes | None
 ) -> None:
-    """A tokenizer that was changed or moved is not there, nor is what the model does not use."""
+    """A tokenizer that was made or changed here is not there, nor is what the model does not use."""
     folder = lying_at(tmp_path / "bert")
-    folder.lower_case, folder.transformer = lower_case, transformer
-    card: Any = SimpleNamespace(files=["graph.onnx", "model.safetensors", "tokenizer.json"])
+    if published is not None:
+        (folder.path / "tokenizer.json").write_bytes(published)
+    files = ["graph.onnx", "model.safetensors", "tokenizer.json"]
+    pin = SimpleNamespace(sha256=hashlib.sha256(b"as here").hexdigest())
+    card: Any = SimpleNamespace(files=dict.fromkeys(files, pin))
     source = origin.hub_source(folder, card, ("org/model", "abc"))
-    kept = ("model.safetensors", *([] if lower_case or transformer else ["tokenizer.json"]))
+    kept = ("model.safetensors", *(["tokenizer.json"] if published == b"as here" else []))
     assert (source.repository, source.revision, source.files) == ("org/model", "abc", kept)

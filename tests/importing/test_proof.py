@@ -22,7 +22,13 @@ from server.inference.loader import Encoder
 
 def folder(**facts: Any) -> Any:
     head = SimpleNamespace(normalize=True, pooling="mean", dense=())
-    known = {"path": Path("folder"), "head": head, "max_input_tokens": 256, "weights": ()}
+    known = {
+        "path": Path("folder"),
+        "head": head,
+        "max_input_tokens": 256,
+        "weights": (),
+        "not_stock": None,
+    }
     return SimpleNamespace(**known | facts)
 
 
@@ -124,7 +130,7 @@ def test_vectors_that_are_not_normalised_as_the_folder_says_are_refused(encoder:
     stretched: Any = SimpleNamespace(
         tokenizer=encoder.tokenizer, backends=(longer,), embedding_dim=encoder.embedding_dim
     )
-    with pytest.raises(ImportRefused, match="the graph's vectors have other lengths than 1"):
+    with pytest.raises(ImportRefused, match="but the graph's have other lengths than 1"):
         prove_it_computes(folder(), stretched, lambda line: None)
     plain = SimpleNamespace(normalize=False)
     prove_it_computes(folder(head=plain), stretched, lambda line: None)
