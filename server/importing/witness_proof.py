@@ -57,7 +57,7 @@ def prove_by_witness(
     witness = Witness.of_folder(folder)
     others = "sentence-transformers only" if parity else "nothing"
     if witness is None:
-        if folder.weights:  # else the comparison before has told
+        if folder.weights and not folder.not_stock:  # else the comparison before has told
             report(f"{lack_of(folder.architecture)}: compared with {others}")
         return parity
     try:

@@ -38,6 +38,7 @@ def folder(plain_card: Card, tmp_path: Path) -> Any:
         architecture="bert",
         config=json.loads((tmp_path / "config.json").read_text()),
         weights=("model.safetensors",),
+        not_stock=None,
         transformer_weights=("model.safetensors",),
         head=SimpleNamespace(pooling="mean", dense=(), normalize=True),
     )
@@ -127,6 +128,11 @@ def test_what_has_no_witness_is_told(folder: Any, encoder: Encoder) -> None:
         ["no witness for longformer: compared with sentence-transformers only"],
     )
     assert prove(folder, encoder) == (None, ["no witness for longformer: compared with nothing"])
+    # A folder whose own code is another model, or without weights: that has been told before.
+    folder.architecture, folder.not_stock = "bert", "its own code"
+    assert prove(folder, encoder) == (None, [])
+    folder.not_stock, folder.weights = None, ()
+    assert prove(folder, encoder) == (None, [])
 
 
 def test_vectors_that_are_not_of_length_1_are_compared_by_their_length(
