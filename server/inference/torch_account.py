@@ -22,6 +22,7 @@ from transformers.core_model_loading import (
     convert_and_load_state_dict_in_model,
     rename_source_key,
 )
+from transformers.initialization import meta_device_safe_creation_ops
 from transformers.modeling_utils import LoadStateDictConfig
 
 from server.inference.tensor_account import (
@@ -36,7 +37,7 @@ class WantedTensors:
     """The tensors that a class wants for a config. Not thread-safe."""
 
     def __init__(self, model_class: type[PreTrainedModel], config: PretrainedConfig) -> None:
-        with torch.device("meta"):
+        with torch.device("meta"), meta_device_safe_creation_ops():  # as `from_pretrained` does
             self._model = model_class._from_config(  # noqa: SLF001 - no public way names the class
                 copy.deepcopy(config), attn_implementation="eager", dtype=torch.float32
             )

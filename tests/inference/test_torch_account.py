@@ -184,6 +184,22 @@ def test_fused_projections_are_what_the_class_wants_in_three_parts(tmp_path: Pat
     assert "does not take: encoder.layers.0.attn.Wqkv.bias;" in refusal(wanted.account(biased))
 
 
+def test_of_tied_tensors_one_is_enough_and_an_encoder_takes_no_decoder(tmp_path: Path) -> None:
+    config = transformers.T5Config(
+        vocab_size=20, d_model=DIM, d_kv=8, d_ff=64, num_layers=1, num_heads=4
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    shapes = read_shapes([tmp_path / "model.safetensors"])
+    wanted = WantedTensors(transformers.T5EncoderModel, config)
+    assert "encoder.embed_tokens.weight" not in shapes
+    assert any(name.startswith("decoder.") for name in shapes)
+    wanted.account(shapes).check()
+    without = {name: shape for name, shape in shapes.items() if name != "shared.weight"}
+    wanted.account(without | {"encoder.embed_tokens.weight": (20, DIM)}).check()
+    said = refusal(wanted.account(without))
+    assert "t5 wants 2 tensors that the files lack: encoder.embed_tokens.weight, shared" in said
+
+
 def test_a_classifiers_head_is_not_that_of_an_embedding(tmp_path: Path) -> None:
     wanted, shapes = saved(transformers.BertForSequenceClassification(BERT), tmp_path)
     assert "2 tensors that bert does not take: classifier.bias, classifier.weight;" in refusal(
