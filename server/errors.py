@@ -10,6 +10,7 @@
           RequestAboveTokenLimit       max_tokens_per_request
           TokenWithoutEmbedding
           FingerprintMismatch          embedding_fingerprint_mismatch
+          UntrustedHost                untrusted_host
         AuthenticationFailed      401  authentication_error
           MissingApiKey
           IncorrectApiKey              invalid_api_key
@@ -22,7 +23,9 @@
         UrlNotFound               404  invalid_request_error, unknown_url
         ModelNotFound             404  invalid_request_error, model_not_found
         MethodNotAllowed          405  invalid_request_error, method_not_allowed
+        BodyTooSlow               408  invalid_request_error, body_too_slow
         BodyTooLarge              413  invalid_request_error, body_too_large
+        RequestTooLarge           413  invalid_request_error, request_too_large
         UnsupportedContentEncoding  415  invalid_request_error, unsupported_content_encoding
         RateLimitExceeded         429  rate_limit_error, rate_limit_exceeded, with Retry-After
         InferenceFailed           500  internal_server_error
@@ -208,6 +211,18 @@ class FingerprintMismatch(InvalidRequest):
         )
 
 
+class UntrustedHost(InvalidRequest):
+    """The request names a host for which this server does not answer."""
+
+    code = "untrusted_host"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"This server does not answer for the host {host[:100]!r}. Whoever runs it can allow it "
+            "with --trusted-host."
+        )
+
+
 class AuthenticationFailed(ApiError):
     """The request carries no usable API key."""
 
@@ -336,6 +351,19 @@ class MethodNotAllowed(ApiError):
         return {"Allow": self.allow}
 
 
+class BodyTooSlow(ApiError):
+    """The request body comes so slowly that it would hold a place of others."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "body_too_slow"
+
+    def __init__(self, min_bytes_per_s: int) -> None:
+        super().__init__(
+            f"The request body came more slowly than {min_bytes_per_s} bytes a second."
+        )
+
+
 class BodyTooLarge(ApiError):
     """The request body is larger than `max_body_bytes`."""
 
@@ -345,6 +373,20 @@ class BodyTooLarge(ApiError):
 
     def __init__(self, max_body_bytes: int) -> None:
         super().__init__(f"The request body is larger than this server's {max_body_bytes} bytes.")
+
+
+class RequestTooLarge(ApiError):
+    """The request would take more memory than `max_memory_bytes` leaves for one."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+    def __init__(self, needed_bytes: int, allowed_bytes: int) -> None:
+        super().__init__(
+            f"The request would take {needed_bytes} bytes of memory with its answer, more than "
+            f"this server's {allowed_bytes}. Send several smaller requests."
+        )
 
 
 class UnsupportedContentEncoding(ApiError):

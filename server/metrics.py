@@ -188,6 +188,9 @@ class Metrics:
     build_info = Declared(
         Gauge, "build_info", "1, with the version as label.", "version", alike=True
     )
+    request_memory_bytes = Declared(
+        Gauge, "request_memory_bytes", "Memory that requests take, of max_memory_bytes."
+    )
     ready = Declared(Gauge, "ready", "1 if the server takes work, as /readyz says.", alike=True)
     requests = Declared(
         Counter,

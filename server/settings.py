@@ -121,6 +121,12 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address to listen on; `::` takes IPv4 as well."
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    trusted_host: StrList = Field(
+        [],
+        description="Host for which requests are answered, also as `*.example.com` (repeatable); "
+        "default: all, but only this machine's names if no key is asked for and only this machine "
+        "can connect.",
+    )
     model: StrList = Field(
         ["all-MiniLM-L6-v2-matryoshka", "all-MiniLM-L6-v2"],
         description="Model to serve, by its card's name (repeatable; the first is the default).",
@@ -244,6 +250,13 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(
         32 * 1024 * 1024, ge=1024, description="Largest request body, decompressed, in bytes."
+    )
+    max_memory_bytes: int | None = Field(
+        None,
+        ge=16 * 1024 * 1024,
+        description="Most bytes of memory that requests take together: bodies, inputs, vectors and "
+        "answers that are not read yet; above it requests are refused with 503. Default: a quarter "
+        "of what the machine, or its container, lets the process use.",
     )
     truncate_inputs: bool = Field(
         False, description="Cut over-long inputs when the request does not say `truncate`."
@@ -400,18 +413,18 @@ class Settings(BaseSettings):
         except OSError as error:
             raise SettingError(unusable(f"data_dir {self.data_dir}", error)) from error
 
+    @property
+    def listens_locally(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host == "localhost" or is_loopback(self.host)
+
     def check_exposure(self, *, asks_for_keys: bool) -> None:
         """Refuse to listen beyond this machine when anybody could use the server.
 
         Raises:
             SettingError: `host` is not loopback, no key is asked for and `allow_no_keys` is off.
         """
-        if (
-            self.host == "localhost"
-            or is_loopback(self.host)
-            or self.allow_no_keys
-            or asks_for_keys
-        ):
+        if self.listens_locally or self.allow_no_keys or asks_for_keys:
             return
         make_one = own_command("keys", "create", "--name", "NAME")
         raise SettingError(

@@ -258,7 +258,7 @@ def client_of(app: FastAPI, address: str = "127.0.0.1") -> httpx.AsyncClient:
         await asyncio.sleep(0)  # as the way through a socket would
 
     hooks = {"response": [let_it_be_logged]}
-    return httpx.AsyncClient(transport=transport, base_url="http://test", event_hooks=hooks)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", event_hooks=hooks)
 
 
 @pytest.fixture(scope="session")

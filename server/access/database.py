@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,6 +207,7 @@ def _engine(url: str, patience_s: float) -> Engine:
                 raise DatabaseError("setting database_url: a SQLite database needs a file")
             if not file.startswith("file:"):  # else a URI, which SQLite itself takes apart
                 _check_folder(Path(file).parent)
+                _make_for_owner_only(Path(file))
             options["connect_args"] = {"timeout": patience_s}
         case "postgresql" | "postgres":
             parsed = parsed.set(drivername="postgresql+psycopg")
@@ -228,6 +230,12 @@ def _check_folder(folder: Path) -> None:
         folder.stat()
     except OSError as error:
         raise DatabaseError(unusable(f"setting database_url: folder {folder}", error)) from error
+
+
+def _make_for_owner_only(file: Path) -> None:
+    """SQLite would make it readable for all; what it puts beside the file gets the same mode."""
+    with contextlib.suppress(OSError):  # it is there, or SQLite says what is wrong
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _why_no_engine(url: URL, error: Exception) -> str:

@@ -24,6 +24,9 @@ from server.access.keys import Key
 log = logging.getLogger(__name__)
 
 MAX_UNWRITTEN_ACCOUNTS = 100_000
+# Of one key on one day; more are counted together, so that made-up names do not fill the disk.
+MAX_USERS = 10_000
+OTHER_USERS = "(others)"
 _HASHED_USER_DIGITS = 32
 
 
@@ -48,6 +51,7 @@ class Ledger:
     Args:
         hash_users: write a keyed hash in place of each user's id.
         most_unwritten: with more accounts that cannot be written users are not told apart.
+        most_users: of a key on a day; more are counted as OTHER_USERS.
     """
 
     def __init__(
@@ -56,12 +60,16 @@ class Ledger:
         *,
         hash_users: bool,
         most_unwritten: int = MAX_UNWRITTEN_ACCOUNTS,
+        most_users: int = MAX_USERS,
     ) -> None:
         self._database = database
         with database.read() as connection:
             salt = meta(connection, USER_SALT) or ""
         self._salt = salt.encode() if hash_users else None
         self._most_unwritten = most_unwritten
+        self._most_users = most_users
+        self._users_day = ""
+        self._users: defaultdict[str, set[str]] = defaultdict(set)  # of that day, by key
         self._lock = threading.Lock()
         self._unwritten: defaultdict[Account, _Used] = defaultdict(_Used)
         self._writing: defaultdict[Account, _Used] = defaultdict(_Used)
@@ -70,8 +78,8 @@ class Ledger:
     def count(self, key: Key, model: str, user: str | None, tokens: int) -> None:
         """Note an answered request; any thread may call."""
         day = datetime.now(UTC).date().isoformat()
-        account = Account(day, key.id, model, self._user(user))
         with self._lock:
+            account = Account(day, key.id, model, self._known(day, key, self._user(user)))
             if len(self._unwritten) >= self._most_unwritten and account not in self._unwritten:
                 account = account._replace(user="")
             used = self._unwritten[account]
@@ -118,6 +126,25 @@ class Ledger:
             _merge(both, self._unwritten)
             _merge(both, self._writing)
             return both
+
+    def _known(self, day: str, key: Key, user: str) -> str:
+        """The user, or OTHER_USERS if this key has named too many on this day."""
+        if day != self._users_day:
+            self._users_day = day
+            self._users.clear()
+        users = self._users[key.id]
+        if not user or user in users:
+            return user
+        if len(users) < self._most_users:
+            users.add(user)
+            return user
+        if OTHER_USERS not in users:
+            users.add(OTHER_USERS)
+            log.warning(
+                "key %s has named %d users today; more are counted together as %s",
+                key.id, self._most_users, OTHER_USERS,
+            )  # fmt: skip
+        return OTHER_USERS
 
     def _user(self, user: str | None) -> str:
         if not user:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+
 from fastapi import Request
 
 from server.api.content_encoding import Decoder, content_encoding
 from server.api.seats import Seat
-from server.errors import BodyTooLarge
+from server.errors import BodyTooLarge, BodyTooSlow
+
+MIN_BYTES_PER_S = 1024
+PATIENCE_S = 30.0  # before that rate is asked for
 
 
 async def read_body(request: Request, max_body_bytes: int, seat: Seat) -> bytearray:
@@ -16,8 +22,29 @@ async def read_body(request: Request, max_body_bytes: int, seat: Seat) -> bytear
         UnsupportedContentEncoding: it is compressed in a way that this server does not know.
         BodyTooLarge: it is longer than allowed, as it came or decompressed.
         InvalidRequest: it is not what its `Content-Encoding` says.
-        Overloaded: too many bytes are held for all requests together.
+        BodyTooSlow: it comes more slowly than MIN_BYTES_PER_S.
+        RequestTooLarge, Overloaded: it takes too much of the memory for all requests together.
     """
+    begun_s = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(begun_s + PATIENCE_S) as patience:
+            return await _read(request, _paced(request, patience), max_body_bytes, seat)
+    except TimeoutError:
+        raise BodyTooSlow(MIN_BYTES_PER_S) from None
+
+
+async def _paced(request: Request, patience: asyncio.Timeout) -> AsyncIterator[bytes]:
+    """The body's parts; each gives its client more time for the next."""
+    async for part in request.stream():
+        deadline_s = patience.when()
+        assert deadline_s is not None
+        patience.reschedule(deadline_s + len(part) / MIN_BYTES_PER_S)
+        yield part
+
+
+async def _read(
+    request: Request, parts: AsyncIterator[bytes], max_body_bytes: int, seat: Seat
+) -> bytearray:
     encoding = content_encoding(request.headers.getlist("content-encoding"))
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_body_bytes:
@@ -31,12 +58,12 @@ async def read_body(request: Request, max_body_bytes: int, seat: Seat) -> bytear
         seat.hold(len(body))
 
     if encoding is None:
-        async for part in request.stream():
+        async for part in parts:
             take(part)
         return body
     decoder = Decoder(encoding)
     received_bytes = 0
-    async for part in request.stream():
+    async for part in parts:
         received_bytes += len(part)
         if received_bytes > max_body_bytes:  # there are ways to compress nothing into very much
             raise BodyTooLarge(max_body_bytes)

@@ -18,14 +18,15 @@ from fastapi import Request, Response
 from numpy.typing import NDArray
 
 from server.access.access import Access
-from server.access.keys import Key, Scope
+from server.access.keys import ANONYMOUS, Key, Scope
 from server.api.body import read_body
 from server.api.client_watch import ClientWatch
 from server.api.fingerprint_pin import FINGERPRINT, check_fingerprint
 from server.api.reading import Reading
 from server.api.record import RequestRecord
-from server.api.schemas import RequestBody
+from server.api.schemas import LARGE_BODY_BYTES, RequestBody
 from server.api.seats import Seat
+from server.api.sending import PiecewiseResponse
 from server.api.services import Services, services_of
 from server.catalog.card import Card
 from server.engine.interface import TextEngine
@@ -35,6 +36,8 @@ from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs
 
 Body = TypeVar("Body", bound=RequestBody)
+# Objects of a small body take at most so many bytes for each of its own: ids of four digits.
+OBJECT_BYTES_PER_BYTE = 10
 
 
 @dataclass(slots=True)
@@ -126,8 +129,13 @@ class Pipeline:
         timeout_s = services.settings.request_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                with services.seats.take() as seat:
+                seat = services.seats.take(_whose(request, key))
+                record.until_sent.callback(seat.give_back)
+                try:
                     yield cls(request, services, record, key, seat)
+                except BaseException:
+                    seat.hold(0)  # what it took is gone before the refusal is sent
+                    raise
         except TimeoutError:
             raise RequestTimedOut(timeout_s) from None
 
@@ -138,8 +146,16 @@ class Pipeline:
             ApiError: see `read_body` and `RequestBody.read`.
         """
         with self._record.stage("read"):
-            max_body_bytes = self._services.settings.max_body_bytes
-            return schema.read(await read_body(self._request, max_body_bytes, self._seat))
+            settings = self._services.settings
+            body = await read_body(self._request, settings.max_body_bytes, self._seat)
+            if len(body) <= LARGE_BODY_BYTES:
+                self._seat.hold(OBJECT_BYTES_PER_BYTE * len(body))
+                return schema.read(body)
+            outline = schema.outline(body, max_request_tokens=settings.max_request_tokens)
+            self._seat.hold(len(body) + outline.object_bytes)
+            fields = outline.read()
+        self._seat.hold(outline.object_bytes)  # the body itself goes
+        return schema.of(fields)
 
     @contextlib.asynccontextmanager
     async def use_model(
@@ -194,6 +210,14 @@ class Pipeline:
             own_token_ids=model.own_token_ids,
         )
 
+    def hold_answer(self, num_bytes: int) -> None:
+        """Count what vectors and answer will take, until the answer is sent.
+
+        Raises:
+            RequestTooLarge, Overloaded: see `Seats.change`.
+        """
+        self._seat.hold(self._seat.bytes + num_bytes)
+
     @contextlib.asynccontextmanager
     async def admit(self, model: OfferedModel, reading: Reading) -> AsyncIterator[AdmittedRequest]:
         """Let the request's work in, once its model is in memory; it ends if the client leaves.
@@ -234,4 +258,10 @@ class Pipeline:
         with self._record.stage("serialize"):
             body = await asyncio.to_thread(write) if in_thread else write()
         headers = {FINGERPRINT: fingerprint}
-        return Response(body, media_type="application/json", headers=headers)
+        return PiecewiseResponse(body, media_type="application/json", headers=headers)
+
+
+def _whose(request: Request, key: Key) -> str:
+    """Who shares seats and memory with others: a key, or an address while no key is asked for."""
+    client = request.client
+    return key.id if key is not ANONYMOUS or client is None else f"{key.id} {client.host}"

@@ -5,6 +5,7 @@ The one place from which log lines and metrics are made of it. Lives in the even
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ class RequestRecord:
     limits: KeyLimits | None = None  # of its key, if that has any a minute
     whole: Stage = field(default_factory=Stage)  # from the request's head to its answer
     stages: dict[str, Stage] = field(default_factory=dict)  # by the names in metrics.STAGES
+    # What the request holds until its answer is sent.
+    until_sent: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @classmethod
     def begin(cls, scope: Scope, headers: Headers) -> RequestRecord:
@@ -121,7 +124,8 @@ class RequestRecord:
         return time.perf_counter() - self.whole.begin_s
 
     def end(self) -> None:
-        """The request has been answered, or was given up."""
+        """The answer is sent, or was given up."""
+        self.until_sent.close()
         self.whole.end_s = time.perf_counter()
 
     def report(self, scope: Scope, status: int, metrics: Metrics) -> None:

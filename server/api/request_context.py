@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.access import Access
 from server.api.error_responses import error_response
+from server.api.hosts import HostRule
 from server.api.record import RequestRecord
 from server.errors import ApiError, Draining
 from server.metrics import Metrics
@@ -26,10 +27,11 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; only in th
 class RequestContext:
     """ASGI middleware: `x-request-id`, `openai-processing-ms`, the log line and the metrics."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access: Access) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access: Access, hosts: HostRule) -> None:
         self._app = app
         self._metrics = metrics
         self._access = access
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,21 +56,25 @@ class RequestContext:
                 message["headers"] = [*message["headers"], *raw]
             await send(message)
 
+        # As it came: decoded, it would pass a proxy's rule for another path.
+        scope["path"] = scope["raw_path"].decode("latin-1")
         try:
+            self._hosts.check(scope, headers, asks_for_keys=self._access.asks_for_keys)
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass
         except asyncio.CancelledError:  # uvicorn cuts what is left at the end of a drain
             if status != CLIENT_CLOSED_REQUEST:
-                raise
+                log.warning("request %s: its answer was not read to its end", record.request_id)
+                return
             record.error = Draining()
             await error_response(record.error)(scope, receive, send_with_headers)
-        except Exception:
-            log.exception("request %s failed", record.request_id)
+        except Exception as error:
+            told = _told(error, record.request_id)
             if status != CLIENT_CLOSED_REQUEST:  # the answer has begun; only cutting it is left
                 raise
-            record.error = ApiError("The server failed unexpectedly; trying again is safe.")
-            await error_response(record.error)(scope, receive, send_with_headers)
+            record.error = told
+            await error_response(told)(scope, receive, send_with_headers)
         finally:
             record.end()
             # uvloop writes to the socket when the loop's turn ends: what the client need not wait
@@ -82,3 +88,11 @@ class RequestContext:
             record.limits = self._access.limits_of(record.caller)
         except ApiError as error:
             record.caller = error
+
+
+def _told(error: Exception, request_id: str) -> ApiError:
+    """What the client is told; all but the host's refusal is a failure of ours."""
+    if isinstance(error, ApiError):
+        return error
+    log.error("request %s failed", request_id, exc_info=error)
+    return ApiError("The server failed unexpectedly; trying again is safe.")

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from server import __version__
 from server.access.access import Access
 from server.api import error_responses
+from server.api.hosts import HostRule
 from server.api.request_context import RequestContext
 from server.api.routes import embeddings, health
 from server.api.routes import metrics as metrics_route
@@ -65,7 +66,9 @@ def create_app(
     metrics = Metrics((card.name for card in cards), (card.name for card in offering.encoder_cards))
     access = access or Access(settings)
     access.report_to(metrics)
-    services = Services(settings, access, offering, metrics, Seats.of(settings), metrics_page)
+    seats = Seats.of(settings)
+    metrics.request_memory_bytes.set_function(lambda: seats.held_bytes)
+    services = Services(settings, access, offering, metrics, seats, metrics_page)
 
     # The pages at /docs would load their scripts from a CDN, which an air-gapped site cannot reach.
     app = FastAPI(
@@ -78,7 +81,8 @@ def create_app(
         redirect_slashes=False,  # a redirect of a POST loses its body with many clients
     )
     app.state.services = services
-    app.add_middleware(RequestContext, metrics=metrics, access=access)
+    hosts = HostRule(settings.trusted_host, listens_locally=settings.listens_locally)
+    app.add_middleware(RequestContext, metrics=metrics, access=access, hosts=hosts)
     error_responses.install(app)
     for route in (embeddings, models_routes, health, metrics_route):
         app.include_router(route.router)

@@ -25,6 +25,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from server.errors import InvalidRequest
 
 MAX_HEAD_BYTES = 64 * 1024
+# What is read of a body whose request is answered already, so that the client sees its answer.
+MAX_UNWANTED_BYTES = 64 * 1024 * 1024
+MAX_UNWANTED_S = 60.0
 _NO_HTTP = "Invalid HTTP request received."
 
 
@@ -37,6 +40,8 @@ class _NotForGood(asyncio.Protocol):
     timeout_keep_alive_task: asyncio.TimerHandle | None
     _unset_keepalive_if_required: Callable[[], None]
     _body_bytes = 0  # of an answered request, since the timer was set
+    _unwanted_bytes = 0  # of it, in all
+    _answered_s = 0.0
     _unread_bytes = 0
     _reader_timer: asyncio.TimerHandle | None = None
 
@@ -63,6 +68,11 @@ class _NotForGood(asyncio.Protocol):
             self._reader_timer = None
         super().resume_writing()
 
+    def on_response_complete(self) -> None:
+        """Its body may still be on its way, for a while."""
+        self._unwanted_bytes, self._answered_s = 0, self.loop.time()
+        super().on_response_complete()  # type: ignore[misc]  # both protocols have it
+
     def _set_keepalive(self) -> None:
         self._unset_keepalive_if_required()
         self._body_bytes = 0
@@ -72,10 +82,15 @@ class _NotForGood(asyncio.Protocol):
 
     def _take_notice_of_body(self, size: int) -> None:
         """Of a request that was answered early the rest may come, unless it hardly moves."""
-        if self.timeout_keep_alive_task is not None:
-            self._body_bytes += size
-            if self._body_bytes >= MAX_HEAD_BYTES:
-                self._set_keepalive()
+        if self.timeout_keep_alive_task is None:
+            return
+        self._body_bytes += size
+        self._unwanted_bytes += size
+        is_late = self.loop.time() - self._answered_s > MAX_UNWANTED_S
+        if is_late or self._unwanted_bytes > MAX_UNWANTED_BYTES:
+            self.transport.close()
+        elif self._body_bytes >= MAX_HEAD_BYTES:
+            self._set_keepalive()
 
     def _watch_reader(self) -> None:
         if self._reader_timer is None:

@@ -84,8 +84,10 @@ def makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
     torch_is_there = packages.is_installed("torch")
     not_stock = folder.not_stock
     if not_stock and (wishes.graph == "own" or not folder.graphs):
-        hint = "; --graph published takes the publisher's graph" if folder.graphs else ""
-        raise ImportRefused(f"{folder.path}: {not_stock}{hint}")
+        remedy = "only an ONNX graph of the publisher's could be imported"
+        if folder.graphs:
+            remedy = "--graph published takes the publisher's graph"
+        raise ImportRefused(f"{folder.path}: {not_stock}; {remedy}")
     can_make = torch_is_there and folder.weights and not not_stock
     published = wishes.graph == "published" or wishes.onnx is not None
     if published or (wishes.graph is None and folder.graphs and not can_make):

@@ -179,8 +179,8 @@ def _why_not_so_long(config: Mapping[str, Any], max_input_tokens: int) -> str | 
         return None
     return (
         f"config.json says rotary_scaling_factor = {config['rotary_scaling_factor']} for texts of "
-        f"more than {trained} tokens, which transformers' class does not know; max_seq_length in "
-        f"sentence_bert_config.json may say {trained}"
+        f"more than {trained} tokens, which transformers' class would leave out "
+        f"(--max-input-tokens {trained} has them cut)"
     )
 
 

@@ -163,8 +163,7 @@ def _follow_prefix_space(tokenizer: RustTokenizer, settings: TokenizerSettings) 
     wanted = False if said is None and name in BYTE_LEVEL_CLASSES and direct else said
     if wanted is None or (name in BARE_CLASSES and not direct):
         return []
-    bare = [tokenizer.encode(text, add_special_tokens=False).ids for text in ("a", " a")]
-    does = pre_tokenizer.add_prefix_space if direct else bare[0] == bare[1]
+    does = pre_tokenizer.add_prefix_space if direct else _begins_behind_blank(tokenizer)
     if does == wanted:
         return []
     what = f"{TOKENIZER_FILE} begins a text {'as' if does else 'not as'} behind a blank"
@@ -178,3 +177,10 @@ def _follow_prefix_space(tokenizer: RustTokenizer, settings: TokenizerSettings) 
     return [
         f"{what}; corrected to add_prefix_space = {str(wanted).lower()} of {TOKENIZER_CONFIG_FILE}"
     ]
+
+
+def _begins_behind_blank(tokenizer: RustTokenizer) -> bool:
+    """Whether a word has the same token at a text's beginning as behind a blank."""
+    begun, behind = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", " a"))
+    # Llama's normaliser puts one before a blank as well.
+    return begun.ids == behind.ids or (begun.tokens[:1] != [] and begun.tokens[0].startswith("▁"))

@@ -23,12 +23,18 @@ class TextInputs(_Inputs):
 
     texts: list[str]
 
+    def __len__(self) -> int:
+        return len(self.texts)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenIdInputs(_Inputs):
     """Lists of token ids, none of them empty, every id >= 0."""
 
     token_ids: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
 
 
 Inputs = TextInputs | TokenIdInputs

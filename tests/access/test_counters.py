@@ -162,3 +162,16 @@ async def test_a_counter_that_began_anew_keeps_no_other_in_memory() -> None:
     now = 70
     assert (await counters.take_if_fits("a", 0, 9)).held == 1
     assert counters.kept == 1
+
+
+async def test_a_counter_in_redis_that_somebody_made_last_for_ever_ends_after_a_minute(
+    shared_redis: Redis,
+) -> None:
+    name = new_id()
+    with redis.Redis.from_url(shared_redis.url) as client:
+        client.set(name, 9)
+        counters = RedisCounters(shared_redis.url, patience_s=10)
+        assert 50 < (await counters.take_if_fits(name, 1, 9)).ends_in_s <= 60
+        client.persist(name)
+        assert 50 < (await counters.take_if_fits(name, 0, 9)).ends_in_s <= 60
+        await counters.close()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,17 @@ def test_what_cannot_be_opened_is_told_in_one_line_without_the_password(
     assert reason in caught.value.message
     assert "\n" not in caught.value.message
     assert "s3cret" not in caught.value.message
+
+
+def test_a_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    database = Database(f"sqlite:///{path}")
+    with database.write() as connection:
+        connection.execute(text("create table t (a)"))
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    assert {"keys.db", "keys.db-wal"} <= set(modes)
+    assert set(modes.values()) == {0o600}
+    database.close()
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

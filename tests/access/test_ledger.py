@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.access import ledger as ledger_module
 from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import ANONYMOUS
@@ -157,6 +158,42 @@ def test_more_users_than_can_be_kept_in_mind_are_no_longer_told_apart(
     assert len(rows) == 11
     assert rows[0] == Sum("", 90, 90)
     database.close()
+
+
+def test_made_up_users_of_one_key_become_one_row(
+    database: Database, store: KeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    flooding, other = make_key(store), make_key(store, name="other")
+    ledger = Ledger(database, hash_users=False, most_users=3)
+    for number in range(100):
+        ledger.count(flooding, "m", f"user {number}", 1)
+        ledger.write()
+    ledger.count(flooding, "m", "user 1", 1)
+    ledger.count(flooding, "m", None, 1)
+    for number in range(3):
+        ledger.count(other, "m", f"user {number}", 1)
+    ledger.write()
+    assert usage_by(database, By.USER, key="team") == [
+        *(Sum("(others)", 97, 97), Sum("user 1", 2, 2)),
+        *(Sum("", 1, 1), Sum("user 0", 1, 1), Sum("user 2", 1, 1)),
+    ]
+    assert len(usage_by(database, By.USER, key="other")) == 3
+    assert caplog.text.count("has named 3 users today") == 1
+
+
+def test_each_day_has_its_own_users(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(database, hash_users=False, most_users=1)
+    for day in (1, 2):
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> Clock:
+                return cls(2026, 1, day, tzinfo=tz)  # noqa: B023
+
+        monkeypatch.setattr(ledger_module, "datetime", Clock)
+        ledger.count(ANONYMOUS, "m", f"user {day}", 1)
+    ledger.write()
+    assert {row.name for row in usage_by(database, By.USER)} == {"user 1", "user 2"}
 
 
 def test_usage_waits_while_postgresql_is_away(postgres: Postgres) -> None:

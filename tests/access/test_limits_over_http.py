@@ -488,7 +488,7 @@ async def test_openais_client_waits_as_told_and_gets_through(app_over: AppOver, 
     transport = httpx2.ASGITransport(app)
     async with httpx2.AsyncClient(transport=transport) as http:
         patient = openai.AsyncOpenAI(
-            api_key=secret, base_url="http://test/v1", http_client=http, max_retries=4
+            api_key=secret, base_url="http://localhost/v1", http_client=http, max_retries=4
         )
         ask = patient.embeddings.create
         answers = await asyncio.gather(*(ask(model=PLAIN, input="x") for _ in range(4)))

@@ -248,13 +248,13 @@ async def test_a_body_that_becomes_nothing_is_bounded_as_well(app_over: AppOver)
 async def test_decompressed_bodies_count_against_what_all_requests_may_hold(
     app_over: AppOver,
 ) -> None:
-    most = 1 << 20
-    app = await app_over(FakeBackend(), max_body_bytes=most)
+    most = 2 << 20
+    app = await app_over(FakeBackend(), max_body_bytes=most, max_memory_bytes=8 * most)
     seats = app.state.services.seats
     large = zlib.compress(bytes(most), 1, 31)
-    with seats.take() as others:
-        others.hold(4 * most)
-        async with client_of(app) as client:
-            response = await post(client, large, "gzip")
-            assert response.status_code == 503
-            assert response.json()["error"]["code"] == "server_overloaded"
+    for number in range(11):
+        seats.take(f"key {number}").hold(most // 2)
+    async with client_of(app) as client:
+        response = await post(client, large, "gzip")
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "server_overloaded"

@@ -79,8 +79,9 @@ def raw(server: ServerProcess, *parts: bytes) -> bytes:
         b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
         b"GET\r\n\r\n",
         b"POST /v1/embeddings HTTP/9\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 20_000,  # more than a head may hold
-        b"GET /livez HTTP/1.1\r\nHost: x\r\nlong: " + b"x" * 200_000,
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
+        + b"a: b\r\n" * 20_000,  # more than a head may hold
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nlong: " + b"x" * 200_000,
     ],
 )
 def test_what_is_no_http_is_refused_in_the_one_shape(
@@ -125,7 +126,7 @@ async def test_a_path_with_a_slash_or_a_v1_too_many_or_too_few_is_answered_with_
 ) -> None:
     async with client_of(app) as client:
         for method in ("GET", "POST"):
-            response = await client.request(method, f"http://test{path}")
+            response = await client.request(method, f"http://localhost{path}")
             error = refusal(response, 404)
             assert error["code"] == "unknown_url"
             assert f"Unknown request URL: {method} {path}. Use {right}: " in str(error["message"])

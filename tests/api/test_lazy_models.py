@@ -156,7 +156,7 @@ async def test_a_thousand_requests_for_a_model_on_disk_are_all_answered(
     models_dir: Path,
 ) -> None:
     body = json.dumps({"model": PLAIN, "input": "x"}).encode()
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     with serving(models_dir) as running:
         host, port = running.url.removeprefix("http://").split(":")
 

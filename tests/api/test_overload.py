@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -19,7 +18,7 @@ import openai
 import pytest
 from fastapi import FastAPI
 
-from server.api.seats import LARGEST_BODIES
+from server.api import body as body_module
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.engine import wait_until
 from tests.fakes import FakeBackend
@@ -263,9 +262,7 @@ def start_upload(
     """A connection that has sent so much of a request's body and stalls."""
     host, port = str(client.base_url).removeprefix("http://").rstrip("/").split(":")
     connection = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
-    head = (
-        f"POST {EMBEDDINGS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{more_head}\r\n"
-    )
+    head = f"POST {EMBEDDINGS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{more_head}\r\n"
     connection.sendall(head.encode() + body[:sent])
     return connection
 
@@ -317,16 +314,16 @@ def test_who_is_still_sending_holds_a_seat_and_more_than_the_seats_are_refused()
 
 
 def test_no_more_than_some_large_bodies_are_held_at_a_time_and_queries_still_get_in() -> None:
-    largest = 1 << 20
+    largest = 4 << 20
     body = b" " * largest
-    with serving("--max-body-bytes", str(largest)) as client:
-        uploads = [start_upload(client, body, largest - 1) for _ in range(LARGEST_BODIES + 1)]
-        (refused,), _, _ = select.select(uploads, [], [], PATIENCE_S)  # whichever is the last
+    with serving("--max-memory-bytes", str(5 * largest)) as client:
+        uploads = [start_upload(client, body, largest - 1) for _ in range(3)]
+        wait_until(lambda: page(client).value("request_memory_bytes") == 3 * (largest - 1))
+        refused = start_upload(client, body, largest - 1)  # three fit
         assert refused.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
-        uploads.remove(refused)
         for _ in range(5):
             assert post(client, QUERY).status_code == 200
-        large = {"model": PLAIN, "input": "", "user": "x" * 900_000}
+        large = {"model": PLAIN, "input": "", "user": "x" * (largest - 1000)}
         with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as other:
             assert_refused(post(other, large))
         uploads.pop().close()  # who leaves gives the bytes back, and who is answered
@@ -334,11 +331,31 @@ def test_no_more_than_some_large_bodies_are_held_at_a_time_and_queries_still_get
             upload.sendall(b" ")
             assert upload.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
         with contextlib.ExitStack() as stack:
-            for _ in range(LARGEST_BODIES):
+            for _ in range(4):
                 other = stack.enter_context(httpx.Client(base_url=client.base_url))
                 assert post(other, large).status_code == 400
         for upload in (refused, *uploads):
             upload.close()
+
+
+def test_an_answer_that_nobody_reads_counts_until_it_is_read() -> None:
+    body = json.dumps({"model": PLAIN, "input": ["a"] * 2048}).encode()
+    with serving("--max-memory-bytes", str(48 << 20)) as client:  # it takes 28
+
+        def status() -> int:
+            head = {"content-type": "application/json"}
+            return client.post(EMBEDDINGS, content=body, headers=head).status_code
+
+        assert status() == 200
+        unread = start_upload(client, body, len(body))
+        assert unread.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200"
+        for _ in range(3):
+            assert status() == 503
+        assert post(client, QUERY).status_code == 200
+        while not unread.recv(1 << 20).endswith(b"}}"):
+            pass
+        wait_until(lambda: status() == 200)
+        unread.close()
 
 
 async def test_refused_and_wrong_requests_keep_no_seat(app_over: AppOver) -> None:
@@ -401,6 +418,56 @@ def test_who_stalls_an_upload_is_given_up_and_loses_the_seat() -> None:
         assert b'"code":"request_timeout"' in answer
         stalling.close()
         assert post(client, QUERY).status_code == 200
+
+
+def test_one_key_that_stalls_all_it_may_shuts_no_other_out() -> None:
+    keys = ("--api-key", "sk-greedy", "--api-key", "sk-other")
+    body = json.dumps(QUERY).encode()
+    with serving("--max-concurrent-requests", "10", *keys) as client:
+        stalled = []
+        while post(client, QUERY, "sk-greedy").status_code == 200:
+            head = "Authorization: Bearer sk-greedy\r\nExpect: 100-continue\r\n"
+            stalled.append(start_upload(client, body, 0, head))
+            assert stalled[-1].recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert len(stalled) == 8
+        for _ in range(3):
+            assert post(client, QUERY, "sk-other").status_code == 200
+        for upload in stalled:
+            upload.close()
+
+
+async def test_a_body_that_hardly_moves_is_given_up(
+    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_module, "PATIENCE_S", 0.1)
+    app = await app_over(FakeBackend(), max_concurrent_requests=1)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    async with client_of(app) as client:
+        answer = await client.post(EMBEDDINGS, content=trickle())
+        assert answer.status_code == 408
+        assert answer.json()["error"]["code"] == "body_too_slow"
+        assert (await ask(client, QUERY)).status_code == 200
+
+
+async def test_a_slow_body_that_moves_has_its_time(
+    app_over: AppOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_module, "PATIENCE_S", 0.1)
+    app = await app_over(FakeBackend())
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b" " * 1024  # good for a second
+            await asyncio.sleep(0.05)
+        yield json.dumps(QUERY).encode()
+
+    async with client_of(app) as client:
+        assert (await client.post(EMBEDDINGS, content=slowly())).status_code == 200
 
 
 async def test_a_worker_that_is_stuck_does_not_keep_its_client_for_ever(app_over: AppOver) -> None:

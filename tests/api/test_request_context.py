@@ -125,11 +125,11 @@ def test_nothing_that_is_sent_can_write_a_log_line_of_its_own() -> None:
         httpx.post(f"{running.base_url}/embeddings", json={forged: forged, "input": forged})
         httpx.post(f"{running.base_url}/embeddings", json={"model": PLAIN, "input": forged})
         for sent in (
-            b"GET /livez HTTP/1.1\r\nHost: x\r\nx-request-id: a\n2026 forged\r\n\r\n",
-            b"GET /livez\n2026 forged HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"GET\n2026 forged /livez HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"GET /\x1b[31mforged HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"FORGED=1 /livez HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET /livez HTTP/1.1\r\nHost: localhost\r\nx-request-id: a\n2026 forged\r\n\r\n",
+            b"GET /livez\n2026 forged HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET\n2026 forged /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET /\x1b[31mforged HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"FORGED=1 /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
         ):
             answer(running, sent)
         running.stop()
@@ -264,7 +264,7 @@ async def test_an_unexpected_failure_is_a_500_in_the_one_shape_without_a_traceba
         raise RuntimeError("secret detail")
 
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         response = await client.get("/broken")
     assert response.status_code == 500
     assert "secret detail" not in response.text

@@ -6,7 +6,8 @@ import codecs
 
 import pytest
 
-from server.api.schemas import UTF8_PIECE_BYTES, EmbeddingRequest
+from server.api.outline import PIECE_BYTES
+from server.api.schemas import EmbeddingRequest
 from server.errors import InvalidRequest
 from server.inference.inputs import TextInputs
 
@@ -26,8 +27,8 @@ def complaint(body: bytes) -> str:
         (b"\x1f\x8b\x08\x00", 1, 0x8B),  # gzip that does not say so
         ('{"é": "'.encode() + b"\xe2\x82", 8, 0xE2),  # cut off inside a character
         (codecs.BOM_UTF8 + b"{\xfe}", 4, 0xFE),
-        (b'"' + b" " * UTF8_PIECE_BYTES + b'\x80"', UTF8_PIECE_BYTES + 1, 0x80),
-        (b" " * (UTF8_PIECE_BYTES - 1) + b"\xe2\x82 ", UTF8_PIECE_BYTES - 1, 0xE2),
+        (b'"' + b" " * PIECE_BYTES + b'\x80"', PIECE_BYTES + 1, 0x80),
+        (b" " * (PIECE_BYTES - 1) + b"\xe2\x82 ", PIECE_BYTES - 1, 0xE2),
     ],
 )
 def test_bytes_that_are_not_utf8_are_named_with_their_position(
@@ -39,7 +40,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_position(
 
 
 def test_a_character_that_two_pieces_share_is_no_mistake() -> None:
-    body = b'"' + b" " * (UTF8_PIECE_BYTES - 2) + "€".encode() + b" x"
+    body = b'"' + b" " * (PIECE_BYTES - 2) + "€".encode() + b" x"
     assert "not valid JSON" in complaint(body)
 
 

@@ -4,47 +4,103 @@ from __future__ import annotations
 
 import pytest
 
-from server.api.seats import UNCOUNTED_BODY_BYTES, Seats
-from server.errors import Overloaded
+from server.api import seats as seats_module
+from server.api.seats import SHORT_BYTES, Seats
+from server.errors import Overloaded, RequestTooLarge
 from server.settings import Settings
 
+MIB = 1024 * 1024
 
-def test_a_seat_is_free_again_also_after_an_error() -> None:
-    seats = Seats(1, max_bytes=0)
 
-    def fail() -> None:
-        with seats.take():
-            raise ZeroDivisionError
-
+def test_a_seat_that_is_given_back_is_free_again() -> None:
+    seats = Seats(1, max_bytes=MIB)
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError):
-            fail()
-    with seats.take(), pytest.raises(Overloaded, match="1 requests"):
-        seats.take()
-    with seats.take():
-        pass
+        seat = seats.take("a")
+        with pytest.raises(Overloaded, match="1 requests"):
+            seats.take("a")
+        seat.hold(MIB // 2)
+        seat.give_back()
 
 
-def test_bytes_beyond_a_small_part_of_each_body_are_counted_together() -> None:
+def test_what_all_hold_together_is_bounded() -> None:
     seats = Seats(9, max_bytes=100)
-    with seats.take() as one, seats.take() as other:
-        one.hold(UNCOUNTED_BODY_BYTES)
-        assert one.bytes == 0
-        one.hold(UNCOUNTED_BODY_BYTES + 60)
-        other.hold(UNCOUNTED_BODY_BYTES + 40)
-        with pytest.raises(Overloaded, match="100 bytes"):
-            other.hold(UNCOUNTED_BODY_BYTES + 41)
-        one.hold(UNCOUNTED_BODY_BYTES)  # a body does not shrink
-        assert (one.bytes, other.bytes) == (60, 40)
-    with seats.take() as third:
-        third.hold(UNCOUNTED_BODY_BYTES + 100)
+    one, other = seats.take("a"), seats.take("a")
+    one.hold(60)
+    other.hold(20)
+    with pytest.raises(Overloaded, match="60 bytes"):
+        other.hold(21)
+    one.hold(50)  # the body is gone, its texts are left
+    other.hold(30)
+    one.give_back()
+    seats.take("a").hold(50)
+    with pytest.raises(Overloaded):
+        seats.take("a").hold(1)
+
+
+def test_large_requests_leave_room_for_short_ones() -> None:
+    seats = Seats(9, max_bytes=10 * MIB)
+    seats.take("a").hold(4 * MIB)
+    large = seats.take("a")
+    with pytest.raises(Overloaded):
+        large.hold(3 * MIB)
+    for _ in range(4):
+        seats.take("a").hold(SHORT_BYTES)
+
+
+def test_a_key_leaves_seats_to_others() -> None:
+    seats = Seats(100, max_bytes=MIB)
+    for whose, most in (("a", 80), ("b", 16), ("c", 4)):
+        for _ in range(most):
+            last = seats.take(whose)
+        with pytest.raises(Overloaded, match="requests"):
+            seats.take(whose)
+    last.give_back()
+    seats.take("c")
+
+
+def test_a_key_leaves_memory_to_others() -> None:
+    seats = Seats(100, max_bytes=100)
+    for whose, most in (("a", 80), ("b", 16), ("c", 3)):
+        for _ in range(most):
+            seat = seats.take(whose)
+            seat.hold(1)
+        with pytest.raises(Overloaded, match="requests of"):
+            seat.hold(2)
+        seat.hold(0)
+        seat.hold(1)
+
+
+@pytest.mark.parametrize("seats", [1, 2, 3, 4])
+def test_where_there_are_few_seats_one_key_may_have_all(seats: int) -> None:
+    few = Seats(seats, max_bytes=MIB)
+    for _ in range(seats):
+        few.take("a")
+    with pytest.raises(Overloaded, match=f"{seats} requests are"):
+        few.take("b")
+
+
+def test_a_request_for_which_there_is_never_room_is_told_so() -> None:
+    seat = Seats(9, max_bytes=10 * MIB).take("a")
+    with pytest.raises(RequestTooLarge, match=f"{7 * MIB} bytes .* {6 * MIB}"):
+        seat.hold(7 * MIB)
+    seat.hold(6 * MIB)
+
+
+@pytest.mark.parametrize(("usable", "most"), [(512 * MIB, 128 * MIB), (None, 512 * MIB)])
+def test_a_quarter_of_the_memory_is_for_requests(
+    monkeypatch: pytest.MonkeyPatch, usable: int | None, most: int
+) -> None:
+    monkeypatch.setattr(seats_module, "usable_memory_bytes", lambda: usable)
+    assert Seats.of(Settings()).max_bytes == most
+    assert Seats.of(Settings(frontends=4)).max_bytes == most // 4
+    assert Seats.of(Settings(max_memory_bytes=16 * MIB)).max_bytes == 16 * MIB
 
 
 @pytest.mark.parametrize(("frontends", "seats"), [(None, 10), (3, 4), (8, 2)])
 def test_each_front_end_has_its_share(frontends: int | None, seats: int) -> None:
     settings = Settings(max_concurrent_requests=10, frontends=frontends)
     shared = Seats.of(settings)
-    taken = [shared.take() for _ in range(seats)]
+    taken = [shared.take(f"key {number}") for number in range(seats)]
     with pytest.raises(Overloaded):
-        shared.take()
+        shared.take("another")
     assert len(taken) == seats

@@ -162,6 +162,9 @@ class TestMeaning:
         assert table(both).text("Web-Search-Query") == "w: "
         assert table(both).text("search_query") == "q: "
 
+    def test_of_two_names_that_are_alike_another_spelling_means_the_first(self) -> None:
+        assert table({"STS": "", "sts": "t: "}).text("Sts") == "t: "
+
     def test_an_empty_prompt_is_known_and_means_the_bare_text(self) -> None:
         assert table({"query": "q: ", "STS": ""}).text("text-matching") == ""
         assert table({"document": "", "passage": "p: "}).text("document") == "p: "

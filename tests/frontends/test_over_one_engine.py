@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -364,14 +365,20 @@ async def test_a_model_is_loaded_when_asked_for_and_told_when_unloaded(
     split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_service, "SOUNDNESS_INTERVAL_S", 3600)  # the news come without it
-    split = await split_over(FakeBackend(), **OWN_IDS, lazy=True, unload_after_s=0.2)
+    backend = FakeBackend()
+    backend.turnstile = threading.Semaphore(0)
+    split = await split_over(backend, **OWN_IDS, lazy=True, unload_after_s=0.2)
     async with split.client as client:
         for _ in range(2):
             assert not split.told().loaded
-            assert (await post(client, asked(1, 2))).status_code == 200
+            backend.turnstile.release()  # for the pass of its load
+            answer = asyncio.create_task(post(client, asked(1, 2)))
+            await until(lambda: admitted(split) == 2)
             assert split.told().loaded
             with split.remote.request_for(PLAIN) as model:
                 assert model.loaded is not None
+            backend.turnstile.release()
+            assert (await answer).status_code == 200
             await until(lambda: not split.told().loaded)
             with split.remote.request_for(PLAIN) as model:
                 assert model.loaded is None

@@ -235,7 +235,9 @@ def test_a_client_that_leaves_takes_its_waiting_work_along(many: ServerProcess) 
     before = page(many).value("computed_tokens_total", model=PLAIN)
     host, port = many.url.removeprefix("http://").split(":")
     request = httpx.Request("POST", f"{many.base_url}/embeddings", json=LONG_WORK)
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(request.content)}"
+    head = (
+        f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(request.content)}"
+    )
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + request.content)
         wait_for(lambda: page(many).value("admitted_tokens", model=PLAIN) > 0, "its tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import socket
@@ -16,14 +17,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from server.http.protocol import MAX_HEAD_BYTES
+from server.http.protocol import MAX_HEAD_BYTES, MAX_UNWANTED_BYTES
 from tests.conftest import REPOSITORY
 from tests.server_process import ServerProcess
 
 pytestmark = pytest.mark.server
 
 BODY = b'{"model": "all-MiniLM-L6-v2", "input": "x"}'
-POST = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n"
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
 PLAIN = POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 OFFERING = POST + OFFER + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
@@ -120,7 +121,7 @@ def test_requests_in_pieces_are_read_whatever_they_offer(connection: Connection,
 
 def test_pipelined_requests_are_answered_in_order(connection: Connection) -> None:
     with connection:
-        connection.send(PLAIN + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + PLAIN)
+        connection.send(PLAIN + b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" + PLAIN)
         assert ok(connection)
         assert connection.answer() == (200, {"status": "alive"})
         assert ok(connection)
@@ -151,7 +152,7 @@ LONG = [b"x" * 1000] * (4 * MAX_HEAD_BYTES // 1000)
     "begin",
     [
         b"GET /",
-        b"GET /livez HTTP/1.1\r\nHost: x\r\nlong: ",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nlong: ",
         b"GET /livez HTTP/1.1\r\nlong",
         POST + b"Transfer-Encoding: chunked\r\n\r\n1; extension=",
         POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\ntrailer: ",
@@ -244,7 +245,7 @@ def test_a_body_that_was_answered_early_may_still_come(
     impatient: ServerProcess, offer: bytes
 ) -> None:
     with Connection(impatient) as connection:
-        connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\n", offer)
+        connection.send(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\n", offer)
         connection.send(b"Content-Length: %d\r\n\r\n" % 600_000)
         for _ in range(30):
             connection.send(b"x" * 20_000)
@@ -259,14 +260,31 @@ def test_a_body_that_was_answered_early_and_hardly_moves_is_not_waited_for(
     impatient: ServerProcess,
 ) -> None:
     with Connection(impatient) as connection:
-        connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n")
+        connection.send(
+            b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n"
+        )
         with pytest.raises(ConnectionError):
             drip(connection, b"x" * 50)
 
 
+@pytest.mark.parametrize("offer", [b"", OFFER], ids=["plain", "upgrade-offered"])
+def test_of_a_body_that_was_answered_early_only_so_much_is_read(
+    impatient: ServerProcess, offer: bytes
+) -> None:
+    sent = 0
+    with Connection(impatient) as connection:
+        connection.send(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\n", offer)
+        connection.send(b"Content-Length: %d\r\n\r\n" % 10**9)
+        with contextlib.suppress(ConnectionError):
+            while sent < 10**9:
+                connection.send(b"x" * 1_000_000)
+                sent += 1_000_000
+    assert MAX_UNWANTED_BYTES <= sent < MAX_UNWANTED_BYTES + 30_000_000  # what the kernel holds
+
+
 def test_who_does_not_read_answers_is_not_waited_for(impatient: ServerProcess) -> None:
     with Connection(impatient, receive_bytes=4096) as connection:
-        connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 400)
+        connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400)
         with pytest.raises(ConnectionError):
             drip(connection, b"\r\n" * 40)
 

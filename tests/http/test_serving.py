@@ -26,7 +26,7 @@ pytestmark = pytest.mark.server
 LONG_WORK = {"model": PLAIN, "input": ["word " * 250] * 60}
 
 
-STALLED_UPLOAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+STALLED_UPLOAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
 
 
 def connect(running: ServerProcess) -> socket.socket:
@@ -127,7 +127,7 @@ def test_a_slow_reader_gets_its_whole_answer_during_a_drain() -> None:
         body = json.dumps({"model": PLAIN, "input": ["x"] * 2048}).encode()
         with connect(running) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-            head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode() + body)
             answer = connection.recv(1000)
             running.process.send_signal(signal.SIGTERM)

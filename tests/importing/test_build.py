@@ -106,9 +106,9 @@ def test_a_model_of_own_code_is_the_publishers_graph_and_nothing_else(
 @pytest.mark.parametrize(
     ("wished", "graph", "hint"),
     [
-        ("own", True, "; --graph published takes the publisher's graph"),
-        ("own", False, ""),
-        (None, False, ""),
+        ("own", True, "--graph published takes the publisher's graph"),
+        ("own", False, "only an ONNX graph of the publisher's could be imported"),
+        (None, False, "only an ONNX graph of the publisher's could be imported"),
     ],
 )
 def test_a_model_of_own_code_is_refused_where_a_graph_would_have_to_be_made(
@@ -119,7 +119,7 @@ def test_a_model_of_own_code_is_refused_where_a_graph_would_have_to_be_made(
         monkeypatch.setattr(packages, "is_installed", lambda package, known=torch: known)
         with pytest.raises(ImportRefused) as refused:
             makes_own_graph(there, Wishes(graph=wished))
-        assert refused.value.message == f"folder: {OTHER}{hint}"
+        assert refused.value.message == f"folder: {OTHER}; {hint}"
 
 
 def test_every_file_is_pinned_by_its_path_in_the_folder(tmp_path: Path) -> None:

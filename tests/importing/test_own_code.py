@@ -162,7 +162,7 @@ def test_stretched_positions_are_known_up_to_the_length_of_the_training(tmp_path
     assert found.startswith(
         "config.json says rotary_scaling_factor = 2 for texts of more than 2048"
     )
-    assert found.endswith("max_seq_length in sentence_bert_config.json may say 2048")
+    assert found.endswith("would leave out (--max-input-tokens 2048 has them cut)")
     own = stretched | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}
     assert why(tmp_path, "nomic_bert", longest=8192, **own) is None
 

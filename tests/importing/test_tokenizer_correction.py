@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from server.errors import ImportRefused
 from server.importing.tokenizer_correction import correct
@@ -109,6 +110,28 @@ def test_a_prefix_space_that_only_transformers_default_denies_is_a_guess(tmp_pat
     settings = settings_of(tmp_path, "roberta")
     with pytest.raises(ImportRefused, match="begins a text as behind a blank, RobertaTokenizer"):
         correct(byte_pairs(add_prefix_space=True), settings, "mean", lambda line: None)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("kind", ["normaliser", "pre-tokenizer"])
+def test_a_llamas_blank_in_front_is_seen_however_it_gets_there(
+    tmp_path: Path, kind: str, begins: bool
+) -> None:
+    vocabulary = {"<s>": 0, "</s>": 1, "a": 2, "▁": 3, "▁a": 4}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "a")]))
+    if kind == "normaliser":  # as Llama 2's and Mistral's files
+        steps = [normalizers.Prepend("▁")] if begins else []
+        tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    else:
+        scheme = "first" if begins else "never"
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    assert tokenizer.encode("a").ids == [4 if begins else 2]
+    own: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
+    settings = settings_of(tmp_path, "mistral", **own, add_prefix_space=begins)
+    assert not correct(tokenizer, settings, "mean", lambda line: None)
+    settings = settings_of(tmp_path, "mistral", **own, add_prefix_space=not begins)
+    with pytest.raises(ImportRefused, match="LlamaTokenizer with add_prefix_space = "):
+        correct(tokenizer, settings, "mean", lambda line: None)
 
 
 def test_tokens_that_only_another_file_adds_are_added(tmp_path: Path) -> None:

@@ -111,6 +111,10 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+async def count_tasks(engine: Engine) -> int:
+    return len(asyncio.all_tasks())
+
+
 class TestVectors:
     def test_the_example_of_the_docstring_does_what_it_says(
         self, monkeypatch: pytest.MonkeyPatch
@@ -375,6 +379,7 @@ class TestTheEnd:
     def test_ctrl_c_takes_the_waiting_texts_with_it_and_the_next_call_is_computed(
         self, fake: Embedder, backend: FakeBackend
     ) -> None:
+        at_rest = fake.begin(count_tasks).result()
         backend.gate.clear()
 
         def interrupt() -> None:
@@ -387,8 +392,7 @@ class TestTheEnd:
             with pytest.raises(KeyboardInterrupt):
                 fake.embed(["a b c d e f g h"] * 1000)
             interrupter.join()
-        # The engine's thread hears of it a moment later.
-        fake.begin(lambda engine: asyncio.sleep(0.05)).result()
+        wait_until(lambda: fake.begin(count_tasks).result() == at_rest)  # the engine heard
         backend.gate.set()
         assert len(fake.embed(["a"])) == 1
         assert len(backend.shapes) < 10

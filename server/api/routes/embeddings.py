@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from server.access.keys import Scope
 from server.api.pipeline import Pipeline
 from server.api.plain_route import PlainRoute, described
-from server.api.schemas import EmbeddingRequest, embeddings_json
+from server.api.schemas import EmbeddingRequest, answer_bytes, embeddings_json
 from server.inference.vector_form import VectorForm
 
 # Rotating, cutting and writing this many vectors takes longer than the way to a thread and back.
@@ -23,6 +23,9 @@ async def create_embeddings(request: Request) -> Response:
         asked = await pipeline.read(EmbeddingRequest)
         async with pipeline.use_model(asked.model, asked.input_type) as model:
             form = VectorForm.of(model.card, asked.dimensions)
+            encoding = asked.encoding_format or "float"
+            size = answer_bytes(model.card, len(asked.input), form.dimensions, encoding)
+            pipeline.hold_answer(size)
             reading = pipeline.plan_reading(
                 model, asked.input, input_type=asked.input_type, truncate=asked.truncate
             )
@@ -36,7 +39,7 @@ async def create_embeddings(request: Request) -> Response:
                     form.shape(vectors, admitted.rotation),
                     model=model.card.name,
                     num_tokens=admitted.record.num_tokens,
-                    encoding_format=asked.encoding_format or "float",
+                    encoding_format=encoding,
                 )
 
             is_large = len(vectors) >= THREAD_FROM_VECTORS

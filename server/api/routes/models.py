@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Request
 
@@ -28,6 +29,6 @@ async def list_models(request: Request) -> dict[str, Any]:
 async def retrieve_model(model_id: str, request: Request) -> dict[str, Any]:
     """One model by its name or an alias; names may contain slashes."""
     key = RequestRecord.of(request.scope).require_key(Scope.MODELS)
-    card = services_of(request).models.registry.resolve(model_id)
+    card = services_of(request).models.registry.resolve(unquote(model_id))
     key.check_model(card.name, card.aliases)
     return model_object(card)

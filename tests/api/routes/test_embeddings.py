@@ -234,8 +234,7 @@ def test_a_million_unknown_fields_are_one_refusal(
     before = server.resident_bytes()
     body = {"model": PLAIN, "input": "", **{f"field{n}": n for n in range(300_000)}}
     error = refusal(http.post("/v1/embeddings", json=body))
-    assert error["message"].startswith("Unrecognized request arguments supplied: field0, field1, ")
-    assert len(error["message"]) < 300
+    assert error["message"] == "Unrecognized request argument supplied: field0"
     assert server.resident_bytes() - before < 300e6  # an error object a field took 1 GB
 
 
@@ -263,7 +262,8 @@ def test_an_unknown_model_is_not_found(http: httpx.Client) -> None:
         (b'{"model": "\xff", "input": "x"}', "not valid UTF-8: byte 11 is 0xff"),
         (b'{"model": "m", "input": "\\ud800"}', "not valid JSON"),
         (b'{"model": "m", "input": NaN}', "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
+        (b"[" * 10_000, "not valid JSON"),
+        (b'{"input": ' + b"[" * 100_000, "not valid JSON"),
         (b"[]", "must be a JSON object, not a list"),
         (b'"text"', "must be a JSON object, not a string"),
         (b"null", "must be a JSON object, not null"),
@@ -428,7 +428,7 @@ def test_a_client_that_leaves_takes_its_waiting_work_with_it() -> None:
             return page.value(name, model=PLAIN)
 
         body = json.dumps({"model": PLAIN, "input": ["word " * 250] * 200}).encode()
-        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         host, port = own.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as leaving:
             leaving.sendall(head.encode() + body)

@@ -26,7 +26,7 @@ def unstarted() -> FastAPI:
 @pytest.fixture
 async def client(unstarted: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(unstarted)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
 
 

@@ -1,0 +1,121 @@
+"""Bodies that would become much more than they are: what each costs a server, as a table.
+
+    python -m scripts.prove.bodies            # bodies of 32 MiB, a minute
+    python -m scripts.prove.bodies --mib 4
+
+Starts a server of its own on loopback and ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+
+from tests.server_process import ServerProcess
+
+MODEL = b"all-MiniLM-L6-v2"
+BEGIN = b'{"model":"%s","input":' % MODEL
+LIST, TEXT = (BEGIN + b"[", b"]}"), (BEGIN + b'"', b'"}')
+# Name: what is in front, what is repeated, what is behind.
+BODIES: dict[str, tuple[bytes, bytes, bytes]] = {
+    "empty lists": (LIST[0], b"[],", b"[]" + LIST[1]),
+    "lists in lists": (LIST[0], b"[[[[[]]]]],", b"[]" + LIST[1]),
+    "objects": (LIST[0], b"{},", b"{}" + LIST[1]),
+    "ids of one digit": (LIST[0], b"1,", b"1" + LIST[1]),
+    "ids of four digits": (LIST[0], b"1000,", b"1" + LIST[1]),
+    "lists of two ids": (LIST[0], b"[1,2],", b"[1]" + LIST[1]),
+    "texts of two letters": (LIST[0], b'"ab",', b'"a"' + LIST[1]),
+    "a text, then numbers": (LIST[0] + b'"a",', b"1,", b"1" + LIST[1]),
+    "an unknown field": (b'{"x":[', b"[],", b"[]]}"),
+    "a model of lists": (b'{"input":"a","model":[', b"[],", b"[]]}"),
+    "an input that is said twice": (LIST[0], b"[],", b'[]],"input":"a"}'),
+    "many fields": (b"{", b'"":1,', b'"model":"m"}'),
+    "a list as a whole": (b"[", b"[],", b"[]]"),
+    "a list that does not end": (LIST[0], b"[],", b"]"),
+    "one text": (TEXT[0], b"a", TEXT[1]),
+    "a text with one emoji": (TEXT[0], b"a", "😀".encode() + TEXT[1]),
+    "a text of escapes": (TEXT[0], b"\\u0041", TEXT[1]),
+}
+
+
+@dataclass
+class Cost:
+    """What one body cost."""
+
+    name: str
+    status: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0  # more resident memory than before
+    silences_s: list[float] = field(default_factory=list)  # how long /livez took, each time
+
+
+def body_of(name: str, num_bytes: int) -> bytes:
+    """The body of this name, as long as it may be."""
+    front, unit, behind = BODIES[name]
+    return front + unit * ((num_bytes - len(front) - len(behind)) // len(unit)) + behind
+
+
+@contextmanager
+def watched(server: ServerProcess, cost: Cost) -> Iterator[None]:
+    """Look at memory and /livez until the context ends."""
+    over = threading.Event()
+    before = server.resident_bytes()
+
+    def look_at_memory() -> None:
+        while not over.wait(0.003):
+            cost.peak_bytes = max(cost.peak_bytes, server.resident_bytes() - before)
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            while not over.wait(0.01):
+                begun_s = time.perf_counter()
+                client.get("/livez")
+                cost.silences_s.append(time.perf_counter() - begun_s)
+
+    watchers = [threading.Thread(target=target) for target in (look_at_memory, ask)]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for watcher in watchers:
+            watcher.join()
+
+
+def attack(server: ServerProcess, num_bytes: int) -> Iterator[Cost]:
+    """Send every body, one after the other."""
+    for name in BODIES:
+        cost, body = Cost(name), body_of(name, num_bytes)
+        with watched(server, cost), httpx.Client(base_url=server.url, timeout=120) as client:
+            begun_s = time.perf_counter()
+            answer = client.post("/v1/embeddings", content=body)
+            cost.seconds, cost.status = time.perf_counter() - begun_s, answer.status_code
+        yield cost
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--mib", type=int, default=32, help="size of each body")
+    num_bytes = parser.parse_args().mib * 1024 * 1024
+    print("| body | answer | seconds | memory, MB | longest silence of /livez, ms |")
+    print("|---|---|---|---|---|")
+    with ServerProcess("--model", MODEL.decode()) as server:
+        for cost in attack(server, num_bytes):
+            silence_ms = 1000 * max(cost.silences_s, default=0.0)
+            print(
+                f"| {cost.name} | {cost.status} | {cost.seconds:.2f} | "
+                f"{cost.peak_bytes / 1e6:.0f} | {silence_ms:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

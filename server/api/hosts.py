@@ -1,0 +1,55 @@
+"""For which names the server answers, so that no foreign web page reaches it by a name of its own.
+
+A page in a browser may let its own name point to 127.0.0.1 (DNS rebinding) and then ask a server
+that asks for no key. Pure; any thread may call.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from server.errors import InvalidRequest, UntrustedHost
+from server.settings import is_loopback
+
+_HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:@/\s]+))(?::\d*)?")
+
+
+class HostRule:
+    """Which `Host` a request may name.
+
+    Args:
+        trusted: patterns as `*.example.com`; empty: all, but for a server that asks for no key and
+            listens on this machine alone: there, this machine's own names.
+    """
+
+    def __init__(self, trusted: Sequence[str], *, listens_locally: bool) -> None:
+        self._trusted = tuple(pattern.lower() for pattern in trusted)
+        self._listens_locally = listens_locally
+
+    def check(self, scope: Scope, headers: Headers, *, asks_for_keys: bool) -> None:
+        """Look at a request's head.
+
+        Raises:
+            InvalidRequest: it names no host, or several.
+            UntrustedHost: one for which this server does not answer.
+        """
+        named = headers.getlist("host")
+        if not named and scope["http_version"] == "1.0":  # some probes of balancers
+            return
+        found = _HOST.fullmatch(named[0]) if len(named) == 1 else None
+        if found is None:
+            raise InvalidRequest("The request must have exactly one Host header, with a host.")
+        host = (found["six"] or found["name"]).lower()
+        if self._trusted:
+            trusted = any(fnmatch.fnmatchcase(host, pattern) for pattern in self._trusted)
+        elif self._listens_locally and not asks_for_keys:
+            trusted = host == "localhost" or host.endswith(".localhost") or is_loopback(host)
+        else:
+            return
+        if not trusted:
+            raise UntrustedHost(host)
