@@ -81,7 +81,9 @@ def test_a_model_without_a_witness_is_told_and_an_error_if_it_was_named(models_d
     card = read_card(models_dir / PLAIN, models_dir)
     (models_dir / PLAIN / "card.toml").unlink()
     write_card(card.changed(torch=None), models_dir / PLAIN)
-    reason = f"{PLAIN}: no witness without config.json and safetensors weights"
+    reason = (
+        f"{PLAIN}: no witness: its card has no [torch] table, which names config.json and weights"
+    )
     outcome = verify(models_dir)
     assert outcome.exit_code == 0
     assert outcome.stdout.splitlines()[1] == reason

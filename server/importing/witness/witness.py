@@ -154,4 +154,4 @@ def lack_of(architecture: str) -> str:
     """Why a folder or card has no witness, for a line."""
     if architecture not in FAMILIES:
         return f"no witness for {architecture}"
-    return "no witness without config.json and safetensors weights"
+    return "no witness: its card has no [torch] table, which names config.json and weights"

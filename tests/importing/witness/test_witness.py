@@ -205,6 +205,9 @@ def test_a_card_has_a_witness_where_it_has_the_weights(plain_card: Card) -> None
     (vector,) = witness.embed([np.array([101, 7592, 102])])
     assert np.linalg.norm(vector) == pytest.approx(1)
     assert Witness.of_card(plain_card.changed(torch=None)) is None
-    assert lack_of("bert") == "no witness without config.json and safetensors weights"
+    assert (
+        lack_of("bert")
+        == "no witness: its card has no [torch] table, which names config.json and weights"
+    )
     assert Witness.of_card(plain_card.changed(architecture="longformer")) is None
     assert lack_of("longformer") == "no witness for longformer"
