@@ -9,6 +9,7 @@ compute the same. Pure functions of files; any thread may call.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,24 @@ KNOWN: Mapping[str, KnownCode] = {
 # Any other value than that of all of them is told in silence: "alibi", "relative_key", "rotary".
 _POSITIONS = {"gte": ("rope",), "esm": ("absolute", "rotary")}
 _ONLY_POSITIONS = (None, "absolute")
+# What stands behind an architecture's name in transformers' classes: BertModel, BertForMaskedLM,
+# BertLMHeadModel, T5EncoderModel, T5WithLMHeadModel, MarianMTModel, Gemma3TextModel, FunnelBaseModel.
+_CLASS_END = (
+    r"(text)?(base|question|context)?(encoder|decoder|mt)?"
+    r"((withlmhead|lmhead|doubleheads|pretrained)?model(withlmhead)?|for[a-z]\w*)?"
+)
+# Its model types whose classes have another name (its MODEL_MAPPING_NAMES).
+_NAMED_OTHERWISE = {
+    "gpt-sw3": "gpt2",
+    "hunyuan_v1_dense": "hunyuandensev1",
+    "hunyuan_v1_moe": "hunyuanmoev1",
+    "internlm3": "llama",
+    "iquestcoder": "llama",
+}
+# Classes of others that are transformers' own, but for the pooling.
+_PLAIN_CLASSES = {
+    "bert": ("Contriever",),  # facebookresearch/contriever, src/contriever.py: BertModel, mean pooled
+}
 
 
 def why_not_stock(path: Path, config: Mapping[str, Any], max_input_tokens: int) -> str | None:
@@ -100,6 +119,13 @@ def why_not_stock(path: Path, config: Mapping[str, Any], max_input_tokens: int) 
         return (
             f"its own code ({', '.join(dict.fromkeys(strange))}) would have to be run, which is "
             f"never done; {model_type} of transformers without it is another model"
+        )
+    strange = _foreign_classes(model_type, config)
+    if strange:
+        return (
+            f"config.json says model_type {model_type}, but its architectures name "
+            f"{', '.join(strange)}, which is no class of transformers' {model_type}; where the "
+            "model's card says that it is one all the same, take that name away"
         )
     for key, values in ({} if known is None else known.only).items():
         if key in config and config[key] not in values:
@@ -153,6 +179,28 @@ def _references(file: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
             raise ImportRefused(f"{file}: auto_map must name classes")
         found += [(auto_class, one) for one in several if one]
     return sorted(found)
+
+
+def _foreign_classes(model_type: str, config: Mapping[str, Any]) -> list[str]:
+    """Classes in `architectures` that are not those of `model_type`, by the name that both share.
+
+    Weights may fit all the same: RoBERTa's fit BERT, whose positions begin elsewhere.
+    """
+    named = config.get("architectures")
+    plain = _PLAIN_CLASSES.get(model_type, ())
+    own = _bare(_NAMED_OTHERWISE.get(model_type, model_type))
+    own = own.removesuffix("model").removesuffix("text")
+    return [
+        one
+        for one in (named if isinstance(named, list) else [])
+        if isinstance(one, str)
+        and one not in plain
+        and not re.fullmatch(own + _CLASS_END, _bare(one))
+    ]
+
+
+def _bare(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def _files(path: Path, patterns: tuple[str, ...]) -> list[str]:
