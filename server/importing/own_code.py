@@ -92,7 +92,9 @@ _NAMED_OTHERWISE = {
 }
 # Classes of others that are transformers' own, but for the pooling.
 _PLAIN_CLASSES = {
-    "bert": ("Contriever",),  # facebookresearch/contriever, src/contriever.py: BertModel, mean pooled
+    "bert": (
+        "Contriever",
+    ),  # facebookresearch/contriever, src/contriever.py: BertModel, mean pooled
 }
 
 
