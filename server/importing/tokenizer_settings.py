@@ -102,6 +102,10 @@ _BY_ARCHITECTURE = {
 }
 # For a few architectures transformers 5 takes tokenizer.json whatever class is named.
 _ALWAYS_BARE = frozenset({"modernbert"})
+_SPECIAL_TOKENS = tuple(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
+_MORE_SPECIAL_TOKENS = ("additional_special_tokens", "extra_special_tokens")  # a list, or by name
 # What a call of the tokenizer may be told without another vector for a text.
 _HARMLESS_CALL_SETTINGS = frozenset(
     {"padding", "pad_to_multiple_of", "return_tensors", "truncation", "return_attention_mask"}
@@ -134,6 +138,16 @@ class TokenizerSettings:
     def token(self, name: str) -> str | None:
         """How a special token such as `eos_token` is written; None if the folder names none."""
         return _content(self.values.get(name))
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """All that the folder names; transformers finds each in a text before it is split."""
+        found = [self.token(name) for name in _SPECIAL_TOKENS]
+        for name in _MORE_SPECIAL_TOKENS:
+            listed = self.values.get(name) or ()
+            several = list(listed.values()) if isinstance(listed, dict) else listed
+            found += map(_content, several if isinstance(several, list) else ())
+        return tuple(dict.fromkeys(token for token in found if token))
 
 
 def read_settings(path: Path, config: Mapping[str, Any]) -> TokenizerSettings:
