@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from server.errors import ImportRefused
-from server.importing.folder import ModelFolder
+from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.head import WEIGHTS_FILE, DenseLayer
 from server.importing.json_files import read_json
 from server.importing.weight_files import INDEX_FILE, find_transformer_weights
@@ -21,6 +21,9 @@ from server.inference.safetensors_header import HeaderEntry, NotSafetensors, rea
 from server.inference.tensor_account import UNUSED_HARMLESS, is_harmless, listed
 
 _WEIGHTS = frozenset({"F64", "F32", "F16", "BF16"})  # types of numbers that weights can have
+# What config.json counts that a class makes at once; each layer has tensors of its own.
+_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_labels")
+_NEVER_TOO_MANY = 1000  # a second's work
 _INTEGERS = {"I64": "<i8", "I32": "<i4"}
 _POSITIONS = "position_ids"  # a buffer of older checkpoints; classes of today count themselves
 
@@ -36,12 +39,25 @@ def check_files(folder: ModelFolder) -> None:
             _check_index(folder)
         for layer in folder.head.dense:
             _check_dense(folder, layer)
+        _check_counts(folder)
         for file in folder.weights:
             _check_numbers(folder.architecture, folder.path / file)
     except NotSafetensors as error:
         raise ImportRefused(str(error)) from None
     except OSError as error:
         raise ImportRefused(f"{error.filename}: {error.strerror}") from None
+
+
+def _check_counts(folder: ModelFolder) -> None:
+    """A class with as many layers as a config says may take hours and all memory to make."""
+    tensors = sum(len(read_header(folder.path / file)) for file in folder.transformer_weights)
+    for key in _COUNTS:
+        said = folder.config.get(key)
+        if isinstance(said, int | float) and said > max(tensors, _NEVER_TOO_MANY):
+            raise ImportRefused(
+                f"{folder.transformer_path / CONFIG_FILE}: {key} is {said:,}, and the files hold "
+                f"{tensors:,} tensors"
+            )
 
 
 def _check_index(folder: ModelFolder) -> None:

@@ -72,8 +72,8 @@ def _add_tokens(tokenizer: RustTokenizer, settings: TokenizerSettings) -> list[s
     tokenizer.json may lack them, have them for words of the vocabulary alone, or find them in
     another way.
     """
-    lines = []
-    lacking, found_otherwise = [], []
+    lacking: list[str] = []
+    found_otherwise: list[str] = []
     there = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     for number, fields in sorted(settings.added.items()):
         token = str(fields["content"])
@@ -94,6 +94,7 @@ def _add_tokens(tokenizer: RustTokenizer, settings: TokenizerSettings) -> list[s
             continue
         lacking.append(token)
         tokenizer.add_special_tokens([token])
+    lines = []
     if lacking:
         lines.append(
             f"{TOKENIZER_FILE} lacks tokens that were added to the tokenizer; added: "

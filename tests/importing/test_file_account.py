@@ -150,3 +150,9 @@ def test_a_buffer_of_positions_must_count(
     check_files(read_folder(folder))
     save_file({"a": VECTOR, name: counting + dtype(2)}, folder / FIRST)
     assert f"{name} does not count 0, 1, 2" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "num_labels"])
+def test_more_layers_than_tensors_are_refused_before_they_are_made(folder: Path, key: str) -> None:
+    change_json(folder / "config.json", **{key: 10_000_000})
+    assert f"config.json: {key} is 10,000,000, and the files hold 3 tensors" in refusal(folder)
