@@ -10,7 +10,7 @@ compute the same. Pure functions of files; any thread may call.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,12 @@ _ONLY_POSITIONS = (None, "absolute")
 _CLASS_END = (
     r"(text)?(base|question|context)?(encoder|decoder|mt)?"
     r"((withlmhead|lmhead|doubleheads|pretrained)?model(withlmhead)?|for[a-z]\w*)?"
+)
+# Names of one setting in transformers' architectures; a class leaves out those of others unread.
+_SPELLINGS = (
+    ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rms_norm_eps"),
+    ("hidden_act", "hidden_activation", "activation_function", "activation"),
+    ("num_attention_heads", "n_heads", "n_head", "num_heads"),
 )
 # Its model types whose classes have another name (its MODEL_MAPPING_NAMES).
 _NAMED_OTHERWISE = {
@@ -158,7 +164,7 @@ def check_tokenizer_code(file: Path) -> None:
 
 
 def renamed_settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """What the config says under a name that transformers' class does not read.
+    """What the config says under a name that transformers' class does not read, if it is known to be.
 
     Yields:
         The name, the class's own, with a dot before a key inside it, and the value.
@@ -167,6 +173,26 @@ def renamed_settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]
     for theirs, ours in ({} if known is None else known.renamed).items():
         if config.get(theirs) is not None:
             yield theirs, ours, config[theirs]
+
+
+def misspelt_settings(
+    config: Mapping[str, Any], read: Collection[str]
+) -> Iterator[tuple[str, str, Any]]:
+    """What the config says as another architecture spells it, and not as its own class does.
+
+    Args:
+        read: names that transformers' class for it reads.
+
+    Yields:
+        The name, the class's own, and the value.
+    """
+    for spellings in _SPELLINGS:
+        own = [name for name in spellings if name in read]
+        if any(name in config for name in own):
+            continue
+        for theirs in spellings:
+            if own and config.get(theirs) is not None:
+                yield theirs, own[0], config[theirs]
 
 
 def _references(file: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ImportRefused
-from server.importing.folder import CONFIG_FILE, SENTENCE_BERT_FILE, TOKENIZER_CONFIG_FILE
+from server.importing.folder import CONFIG_FILE, TOKENIZER_CONFIG_FILE, sentence_bert_file
 from server.importing.json_files import read_json_if_there
 
 TOKENS_FILE = "special_tokens_map.json"
@@ -201,7 +201,7 @@ def _loading_settings(path: Path) -> dict[str, Any]:
     Raises:
         ImportRefused: it would not read a text as it is.
     """
-    file = path / SENTENCE_BERT_FILE
+    file = sentence_bert_file(path)
     content = read_json_if_there(file)
     modalities = content.get("modality_config")
     if isinstance(modalities, dict) and "message" in modalities:
