@@ -203,27 +203,45 @@ def _loading_settings(path: Path) -> dict[str, Any]:
     """
     file = sentence_bert_file(path)
     content = read_json_if_there(file)
+    _refuse_other_texts(file, content)
+    found: dict[str, Any] = {}
+    for name in ("tokenizer_args", "processor_kwargs"):  # the older name and the newer one
+        passed = _by_name(file, name, content.get(name))
+        most, cut = passed.get("model_max_length"), content.get("max_seq_length")
+        if isinstance(most, int | float) and not (isinstance(cut, int) and cut <= most):
+            raise ImportRefused(f"{file}: {name} has model_max_length; say it in max_seq_length")
+        found |= passed
+    return found
+
+
+def _refuse_other_texts(file: Path, content: Mapping[str, Any]) -> None:
+    """What sentence-transformers would do to a text or to the config, and is not done here."""
     modalities = content.get("modality_config")
     if isinstance(modalities, dict) and "message" in modalities:
         raise ImportRefused(
             f"{file}: modality_config has `message`: texts go through a chat template, which is "
             "not supported"
         )
+    calls = _by_name(file, "processing_kwargs", content.get("processing_kwargs"))
     for kind in ("common", "text"):
-        calls = content.get("processing_kwargs") or {}
-        told = calls.get(kind) or {} if isinstance(calls, dict) else {}
-        for name in told:
+        for name in _by_name(file, f"processing_kwargs.{kind}", calls.get(kind)):
             if name not in _HARMLESS_CALL_SETTINGS:
                 raise ImportRefused(f"{file}: processing_kwargs has {name}, which is not supported")
+    for name in ("config_args", "config_kwargs"):  # the older name and the newer one
+        changes = _by_name(file, name, content.get(name)).keys() - {"trust_remote_code"}
+        if changes:
+            raise ImportRefused(
+                f"{file}: {name} changes {', '.join(sorted(changes))} of {CONFIG_FILE} "
+                "when it is loaded, which is not supported; change it there"
+            )
     if content.get("query_expansion"):
         raise ImportRefused(f"{file}: query_expansion is not supported")
-    found: dict[str, Any] = {}
-    for name in ("tokenizer_args", "processor_kwargs"):  # the older name and the newer one
-        passed = content.get(name) or {}
-        if not isinstance(passed, dict):
-            raise ImportRefused(f"{file}: {name} must be settings by name")
-        found |= passed
-    return found
+
+
+def _by_name(file: Path, name: str, settings: object) -> dict[str, Any]:
+    if not isinstance(settings, dict | None):
+        raise ImportRefused(f"{file}: {name} must be settings by name")
+    return settings or {}
 
 
 def _refuse_impossible(path: Path, values: Mapping[str, Any]) -> None:

@@ -95,10 +95,12 @@ def test_the_longest_input_and_lower_case_are_told_with_the_file_that_says_them(
 
 def test_the_older_names_of_sentence_transformers_file_are_read(tmp_path: Path) -> None:
     """The name is the architecture's in folders from before sentence-transformers 2.0."""
-    older = {"sentence_roberta_config": {"max_seq_length": 40, "do_lower_case": True}}
+    older: dict[str, dict[str, object]] = {
+        "sentence_roberta_config": {"max_seq_length": 40, "do_lower_case": True}
+    }
     assert describe(tmp_path, **older) == [
         "longest input: 40 tokens (sentence_roberta_config.json)",
         "lower case: every text, before the tokenizer (sentence_roberta_config.json)",
     ]
-    newer = {"sentence_bert_config": {"max_seq_length": 50}}
+    newer: dict[str, dict[str, object]] = {"sentence_bert_config": {"max_seq_length": 50}}
     assert "longest input: 50 tokens (sentence_bert_config.json)" in describe(tmp_path, **newer)
