@@ -28,7 +28,7 @@ ARCTIC = {
     "AutoModel": "modeling_hf_alibaba_nlp_gte.GteModel",
 }
 # As nomic-embed-text-v1.5 was published before transformers knew its class.
-NOMIC_SETTINGS = {
+NOMIC_SETTINGS: dict[str, Any] = {
     "activation_function": "swiglu",
     "causal": False,
     "max_trained_positions": 2048,
@@ -109,7 +109,7 @@ def test_known_code_is_replaced_by_transformers_own_class(tmp_path: Path) -> Non
 
 def test_the_arctic_of_the_gte_architecture_is_known(tmp_path: Path) -> None:
     files = ("modeling_hf_alibaba_nlp_gte.py", "configuration_hf_alibaba_nlp_gte.py")
-    settings = {
+    settings: dict[str, Any] = {
         "layer_norm_type": "layer_norm",
         "logn_attention_scale": False,
         "position_embedding_type": "rope",
