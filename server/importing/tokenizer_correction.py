@@ -83,9 +83,10 @@ def _add_tokens(tokenizer: RustTokenizer, settings: TokenizerSettings) -> list[s
             tokenizer.add_tokens([added])
         known = tokenizer.token_to_id(token)
         if known != number:
+            would = "would be " if token in lacking else ""
             raise ImportRefused(
                 f"{settings.path}: the token {token!r} is {number} in {TOKENIZER_CONFIG_FILE} or "
-                f"added_tokens.json, but {known} in {TOKENIZER_FILE}"
+                f"added_tokens.json, but {would}{known} in {TOKENIZER_FILE}"
             )
     added_by_number = {str(fields["content"]) for fields in settings.added.values()}
     for token in settings.special_tokens:
