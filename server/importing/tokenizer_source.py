@@ -61,8 +61,10 @@ def check_numbers(path: Path, tokenizer: RustTokenizer, what: str) -> None:
         ImportRefused: they do not belong together; names the first word.
     """
     file = vocabulary_file(path)
+    if file is None:
+        return
     numbers = tokenizer.get_vocab(with_added_tokens=True)
-    for token, number in {} if file is None else read_numbers(path / file).items():
+    for token, number in read_numbers(path / file).items():
         if numbers.get(token, number) != number:
             raise ImportRefused(
                 f"{path / file}: {token!r} is {number} there, but {numbers[token]} in {what}; get "
