@@ -63,6 +63,7 @@ length or type, never a whole secret. This module knows nothing of the HTTP fram
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -553,7 +554,13 @@ class ModelLoadError(StartupError):
 
 
 class ImportRefused(StartupError):
-    """A folder cannot become a model that computes what its publisher meant."""
+    """A folder cannot become a model that computes what its publisher meant.
+
+    The message is one line, whatever the folder's files hold that it tells.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", message))
 
 
 class UnknownArithmetic(ImportRefused):

@@ -362,3 +362,9 @@ def test_of_a_foreign_error_one_line_is_said(said: str, line: str) -> None:
     assert first_line(RuntimeError(said), unsaid="nothing") == line.replace(
         "RuntimeError", "nothing"
     )
+
+
+def test_a_refused_import_is_one_line_whatever_it_names() -> None:
+    assert (
+        str(errors.ImportRefused("folder: type a\nb\x1b[2Jc\u2028d")) == "folder: type a b [2Jc d"
+    )
