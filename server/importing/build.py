@@ -124,8 +124,8 @@ def _write_graph(
         graph, share = export_graph(folder)
         (made / GRAPH_FILE).write_bytes(graph)
         report(
-            f"graph: {len(graph):,} bytes; weights: {share.outside} tensors, "
-            f"{share.outside_bytes:,} bytes, stay in {', '.join(folder.weights)}"
+            f"graph: {len(graph):,} bytes; {share.outside_bytes:,} bytes of weights stay in "
+            f"{', '.join(folder.weights)}"
         )
         return
     if folder.head.dense:
