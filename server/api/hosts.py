@@ -16,7 +16,11 @@ from starlette.types import Scope
 from server.errors import InvalidRequest, UntrustedHost
 from server.settings import is_loopback
 
-_HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:@/\s]+))(?::\d*)?")
+# A name may end in a dot, and an address of IPv6 name an interface (RFC 6874); both say the same
+# without. Blanks around the value are none of it (RFC 9110, 5.5), which httptools leaves behind.
+_HOST = re.compile(
+    r"[ \t]*(?:\[(?P<six>[0-9A-Fa-f:.]+)(?:%[\w.~%-]+)?\]|(?P<name>[^\[\]:@/\s]+?)\.?)(?::\d*)?[ \t]*"
+)
 
 
 class HostRule:
