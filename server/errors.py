@@ -23,7 +23,6 @@
         UrlNotFound               404  invalid_request_error, unknown_url
         ModelNotFound             404  invalid_request_error, model_not_found
         MethodNotAllowed          405  invalid_request_error, method_not_allowed
-        BodyTooSlow               408  invalid_request_error, body_too_slow
         BodyTooLarge              413  invalid_request_error, body_too_large
         RequestTooLarge           413  invalid_request_error, request_too_large
         UnsupportedContentEncoding  415  invalid_request_error, unsupported_content_encoding
@@ -35,6 +34,7 @@
           ModelFailing                 model_failing
           Overloaded                   server_overloaded
           RequestTimedOut              request_timeout
+          BodyTooSlow                  body_too_slow
           StorageUnavailable           storage_unavailable
           Draining                     server_draining
       StartupError                the command stops with one line and exit code 2
@@ -351,19 +351,6 @@ class MethodNotAllowed(ApiError):
         return {"Allow": self.allow}
 
 
-class BodyTooSlow(ApiError):
-    """The request body comes so slowly that it would hold a place of others."""
-
-    status = 408
-    type = "invalid_request_error"
-    code = "body_too_slow"
-
-    def __init__(self, min_bytes_per_s: int) -> None:
-        super().__init__(
-            f"The request body came more slowly than {min_bytes_per_s} bytes a second."
-        )
-
-
 class BodyTooLarge(ApiError):
     """The request body is larger than `max_body_bytes`."""
 
@@ -498,6 +485,18 @@ class RequestTimedOut(Unavailable):
     def __init__(self, request_timeout_s: float) -> None:
         super().__init__(
             f"The request took longer than this server's limit of {request_timeout_s:g} s.",
+            retry_after_s=5,
+        )
+
+
+class BodyTooSlow(Unavailable):
+    """The request body comes so slowly that it would hold a place of others."""
+
+    code = "body_too_slow"
+
+    def __init__(self, min_bytes_per_s: int) -> None:
+        super().__init__(
+            f"The request body came more slowly than {min_bytes_per_s} bytes a second.",
             retry_after_s=5,
         )
 

@@ -18,6 +18,7 @@ from server.errors import (
     ApiKeyRevoked,
     AuthenticationFailed,
     BodyTooLarge,
+    BodyTooSlow,
     BudgetSpent,
     ContextLengthExceeded,
     Draining,
@@ -39,6 +40,7 @@ from server.errors import (
     RateLimitExceeded,
     RequestAboveTokenLimit,
     RequestTimedOut,
+    RequestTooLarge,
     ScopeMissing,
     StartupError,
     StorageUnavailable,
@@ -47,6 +49,7 @@ from server.errors import (
     Unavailable,
     UnrecognizedArgument,
     UnsupportedContentEncoding,
+    UntrustedHost,
     UrlNotFound,
     first_line,
 )
@@ -121,6 +124,9 @@ EXAMPLES: dict[
         (405, "method_not_allowed", None),
     ),
     BodyTooLarge: (lambda: BodyTooLarge(1024), (413, "body_too_large", None)),
+    RequestTooLarge: (lambda: RequestTooLarge(2048, 1024), (413, "request_too_large", None)),
+    BodyTooSlow: (lambda: BodyTooSlow(1024), (503, "body_too_slow", None)),
+    UntrustedHost: (lambda: UntrustedHost("evil.example"), (400, "untrusted_host", None)),
     UnsupportedContentEncoding: (
         lambda: UnsupportedContentEncoding("br", ("gzip", "identity")),
         (415, "unsupported_content_encoding", "content-encoding"),

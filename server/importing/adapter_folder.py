@@ -97,7 +97,10 @@ def whole_folder(
         else:
             tell([Told("base of the adapter", str(base.path), base.source)], report)
             _make_whole(path, base.path, whole, report)
-        yield whole
+        try:
+            yield whole
+        except ImportRefused as error:  # this folder is gone when a person reads of it
+            raise ImportRefused(error.message.replace(str(whole), str(path))) from error
 
 
 def _is_merged(place: Path) -> bool:

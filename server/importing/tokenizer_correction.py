@@ -81,9 +81,10 @@ def _add_tokens(tokenizer: RustTokenizer, settings: TokenizerSettings) -> list[s
             lacking.append(token)
             known = tokenizer.token_to_id(token)
         if known != number:
+            would = "would be " if token in lacking else ""
             raise ImportRefused(
                 f"{settings.path}: the token {token!r} is {number} in {TOKENIZER_CONFIG_FILE} or "
-                f"added_tokens.json, but {known} in {TOKENIZER_FILE}"
+                f"added_tokens.json, but {would}{known} in {TOKENIZER_FILE}"
             )
     if not lacking:
         return []

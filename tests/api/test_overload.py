@@ -449,7 +449,7 @@ async def test_a_body_that_hardly_moves_is_given_up(
 
     async with client_of(app) as client:
         answer = await client.post(EMBEDDINGS, content=trickle())
-        assert answer.status_code == 408
+        assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "body_too_slow"
         assert (await ask(client, QUERY)).status_code == 200
 

@@ -128,6 +128,15 @@ def test_of_an_adapter_that_was_merged_the_weights_count(tmp_path: Path, base: P
     ]
 
 
+def test_a_refusal_names_the_folder_that_a_person_knows(tmp_path: Path, base: Path) -> None:
+    path = adapter(tmp_path / "tuned", base_model_name_or_path="base")
+    with (
+        pytest.raises(ImportRefused, match=f"^{path}/config\\.json: wrong$"),
+        whole_folder(path, find_base(path, None), tmp_path / "models", print) as whole,
+    ):
+        raise ImportRefused(f"{whole / 'config.json'}: wrong")
+
+
 def test_a_folder_without_an_adapter_stays_as_it_is(tmp_path: Path, base: Path) -> None:
     with whole_folder(base, None, tmp_path / "models", print) as whole:
         assert whole == base

@@ -38,6 +38,7 @@ ROBERTA = {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_i
         (ROBERTA, None, 512, 512, "config.json"),
         ({**ROBERTA, "pad_token_id": 0}, None, None, 513, "config.json"),
         ({"model_type": "mpnet", "max_position_embeddings": 514}, None, None, 512, "config.json"),
+        ({**ROBERTA, "model_type": "mpnet", "pad_token_id": 5}, None, None, 512, "config.json"),
         ({"model_type": "t5"}, None, 512, 512, "tokenizer_config.json"),
     ],
 )

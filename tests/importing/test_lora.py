@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from server.errors import ImportRefused
 from server.importing.lora import merge_lora, read_lora
+from server.inference.safetensors_header import read_header
 
 DRAW = np.random.default_rng(0)
 WEIGHT = DRAW.normal(size=(6, 4)).astype(np.float32)
@@ -95,6 +96,17 @@ def test_weights_in_bfloat16_are_widened_before_anything_is_added(tmp_path: Path
     np.testing.assert_allclose(load_file(into)[f"{LAYER}.weight"], expected, atol=1e-5)
 
 
+def test_each_number_lies_at_a_multiple_of_its_size(tmp_path: Path) -> None:
+    """What maps the file into memory wants it so; three bytes come before the floats by name."""
+    folder = adapter(tmp_path)
+    flags = np.array([True, False, True])
+    save_file({"a": flags, f"{LAYER}.weight": WEIGHT}, folder / "base.safetensors")
+    merge_lora(folder, ["base.safetensors"], "bert", read_lora(folder), folder / "merged")
+    entries = read_header(folder / "merged")
+    assert entries[f"{LAYER}.weight"].begin % 4 == 0
+    np.testing.assert_array_equal(load_file(folder / "merged")["a"], flags)
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -148,5 +160,11 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         merged(wide)
     with pytest.raises(ImportRefused, match=r"the base has no weight; it was trained on another"):
         merged(adapter(tmp_path / "prefix"), prefix="other_")
+    two = adapter(tmp_path / "two")
+    save_file({f"{at}.{LAYER}.weight": WEIGHT for at in ("a", "b")}, two / "base.safetensors")
+    with pytest.raises(
+        ImportRefused, match=rf"the base has a\.{LAYER}\.weight, b\.{LAYER}\.weight"
+    ):
+        merge_lora(two, ["base.safetensors"], "bert", read_lora(two), two / "merged.safetensors")
     with pytest.raises(ImportRefused, match=r"layers of gpt2 are kept the other way round"):
         merged(adapter(tmp_path / "gpt"), model_type="gpt2")
