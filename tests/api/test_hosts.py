@@ -6,7 +6,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from server.api.hosts import HostRule
-from server.errors import InvalidRequest, UntrustedHost
+from server.errors import InvalidRequest, SettingError, UntrustedHost
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.fakes import FakeBackend
 
@@ -59,6 +59,26 @@ def test_trusted_hosts_are_the_only_ones() -> None:
     for host in ("example.com", "inner", "localhost"):
         with pytest.raises(UntrustedHost):
             check(host, trusted=trusted, keys=True, local=False)
+
+
+@pytest.mark.parametrize(
+    ("trusted", "host"),
+    [
+        *(("::1", "[::1]:80"), ("[::1]", "[::1]"), ("[FE80::1%eth0]", "[fe80::1%25eth1]")),
+        *(("10.0.0.1", "10.0.0.1:1"), ("a.example:8000", "a.example"), ("a.example.", "a.example")),
+    ],
+)
+def test_a_trusted_host_may_be_said_as_addresses_say_it(trusted: str, host: str) -> None:
+    check(host, trusted=(trusted,))
+    for other in ("b.example", "1", "[::2]"):
+        with pytest.raises(UntrustedHost):
+            check(other, trusted=(trusted,))
+
+
+@pytest.mark.parametrize("pattern", ["", "http://a.example", "a b", "a/b", "[::1"])
+def test_a_trusted_host_that_is_none_is_told_at_the_start(pattern: str) -> None:
+    with pytest.raises(SettingError, match="trusted_host"):
+        check("localhost", trusted=(pattern,))
 
 
 @pytest.mark.parametrize(
