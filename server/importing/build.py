@@ -24,6 +24,7 @@ from server.importing.published_graph import choose_graph, files_of_graph
 from server.importing.refusing import refusing
 from server.importing.tokenizer_correction import correct
 from server.importing.tokenizer_settings import read_settings
+from server.importing.tokenizer_source import check_numbers
 from server.importing.whole_files import refuse_broken_file
 from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
@@ -173,6 +174,7 @@ def _write_tokenizer(folder: ModelFolder, made: Path, report: Callable[[str], No
             tokenizer = RustTokenizer.from_file(str(source))
         except Exception as error:  # the library raises bare Exception
             raise ImportRefused(f"{source}: {error}") from error
+        check_numbers(source.parent, tokenizer, TOKENIZER_FILE)
     else:
         from server.importing.torch_tokenizer import make_tokenizer
 
