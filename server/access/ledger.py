@@ -69,7 +69,8 @@ class Ledger:
         self._most_unwritten = most_unwritten
         self._most_users = most_users
         self._users_day = ""
-        self._users: defaultdict[str, set[str]] = defaultdict(set)  # of that day, by key
+        # Of that day, by key; hashes, since names may be long. Two that are alike count as one user.
+        self._users: defaultdict[str, set[int]] = defaultdict(set)
         self._lock = threading.Lock()
         self._unwritten: defaultdict[Account, _Used] = defaultdict(_Used)
         self._writing: defaultdict[Account, _Used] = defaultdict(_Used)
@@ -133,13 +134,13 @@ class Ledger:
             self._users_day = day
             self._users.clear()
         users = self._users[key.id]
-        if not user or user in users:
+        if not user or hash(user) in users:
             return user
         if len(users) < self._most_users:
-            users.add(user)
+            users.add(hash(user))
             return user
-        if OTHER_USERS not in users:
-            users.add(OTHER_USERS)
+        if hash(OTHER_USERS) not in users:
+            users.add(hash(OTHER_USERS))
             log.warning(
                 "key %s has named %d users today; more are counted together as %s",
                 key.id, self._most_users, OTHER_USERS,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from server.api.content_encoding import Decoder, content_encoding
 from server.api.seats import Seat
@@ -24,21 +25,34 @@ async def read_body(request: Request, max_body_bytes: int, seat: Seat) -> bytear
         InvalidRequest: it is not what its `Content-Encoding` says.
         BodyTooSlow: it comes more slowly than MIN_BYTES_PER_S.
         RequestTooLarge, Overloaded: it takes too much of the memory for all requests together.
+        ClientDisconnect: the client left before its end.
     """
-    begun_s = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout_at(begun_s + PATIENCE_S) as patience:
-            return await _read(request, _paced(request, patience), max_body_bytes, seat)
+        async with asyncio.timeout(None) as patience:
+            return await _read(request, _parts(request, patience), max_body_bytes, seat)
     except TimeoutError:
         raise BodyTooSlow(MIN_BYTES_PER_S) from None
 
 
-async def _paced(request: Request, patience: asyncio.Timeout) -> AsyncIterator[bytes]:
+async def _parts(request: Request, patience: asyncio.Timeout) -> AsyncIterator[bytes]:
     """The body's parts; each gives its client more time for the next."""
-    async for part in request.stream():
-        deadline_s = patience.when()
-        assert deadline_s is not None
-        patience.reschedule(deadline_s + len(part) / MIN_BYTES_PER_S)
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + PATIENCE_S
+    # Not before the loop's turn ends: most bodies are there already, and a timer costs more than
+    # reading one.
+    first_wait = loop.call_soon(patience.reschedule, deadline_s)
+    more = True
+    while more:
+        try:
+            message = await request.receive()
+        finally:
+            first_wait.cancel()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part, more = message.get("body", b""), message.get("more_body", False)
+        if more:
+            deadline_s += len(part) / MIN_BYTES_PER_S
+            patience.reschedule(deadline_s)
         yield part
 
 

@@ -26,6 +26,7 @@ from server.errors import InvalidRequest, TooManyTokens, UnrecognizedArgument
 MAX_INPUTS = 2048
 MAX_FIELD_BYTES = 64 * 1024  # of any field but `input`
 PIECE_BYTES = 64 * 1024
+_BLANKS = b" \t\r\n"  # of JSON
 _ID_BYTES = 40  # of a token id: a Python int and its place in a list
 _TEXT_BYTES = 80  # of an empty text and its place in a list
 _MALFORMED = re.compile(r"JSON is malformed: (?P<what>.*) \(byte (?P<byte>\d+)\)")
@@ -35,6 +36,7 @@ _JSON_NAMES = {
     "array": "a list", "str": "a string", "int": "an integer", "float": "a number",
     "bool": "a boolean", "null": "null",
 }  # fmt: skip
+_ANYTHING = msgspec.json.Decoder(Raw)
 # An array of at most so many values, none of which is made.
 _ELEMENTS = msgspec.json.Decoder(
     msgspec.defstruct(
@@ -69,11 +71,13 @@ class Outline:
         """
         check_utf8(body)
         mark_bytes = len(codecs.BOM_UTF8) if body.startswith(codecs.BOM_UTF8) else 0
-        names = tuple(known)
+        names, content = tuple(known), memoryview(body)[mark_bytes:]
         try:
-            found = _decoder(names).decode(memoryview(body)[mark_bytes:])
-        except msgspec.ValidationError as error:
-            raise _of_another_shape(str(error)) from None
+            try:
+                found = _decoder(names).decode(content)
+            except msgspec.ValidationError as error:  # told if the rest is JSON, as of a small body
+                _ANYTHING.decode(content)
+                raise _of_another_shape(str(error)) from None
         except (msgspec.DecodeError, RecursionError) as error:
             raise _not_json(error, mark_bytes) from None
         given = {name: getattr(found, name) for name in names}
@@ -84,8 +88,8 @@ class Outline:
                     f"Invalid value for '{name}': {name} must have at most {MAX_FIELD_BYTES} bytes.",
                     param=name,
                 )
-        content = memoryview(fields["input"]) if "input" in fields else memoryview(b"null")
-        return cls(fields, _input_bytes(content, max_request_tokens))
+        inputs = memoryview(fields["input"]) if "input" in fields else memoryview(b"null")
+        return cls(fields, _input_bytes(inputs, max_request_tokens))
 
     def read(self) -> dict[str, Any]:
         """The fields as objects.
@@ -161,7 +165,7 @@ def _input_bytes(content: memoryview, max_request_tokens: int) -> int:
         raise wrong_input("input", rule)
     if kind != b"[":
         return _text_bytes(content)
-    start = bytes(content[1:PIECE_BYTES]).lstrip(b" \t\r\n")[:1]
+    start = next(filter(None, (piece.lstrip(_BLANKS) for piece in _pieces(content[1:]))))[:1]
     if start.isdigit() or start == b"-":
         num_ids = _count_ids(content, "input")
         _check_total(num_ids, "input", max_request_tokens)

@@ -101,7 +101,11 @@ def makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
         choose_graph(folder.path, folder.graphs)
         return False
     if not folder.weights:
-        raise ImportRefused(f"{folder.path}: has no safetensors file to make a graph from")
+        none = "" if folder.graphs else ", and no ONNX graph"
+        raise ImportRefused(
+            f"{folder.path}: has no safetensors file to make a graph from{none}; fetch the publisher's "
+            "whole folder"
+        )
     if not torch_is_there:
         raise ImportRefused(
             f"{folder.path}: {'' if folder.graphs else 'has no ONNX graph, and '}making one needs torch: "
@@ -118,13 +122,17 @@ def _write_graph(
         from server.importing.torch_export import check_tensors, export_graph
 
         check_tensors(folder)
+        report(
+            f"tensors: all that {folder.architecture} wants are there, and none is left over but those "
+            "that no embedding uses"
+        )
         _copy(folder.path, made, folder.weights)
         report(f"making the graph ({folder.architecture}); this takes from seconds to minutes")
         graph, share = export_graph(folder)
         (made / GRAPH_FILE).write_bytes(graph)
         report(
-            f"graph: {len(graph):,} bytes; weights: {share.outside} tensors, "
-            f"{share.outside_bytes:,} bytes, stay in {', '.join(folder.weights)}"
+            f"graph: {len(graph):,} bytes; {share.outside_bytes:,} bytes of weights stay in "
+            f"{', '.join(folder.weights)}"
         )
         return
     if folder.head.dense:

@@ -150,22 +150,23 @@ def _follow_case_settings(
         strip_accents=settings.flag("strip_accents"),
         handle_chinese_chars=settings.flag("tokenize_chinese_chars") is not False,
     )
-    differing = []
+    differing, instead = [], []
     for probe in _PROBES:
         does = own.normalize_str(probe) if own else probe
         should = wanted.normalize_str(probe)
         if does != should:
-            differing.append(f"{does!r} of {probe!r}, not {should!r}")
+            differing.append(f"{does!r} of {probe!r}")
+            instead.append(repr(should))
     if not differing:
         return []
     what = (
-        f"{TOKENIZER_FILE} makes {' and '.join(differing)} as {name} with the settings of "
-        f"{TOKENIZER_CONFIG_FILE}"
+        f"{TOKENIZER_FILE} makes {' and '.join(differing)}, but {name} by {TOKENIZER_CONFIG_FILE} "
+        f"makes {' and '.join(instead)}"
     )
     if not isinstance(own, BertNormalizer) or not _all_said(own, wanted, settings):
         raise ImportRefused(
-            f"{settings.path}: {what}; say there in do_lower_case, strip_accents and "
-            "tokenize_chinese_chars how the model was trained"
+            f"{settings.path}: {what}; say in do_lower_case, strip_accents and tokenize_chinese_chars "
+            f"of {TOKENIZER_CONFIG_FILE} how the model was trained"
         )
     tokenizer.normalizer = wanted
     return [f"{what}; corrected to what the settings say"]

@@ -6,7 +6,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from server.api.hosts import HostRule
-from server.errors import InvalidRequest, UntrustedHost
+from server.errors import InvalidRequest, SettingError, UntrustedHost
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.fakes import FakeBackend
 
@@ -22,7 +22,11 @@ def check(
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "LOCALHOST:8000", "app.localhost", "127.0.0.1:8000", "127.1.2.3", "[::1]:80"],
+    [
+        *("localhost", "LOCALHOST:8000", "app.localhost", "127.0.0.1:8000", "127.1.2.3"),
+        *("localhost:", "localhost.", "localhost.:8000", " localhost\t"),
+        *("[::1]", "[::1]:80", "[::1%25lo]:80", "[::ffff:127.0.0.1]"),
+    ],
 )
 def test_a_keyless_server_of_this_machine_answers_for_its_names(host: str) -> None:
     check(host)
@@ -30,7 +34,15 @@ def test_a_keyless_server_of_this_machine_answers_for_its_names(host: str) -> No
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", "0"],
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "10.0.0.1",
+        "[::2]",
+        "0",
+        "evil.localhost.example.",
+    ],
 )
 def test_it_answers_for_no_other_to_which_a_page_may_let_its_name_point(host: str) -> None:
     with pytest.raises(UntrustedHost, match="--trusted-host"):
@@ -42,7 +54,7 @@ def test_it_answers_for_no_other_to_which_a_page_may_let_its_name_point(host: st
 
 def test_trusted_hosts_are_the_only_ones() -> None:
     trusted = ("Embeddings.example.com", "*.inner")
-    for host in ("embeddings.example.com:443", "a.b.inner"):
+    for host in ("embeddings.example.com:443", "a.b.inner", "a.inner."):
         check(host, trusted=trusted, keys=True, local=False)
     for host in ("example.com", "inner", "localhost"):
         with pytest.raises(UntrustedHost):
@@ -50,7 +62,31 @@ def test_trusted_hosts_are_the_only_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "hosts", [(), ("a", "a"), ("localhost", "evil"), ("",), ("a b",), ("u@localhost",), ("a/b",)]
+    ("trusted", "host"),
+    [
+        *(("::1", "[::1]:80"), ("[::1]", "[::1]"), ("[FE80::1%eth0]", "[fe80::1%25eth1]")),
+        *(("10.0.0.1", "10.0.0.1:1"), ("a.example:8000", "a.example"), ("a.example.", "a.example")),
+    ],
+)
+def test_a_trusted_host_may_be_said_as_addresses_say_it(trusted: str, host: str) -> None:
+    check(host, trusted=(trusted,))
+    for other in ("b.example", "1", "[::2]"):
+        with pytest.raises(UntrustedHost):
+            check(other, trusted=(trusted,))
+
+
+@pytest.mark.parametrize("pattern", ["", "http://a.example", "a b", "a/b", "[::1"])
+def test_a_trusted_host_that_is_none_is_told_at_the_start(pattern: str) -> None:
+    with pytest.raises(SettingError, match="trusted_host"):
+        check("localhost", trusted=(pattern,))
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        *((), ("a", "a"), ("localhost", "evil"), ("",), ("a b",), ("u@localhost",)),
+        *(("a/b",), ("a:b",), ("[::1",), ("::1",), ("[::1%]",), ("[::1]x",)),
+    ],
 )
 def test_no_host_two_or_none_that_is_one_is_refused(hosts: tuple[str, ...]) -> None:
     with pytest.raises(InvalidRequest, match="exactly one Host"):
