@@ -365,10 +365,9 @@ def test_of_a_foreign_error_one_line_is_said(said: str, line: str) -> None:
 
 
 def test_a_refused_import_is_one_line_whatever_it_names() -> None:
-    assert (
-        str(errors.ImportRefused("folder: type a\nb\x1b[2Jc\u2028d")) == "folder: type a b [2Jc d"
+    refused = errors.ImportRefused("folder: type a\nb\x1b[2Jc\u2028d")
+    assert str(refused) == "folder: type a b [2Jc d"
     assert len(str(errors.ImportRefused("a" * 10**6))) == 4001
-    )
 
 
 @pytest.mark.parametrize(
