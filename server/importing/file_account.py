@@ -56,7 +56,7 @@ def _check_counts(folder: ModelFolder) -> None:
         if isinstance(said, int | float) and said > max(tensors, _NEVER_TOO_MANY):
             raise ImportRefused(
                 f"{folder.transformer_path / CONFIG_FILE}: {key} is {said:,}, and the files hold "
-                f"{tensors:,} tensors"
+                f"{tensors:,} tensors; one of them is another model's, so get the publisher's files anew"
             )
 
 

@@ -148,10 +148,11 @@ def own_module(folder: Path) -> None:
     (folder / MODULES).write_text(json.dumps(modules))
 
 
-def without_normalize(folder: Path) -> None:
-    """The last module is gone."""
+def two_of_one_name(folder: Path) -> None:
+    """All modules have the first one's name."""
     modules = json.loads((folder / MODULES).read_text())
-    (folder / MODULES).write_text(json.dumps(modules[:-1]))
+    named = [module | {"name": modules[0]["name"]} for module in modules]
+    (folder / MODULES).write_text(json.dumps(named))
 
 
 def no_end_token(folder: Path) -> None:
@@ -245,6 +246,13 @@ CHECKED: dict[str, Checked] = {
     "a tensor of another shape": but(
         added(**{f"{QUERY}.bias".replace(".", "__"): np.ones(2 * DIM, "f4")})
     ),
+    "weights as integers": but(
+        added(**{f"{QUERY}.bias".replace(".", "__"): np.ones(DIM, "i1")})
+    ),
+    "`position_ids` that do not count": but(
+        added(embeddings__position_ids=np.arange(64)[None] + 1)
+    ),
+    "more layers than tensors": but(said("config.json", num_hidden_layers=100_000)),
     "a number that is NaN": but(
         added(**{f"{QUERY}.bias".replace(".", "__"): np.full(DIM, np.nan, "f4")})
     ),
@@ -264,6 +272,13 @@ CHECKED: dict[str, Checked] = {
     "a setting that the class leaves out (ALiBi)": but(
         said("config.json", position_embedding_type="alibi")
     ),
+    "another architecture's class": but(said("config.json", architectures=["RobertaModel"])),
+    "a setting in another architecture's spelling": but(
+        said("config.json", layer_norm_eps=None, norm_eps=1e-5)
+    ),
+    "settings that change `config.json`": but(
+        said("sentence_bert_config.json", config_kwargs={"hidden_act": "relu"})
+    ),
     "`auto_map` names nomic's code": but(
         said("config.json", auto_map={"AutoModel": NOMIC}), architecture="nomic_bert"
     ),
@@ -276,6 +291,7 @@ CHECKED: dict[str, Checked] = {
     "`--pooling` beside a `modules.json`": but(pooling="cls"),
     "max pooling": but(said("1_Pooling/config.json", pooling_mode="max")),
     "another pooling than the table has": but(name="bge-small-en-v1.5"),
+    "two modules of one name": but(two_of_one_name),
     "dense layers without a `modules.json`": but(
         NO_HEAD, text("2_Dense/config.json", "{}"), name="my-model"
     ),
@@ -301,6 +317,7 @@ CHECKED: dict[str, Checked] = {
     "`vocab.txt` in place of `tokenizer.json`": but(
         only_vocabulary, said(TOKENIZER, tokenizer_class="BertTokenizer", do_lower_case=False)
     ),
+    "`vocab.txt` with other numbers": but(text("vocab.txt", "[UNK]\n[PAD]\n")),
     "texts cut at their beginning": but(truncated_left),
     "an added token of another number": but(
         said(TOKENIZER, added_tokens_decoder={"7": {"content": "[MASK]", "special": True}})
