@@ -7,12 +7,24 @@ functions of files; any thread may call.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _LENGTH_BYTES = 8
+_BITS = {
+    "F64": 64,
+    "I64": 64,
+    "F32": 32,
+    "I32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "I16": 16,
+    "I8": 8,
+    "U8": 8,
+}
 
 
 class NotSafetensors(ValueError):
@@ -33,7 +45,7 @@ def read_header(file: Path) -> dict[str, HeaderEntry]:
     """The tensors of a file by their names, in the order of the header.
 
     Raises:
-        NotSafetensors: it is none, is cut off, or names a tensor twice.
+        NotSafetensors: it is none, is cut off, or names a tensor twice or at a wrong place.
         OSError: it cannot be read.
     """
     size = file.stat().st_size
@@ -48,7 +60,22 @@ def read_header(file: Path) -> dict[str, HeaderEntry]:
         raise NotSafetensors(f"{file}: not a safetensors file: {error}") from None
     if any(entry.end > size for entry in entries.values()):
         raise NotSafetensors(f"{file}: not a safetensors file: it is cut off")
+    strange = _misplaced(entries, start)
+    if strange is not None:
+        raise NotSafetensors(f"{file}: not a safetensors file: {strange} lies at a wrong place")
     return entries
+
+
+def _misplaced(entries: Mapping[str, HeaderEntry], start: int) -> str | None:
+    """A tensor that overlaps another, leaves a gap before it, or is not as large as its shape."""
+    end = start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        numbers = math.prod(entry.shape)
+        size = _BITS.get(entry.dtype, 0) * numbers // 8 if numbers else 0
+        if entry.begin != end or entry.end < end or size not in (0, entry.end - entry.begin):
+            return name
+        end = entry.end
+    return None
 
 
 def read_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:

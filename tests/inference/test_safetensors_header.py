@@ -55,6 +55,37 @@ def test_a_header_that_is_none_is_refused_by_its_path(
         read_header(file)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape", "offsets"),
+    [
+        ("F32", [1], [4, 8]),  # a gap before it
+        ("F32", [1], [2, 6]),
+        ("F32", [2], [0, 4]),
+        ("BF16", [2], [0, 8]),
+        ("F32", [1], [4, 0]),
+    ],
+)
+def test_a_tensor_that_lies_elsewhere_than_the_format_says_is_refused(
+    tmp_path: Path, dtype: str, shape: list[int], offsets: list[int]
+) -> None:
+    """Read from there it would be other numbers."""
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    header = json.dumps({"a": entry}).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    with pytest.raises(NotSafetensors, match=r"model\.safetensors: .*a lies at a wrong place"):
+        read_header(file)
+
+
+def test_two_tensors_of_one_place_are_refused(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"a": entry, "b": entry}).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(NotSafetensors, match="b lies at a wrong place"):
+        read_header(file)
+
+
 @pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 8, b"\xff" * 9])
 def test_a_file_that_is_too_short_for_a_header_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
