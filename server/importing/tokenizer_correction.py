@@ -72,29 +72,34 @@ def _add_tokens(tokenizer: RustTokenizer, settings: TokenizerSettings) -> list[s
     tokenizer.json may lack them, have them for words of the vocabulary alone, or find them in
     another way.
     """
-    lacking: list[str] = []
-    found_otherwise: list[str] = []
     there = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-    for number, fields in sorted(settings.added.items()):
-        token = str(fields["content"])
-        added = _added_token(fields)
-        if not _is_found_as(there.get(token), added, fields):
-            (lacking if token not in there else found_otherwise).append(token)
-            tokenizer.add_tokens([added])
-        known = tokenizer.token_to_id(token)
+    listed = [(number, _added_token(fields)) for number, fields in sorted(settings.added.items())]
+    changed = [
+        token
+        for number, token in listed
+        if not _is_found_as(there.get(token.content), token, settings.added[number])
+    ]
+    tokenizer.add_tokens(changed)  # at once: each call looks at all tokens
+    lacking = [token.content for token in changed if token.content not in there]
+    found_otherwise = [token.content for token in changed if token.content in there]
+    for number, token in listed:
+        known = tokenizer.token_to_id(token.content)
         if known != number:
-            would = "would be " if token in lacking else ""
+            would = "would be " if token.content in lacking else ""
             raise ImportRefused(
-                f"{settings.path}: the token {token!r} is {number} in {TOKENIZER_CONFIG_FILE} or "
-                f"added_tokens.json, but {would}{known} in {TOKENIZER_FILE}"
+                f"{settings.path}: the token {token.content!r} is {number} in "
+                f"{TOKENIZER_CONFIG_FILE} or added_tokens.json, but {would}{known} in "
+                f"{TOKENIZER_FILE}"
             )
-    added_by_number = {str(fields["content"]) for fields in settings.added.values()}
-    for token in settings.special_tokens:
-        # One that the vocabulary lacks would get a number for which the weights have no vector.
-        if token in there or token in added_by_number or tokenizer.token_to_id(token) is None:
-            continue
-        lacking.append(token)
-        tokenizer.add_special_tokens([token])
+    known_now = there.keys() | {token.content for _, token in listed}
+    # One that the vocabulary lacks would get a number for which the weights have no vector.
+    more = [
+        token
+        for token in settings.special_tokens
+        if token not in known_now and tokenizer.token_to_id(token) is not None
+    ]
+    tokenizer.add_special_tokens(more)
+    lacking += more
     lines = []
     if lacking:
         lines.append(

@@ -100,7 +100,9 @@ def check_tensors(folder: ModelFolder) -> None:
         raise ImportRefused(str(error)) from None
     except Exception as error:  # a config can be wrong in any way
         reason = f"{type(error).__name__}: {first_line(error, unsaid='')}"
-        raise ImportRefused(f"{folder.transformer_path / CONFIG_FILE}: {reason}") from error
+        raise ImportRefused(
+            f"{folder.transformer_path / CONFIG_FILE}: transformers makes no model of it: {reason}"
+        ) from error
 
 
 def check_architecture(folder: ModelFolder) -> None:

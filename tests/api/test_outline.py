@@ -45,7 +45,11 @@ ids = st.lists(st.integers(0, 2**40), max_size=20)
 @given(
     fields=st.fixed_dictionaries(
         {"input": texts | st.lists(texts) | ids | st.lists(ids)},
-        optional={"model": texts, "dimensions": st.integers(), "user": st.none() | texts},
+        optional={
+            "model": texts,
+            "dimensions": st.integers(-(2**63), 2**64 - 1),
+            "user": st.none() | texts,
+        },
     ),
     escaped=st.booleans(),
     indented=st.booleans(),

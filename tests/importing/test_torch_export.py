@@ -73,6 +73,6 @@ def test_a_setting_in_another_architectures_spelling_is_refused_unless_its_own_i
 def test_a_config_that_the_class_cannot_read_is_refused_in_one_line(nomic: Path) -> None:
     change_json(nomic / "config.json", **THEIRS | {"num_attention_heads": "four"})
     folder = read_folder(nomic)
-    with pytest.raises(ImportRefused, match=r"config\.json: \w+: ") as refused:
+    said = r"config\.json: transformers makes no model of it: \w+: .*num_attention_heads.*'four'"
+    with pytest.raises(ImportRefused, match=said):
         check_tensors(folder)
-    assert "\n" not in refused.value.message
