@@ -63,12 +63,14 @@ length or type, never a whole secret. This module knows nothing of the HTTP fram
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
 from server.program.command_lines import install_command
 
 MAX_RETRY_AFTER_S = 60
+_MOST_CHARS = 4000  # of a refused import's line; a folder's files hold values of any length
 
 
 class EmbeddingServerError(Exception):
@@ -553,7 +555,14 @@ class ModelLoadError(StartupError):
 
 
 class ImportRefused(StartupError):
-    """A folder cannot become a model that computes what its publisher meant."""
+    """A folder cannot become a model that computes what its publisher meant.
+
+    The message is one line, whatever the folder's files hold that it tells.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", message)
+        super().__init__(line if len(line) <= _MOST_CHARS else f"{line[:_MOST_CHARS]}…")
 
 
 class UnknownArithmetic(ImportRefused):
@@ -632,7 +641,8 @@ def first_line(error: BaseException, *, unsaid: str | None = None) -> str:
     """
     lines = str(error).strip().splitlines()
     if lines:
-        return lines[0]
+        goes_on = lines[0].endswith(":") and len(lines) > 1
+        return f"{lines[0]} {lines[1].strip()}" if goes_on else lines[0]
     return type(error).__name__ if unsaid is None else unsaid
 
 

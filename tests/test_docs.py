@@ -140,7 +140,16 @@ def lines_of(page: str) -> Iterator[str]:
         if language == "sh":
             yield from code.replace("\\\n", " ").splitlines()
     prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
-    yield from re.findall(r"`([^`\n]+)`", prose)
+    yield from filter(is_shells, re.findall(r"`([^`\n]+)`", prose))
+
+
+def is_shells(line: str) -> bool:
+    """Whether a shell could read it; a message with an apostrophe is none of its lines."""
+    try:
+        shlex.split(line)
+    except ValueError:
+        return False
+    return True
 
 
 def commands_of(line: str) -> Iterator[list[str]]:

@@ -362,3 +362,22 @@ def test_of_a_foreign_error_one_line_is_said(said: str, line: str) -> None:
     assert first_line(RuntimeError(said), unsaid="nothing") == line.replace(
         "RuntimeError", "nothing"
     )
+
+
+def test_a_refused_import_is_one_line_whatever_it_names() -> None:
+    refused = errors.ImportRefused("folder: type a\nb\x1b[2Jc\u2028d")
+    assert str(refused) == "folder: type a b [2Jc d"
+    assert len(str(errors.ImportRefused("a" * 10**6))) == 4001
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("no\nand why", "no"),
+        ("Validation error for field 'a':\n    TypeError: expected int\n more",
+         "Validation error for field 'a': TypeError: expected int"),
+        ("nothing:", "nothing:"),
+    ],
+)  # fmt: skip
+def test_of_a_foreign_error_the_line_that_says_something_is_told(said: str, told: str) -> None:
+    assert errors.first_line(ValueError(said)) == told

@@ -6,7 +6,9 @@ import os
 import pwd
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from server.catalog.card_file import read_card
 from server.commands.self_test import examine
@@ -258,9 +260,10 @@ class TestMissing:
         for name in ("config.json", "tokenizer.json"):
             (folder / name).write_text('{"model_type": "bert"}')
         flags = ("--data-dir", tmp_path / "data", "--models-dir", tmp_path / "missing")
-        (folder / "model.safetensors").touch()
+        save_file({"weight": np.zeros(1, np.float32)}, folder / "model.safetensors")
         (folder / "config.json").write_text('{"model_type": "bert", "max_position_embeddings": 9}')
-        outcome = run("models", "import", folder, *flags)
+        head = ("--pooling", "mean", "--normalize")
+        outcome = run("models", "import", folder, *head, *flags)
         fault = f"models folder {tmp_path / 'missing'} does not exist; set --models-dir"
         assert_mistake(outcome, fault)
 

@@ -11,21 +11,29 @@ Folder = Annotated[
     Path, typer.Argument(help="Hugging Face or sentence-transformers folder.", metavar="FOLDER")
 ]
 ImportedName = Annotated[
-    str | None, typer.Option(help="What clients call it; default: the folder's name.")
+    str | None,
+    typer.Option(help="What clients call it; default: the folder's name.", metavar="NAME"),
 ]
 Sizes = Annotated[
     str | None,
     typer.Option(
-        help="Sizes to which its vectors may be cut, as it was trained; default: what is "
-        "published for its name.",
+        help="Sizes to which its vectors may be cut, as it was trained; default: as the table of "
+        "families has it for its name.",
         metavar="768,512,...",
     ),
 ]
 QueryPrompt = Annotated[
-    str | None, typer.Option(help="Text put before queries; default: the folder's own.")
+    str | None,
+    typer.Option(
+        help="Text put before queries; default: the folder's own, else the table's.", metavar="TEXT"
+    ),
 ]
 DocumentPrompt = Annotated[
-    str | None, typer.Option(help="Text put before documents; default: the folder's own.")
+    str | None,
+    typer.Option(
+        help="Text put before documents; default: the folder's own, else the table's.",
+        metavar="TEXT",
+    ),
 ]
 NamedPrompts = Annotated[
     list[str] | None,
@@ -33,20 +41,23 @@ NamedPrompts = Annotated[
         metavar="NAME=TEXT", help="Text put before texts of another purpose (repeatable)."
     ),
 ]
-Aliases = Annotated[list[str] | None, typer.Option(help="Another name for clients (repeatable).")]
+Aliases = Annotated[
+    list[str] | None,
+    typer.Option(help="Another name for clients (repeatable).", metavar="NAME"),
+]
 Pooling = Annotated[
     Literal["mean", "cls", "last_token"] | None,
     typer.Option(
-        help="How token vectors become one, for a folder without modules.json; default: what is "
-        "published for its name."
+        help="How token vectors become one, for a folder without modules.json; default: as the "
+        "table of families has it for its name."
     ),
 ]
 Normalize = Annotated[
     bool | None,
     typer.Option(
         "--normalize/--no-normalize",
-        help="Whether vectors have length 1, for a folder without modules.json; default: what is "
-        "published for its name.",
+        help="Whether vectors get the length 1, for a folder without modules.json; default: as the "
+        "table of families has it for its name.",
     ),
 ]
 Graph = Annotated[
@@ -69,6 +80,7 @@ MaxInputTokens = Annotated[
     typer.Option(
         help="Tokens of the longest text, at most what the model has positions for; default: what "
         "the folder says.",
+        metavar="N",
         min=1,
     ),
 ]
@@ -80,6 +92,10 @@ Base = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Import it though its vectors are not the publisher's.")
+    bool,
+    typer.Option(
+        "--force",
+        help="Keep it though a comparison of its vectors failed; gets past no other refusal.",
+    ),
 ]
 Replace = Annotated[bool, typer.Option("--replace", help="Take the place of an installed model.")]

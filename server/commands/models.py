@@ -80,15 +80,22 @@ def pull_models(
         list[str] | None,
         typer.Argument(
             help="Models of this machine, by their cards' names, or of the Hugging Face hub, as "
-            "organisation/model; default: those that are served."
+            "organisation/model; default: those that are served.",
+            metavar="[NAME]...",
         ),
     ] = None,
     revision: Annotated[
         str | None,
-        typer.Option(help="Commit, tag or branch of a model of the hub; default: the newest."),
+        typer.Option(
+            help="Commit, tag or branch of a model of the hub; default: the newest.",
+            metavar="REVISION",
+        ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="What clients call a model of the hub; default: its name.")
+        str | None,
+        typer.Option(
+            help="What clients call a model of the hub; default: its name.", metavar="NAME"
+        ),
     ] = None,
     pooling: Pooling = None,
     normalize: Normalize = None,
@@ -159,9 +166,11 @@ def import_folder(
     force: Force = False,
     replace: Replace = False,
 ) -> None:
-    """Install a model from a folder on disk, compared with sentence-transformers.
+    """Install a model from a folder on disk, and refuse one that is not its publisher's.
 
-    No code of the folder is run and nothing is unpickled.
+    No code of the folder is run and nothing is unpickled. Each tensor has to have its place. The
+    vectors are compared with sentence-transformers' and with those of a second way to compute them.
+    docs/how-to/import-checks.md has every refusal, and what to do about it.
     """
     from server.importing.importer import import_model
     from server.importing.plan import Wishes

@@ -16,23 +16,30 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from server.catalog.card import GRAPH_FILE, TOKENIZER_FILE, FilePin
 from server.catalog.verify import sha256_of
-from server.errors import ImportRefused
+from server.errors import ImportRefused, ModelLoadError
 from server.importing import packages
 from server.importing.folder import CONFIG_FILE, ModelFolder
+from server.importing.head import MODULES_FILE
 from server.importing.plan import Wishes
+from server.importing.proof_texts import REFERENCE_TEXTS
 from server.importing.published_graph import choose_graph, files_of_graph
 from server.importing.refusing import refusing
 from server.importing.tokenizer_correction import correct
 from server.importing.tokenizer_settings import read_settings
+from server.importing.tokenizer_source import check_numbers
 from server.importing.whole_files import refuse_broken_file
+from server.inference import least_cosines
+from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
+from server.inference.pooling import cosines
 from server.inference.tokenizer import Tokenizer
 from server.program.command_lines import install_command
 
 # Longest text that is computed in an import: attention takes memory by the square of it (at 32,768
 # tokens, the limit of Qwen3-Embedding, 69 GB in float32 with 16 heads).
 MAX_COMPARED_TOKENS = 2048
+_MOST_LENGTH_DIFFERENCE = 1e-2  # of a vector, by rounding, also in a graph of low precision
 SPARE_BYTES = 64 * 1024 * 1024  # of disk that an import leaves free
 
 
@@ -53,10 +60,10 @@ def build_files(
     if makes_own_graph(folder, wishes):  # then the weights are there as well
         shutil.copyfile(folder.transformer_path / CONFIG_FILE, made / CONFIG_FILE)
     tokenizer = Tokenizer(made / TOKENIZER_FILE, min(folder.max_input_tokens, MAX_COMPARED_TOKENS))
-    head = folder.head
-    backend = OnnxBackend(made / GRAPH_FILE, pooling=head.pooling, normalized=head.normalize)
+    backend = _open_graph(folder, made, wishes)
     with refusing(f"{folder.path}: the graph cannot compute"):
         embedding_dim = backend.forward([np.zeros(1, np.int32)]).shape[1]
+        _check_pooling(folder, backend, tokenizer)
     return Encoder(tokenizer, (backend,), embedding_dim)
 
 
@@ -94,10 +101,14 @@ def makes_own_graph(folder: ModelFolder, wishes: Wishes) -> bool:
         choose_graph(folder.path, folder.graphs)
         return False
     if not folder.weights:
-        raise ImportRefused(f"{folder.path}: has no safetensors file to make a graph from")
+        none = "" if folder.graphs else ", and no ONNX graph"
+        raise ImportRefused(
+            f"{folder.path}: has no safetensors file to make a graph from{none}; fetch the publisher's "
+            "whole folder"
+        )
     if not torch_is_there:
         raise ImportRefused(
-            f"{folder.path}: has no ONNX graph, and making one needs torch: "
+            f"{folder.path}: {'' if folder.graphs else 'has no ONNX graph, and '}making one needs torch: "
             f"{install_command('torch')}"
         )
     return True
@@ -111,13 +122,17 @@ def _write_graph(
         from server.importing.torch_export import check_tensors, export_graph
 
         check_tensors(folder)
+        report(
+            f"tensors: all that {folder.architecture} wants are there, and none is left over but those "
+            "that no embedding uses"
+        )
         _copy(folder.path, made, folder.weights)
         report(f"making the graph ({folder.architecture}); this takes from seconds to minutes")
         graph, share = export_graph(folder)
         (made / GRAPH_FILE).write_bytes(graph)
         report(
-            f"graph: {len(graph):,} bytes; weights: {share.outside} tensors, "
-            f"{share.outside_bytes:,} bytes, stay in {', '.join(folder.weights)}"
+            f"graph: {len(graph):,} bytes; {share.outside_bytes:,} bytes of weights stay in "
+            f"{', '.join(folder.weights)}"
         )
         return
     if folder.head.dense:
@@ -134,6 +149,45 @@ def _write_graph(
         refuse_broken_file((folder.path / published).with_name(file))
     _copy((folder.path / published).parent, made, files)
     (made / files[0]).rename(made / GRAPH_FILE)
+
+
+def _open_graph(folder: ModelFolder, made: Path, wishes: Wishes) -> OnnxBackend:
+    head, graph = folder.head, made / GRAPH_FILE
+    try:
+        return OnnxBackend(graph, pooling=head.pooling, normalized=head.normalize)
+    except ModelLoadError as error:  # names a place that nobody has seen
+        own = makes_own_graph(folder, wishes)
+        source = folder.path if own else folder.path / choose_graph(folder.path, folder.graphs)
+        reason = str(error).removeprefix(f"graph {graph}: ").replace(str(graph), str(source))
+        raise ImportRefused(f"{source}: {reason}") from error
+
+
+def _check_pooling(folder: ModelFolder, backend: OnnxBackend, tokenizer: Tokenizer) -> None:
+    """A graph that pools itself must do it as the folder says; one with token vectors, too, shows it.
+
+    Raises:
+        ImportRefused: it does not.
+    """
+    inputs = TextInputs(is_list=True, texts=list(REFERENCE_TEXTS))
+    limit = len(REFERENCE_TEXTS) * tokenizer.max_input_tokens
+    for sequence in tokenizer.encode_texts(
+        inputs, prompt="", truncate=True, max_request_tokens=limit
+    ):
+        pooled = backend.pool_tokens(sequence)
+        if pooled is None:
+            return
+        given = backend.forward([sequence])
+        lengths = np.linalg.norm(given) / np.linalg.norm(pooled)
+        cosine = cosines(given, pooled)[0] if given.shape == pooled.shape else 0.0
+        if cosine < least_cosines.IMPORT or abs(lengths - 1) > _MOST_LENGTH_DIFFERENCE:
+            head = folder.head
+            raise ImportRefused(
+                f"{folder.path}: the graph's own vector of a text is not that of its token vectors "
+                f"by pooling {head.pooling}, {'' if head.normalize else 'not '}normalised (cosine "
+                f"{cosine:.5f}, {lengths:.3f} times as long): the graph or "
+                f"{'what is said of its pooling' if folder.assumed_head else MODULES_FILE} is "
+                "another model's"
+            )
 
 
 def _copy(source: Path, target: Path, names: Collection[str]) -> None:
@@ -165,6 +219,7 @@ def _write_tokenizer(folder: ModelFolder, made: Path, report: Callable[[str], No
             tokenizer = RustTokenizer.from_file(str(source))
         except Exception as error:  # the library raises bare Exception
             raise ImportRefused(f"{source}: {error}") from error
+        check_numbers(source.parent, tokenizer, TOKENIZER_FILE)
     else:
         from server.importing.torch_tokenizer import make_tokenizer
 

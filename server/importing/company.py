@@ -63,7 +63,7 @@ def prove_company(
         check_vectors(folder, COMPANY_TEXTS, alone)
         worst = _find_worst(folder, backend, sequences, alone)
     report(
-        f"{len(sequences)} texts, each alone and among up to {max(SIZES)}: "
+        f"{len(sequences)} texts, each alone and beside up to {max(SIZES) - 1} others: "
         f"smallest cosine {worst.cosine:.7f}"
     )
     if worst.cosine >= least:

@@ -1,20 +1,31 @@
 """What the files of weights hold against what the folder's other files say they hold.
 
-The shards against their index, and the dense layers against their configurations. Reads headers and
-no weight; any thread may call.
+The shards against their index, the dense layers against their configurations, and each tensor's type.
+Reads headers and the numbers of positions, no weight; any thread may call.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
 
 from server.errors import ImportRefused
-from server.importing.folder import ModelFolder
+from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.head import WEIGHTS_FILE, DenseLayer
 from server.importing.json_files import read_json
 from server.importing.weight_files import INDEX_FILE, find_transformer_weights
-from server.inference.safetensors_header import NotSafetensors, read_header
-from server.inference.tensor_account import listed
+from server.inference.safetensors_header import HeaderEntry, NotSafetensors, read_header
+from server.inference.tensor_account import UNUSED_HARMLESS, is_harmless, listed
+
+_WEIGHTS = frozenset({"F64", "F32", "F16", "BF16"})  # types of numbers that weights can have
+# What config.json counts that a class makes at once; each layer has tensors of its own.
+_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_labels")
+_NEVER_TOO_MANY = 1000  # a second's work
+_INTEGERS = {"I64": "<i8", "I32": "<i4"}
+_POSITIONS = "position_ids"  # a buffer of older checkpoints; classes of today count themselves
 
 
 def check_files(folder: ModelFolder) -> None:
@@ -28,10 +39,25 @@ def check_files(folder: ModelFolder) -> None:
             _check_index(folder)
         for layer in folder.head.dense:
             _check_dense(folder, layer)
+        _check_counts(folder)
+        for file in folder.weights:
+            _check_numbers(folder.architecture, folder.path / file)
     except NotSafetensors as error:
         raise ImportRefused(str(error)) from None
     except OSError as error:
         raise ImportRefused(f"{error.filename}: {error.strerror}") from None
+
+
+def _check_counts(folder: ModelFolder) -> None:
+    """A class with as many layers as a config says may take hours and all memory to make."""
+    tensors = sum(len(read_header(folder.path / file)) for file in folder.transformer_weights)
+    for key in _COUNTS:
+        said = folder.config.get(key)
+        if isinstance(said, int | float) and said > max(tensors, _NEVER_TOO_MANY):
+            raise ImportRefused(
+                f"{folder.transformer_path / CONFIG_FILE}: {key} is {said:,}, and the files hold "
+                f"{tensors:,} tensors; one of them is another model's, so get the publisher's files anew"
+            )
 
 
 def _check_index(folder: ModelFolder) -> None:
@@ -78,3 +104,42 @@ def _check_dense(folder: ModelFolder, layer: DenseLayer) -> None:
 
 def _shapes(tensors: dict[str, tuple[int, ...]]) -> str:
     return listed([f"{name} {list(shape)}" for name, shape in sorted(tensors.items())]) or "nothing"
+
+
+def _check_numbers(architecture: str, file: Path) -> None:
+    """A loader takes integers for weights, and counts positions itself, without a word."""
+    tensors = read_header(file)
+    strange = [
+        f"{name} ({entry.dtype})"
+        for name, entry in tensors.items()
+        if entry.dtype not in _WEIGHTS and not _is_unused(name, architecture)
+    ]
+    if strange:
+        raise ImportRefused(
+            f"{file}: holds weights that are no floats of 16 bits or more: {listed(strange)}; "
+            "quantised weights are not supported: take the folder that they were made of"
+        )
+    for name, entry in tensors.items():
+        if name.rpartition(".")[2] == _POSITIONS and not _counts(file, entry):
+            raise ImportRefused(
+                f"{file}: {name} does not count 0, 1, 2, ...: the model was trained with other "
+                "positions than those that transformers' class would give it"
+            )
+
+
+def _is_unused(name: str, architecture: str) -> bool:
+    """Whether no embedding depends on it, with the base model's prefix or without it."""
+    bare = name.partition(".")[2]
+    return any(is_harmless(one, architecture, UNUSED_HARMLESS) for one in (name, bare))
+
+
+def _counts(file: Path, entry: HeaderEntry) -> bool:
+    if entry.dtype not in _INTEGERS or not all(entry.shape):  # then nobody can count with them
+        return True
+    with file.open("rb") as opened:
+        opened.seek(entry.begin)
+        content = opened.read(entry.end - entry.begin)
+    if len(content) != np.dtype(_INTEGERS[entry.dtype]).itemsize * math.prod(entry.shape):
+        raise NotSafetensors(f"{file}: not a safetensors file: it holds too few positions")
+    found = np.frombuffer(content, _INTEGERS[entry.dtype]).reshape(entry.shape)
+    return not entry.shape or bool((found == np.arange(entry.shape[-1])).all())

@@ -29,7 +29,11 @@ from server.importing.weight_files import find_weights
 from server.program.command_lines import own_command
 
 CONFIG_FILE = "config.json"
-SENTENCE_BERT_FILE = "sentence_bert_config.json"
+# The first one that is there; the others are of models from before sentence-transformers 2.0.
+SENTENCE_BERT_FILES = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 
@@ -109,7 +113,8 @@ def read_folder(
         pooling=pooling,
         normalize=normalize,
     )
-    sentence_bert = read_json_if_there(place / SENTENCE_BERT_FILE)
+    file = sentence_bert_file(place)
+    sentence_bert = read_json_if_there(file)
     length = _choose_length(path, transformer, config, sentence_bert, max_input_tokens)
     graphs = find_graphs(path, transformer, onnx)
     return ModelFolder(
@@ -126,9 +131,15 @@ def read_folder(
         graphs=graphs,
         told=(
             length.told,
-            _tell_lower_case(sentence_bert, Path(transformer, SENTENCE_BERT_FILE).as_posix()),
+            _tell_lower_case(sentence_bert, Path(transformer, file.name).as_posix()),
         ),
     )
+
+
+def sentence_bert_file(place: Path) -> Path:
+    """What sentence-transformers says of the transformer in this folder; need not be there."""
+    files = [place / name for name in SENTENCE_BERT_FILES]
+    return next(filter(is_there, files), files[0])
 
 
 def _read_config(place: Path) -> dict[str, Any]:
@@ -178,7 +189,9 @@ def _choose_length(
         str(path),
         count_positions(config),
         wished,
-        sentence_bert=Said(sentence_bert.get("max_seq_length"), name(SENTENCE_BERT_FILE)),
+        sentence_bert=Said(
+            sentence_bert.get("max_seq_length"), name(sentence_bert_file(path / transformer).name)
+        ),
         tokenizer=Said(tokenizer.get("model_max_length"), name(TOKENIZER_CONFIG_FILE)),
         config_file=name(CONFIG_FILE),
     )

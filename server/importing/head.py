@@ -7,6 +7,7 @@ files; any thread may call.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -43,7 +44,7 @@ class DenseLayer:
     @property
     def weights(self) -> str:
         """Its file, from the model's folder."""
-        return f"{self.folder}/{WEIGHTS_FILE}"
+        return Path(self.folder, WEIGHTS_FILE).as_posix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,10 @@ def read_modules(path: Path) -> list[tuple[str, str]] | None:
         steps = [(str(module["type"]), str(module["path"])) for module in modules]
     except (TypeError, KeyError):
         raise ImportRefused(f"{file}: not a list of modules with type and path") from None
+    names = [str(module.get("name", n)) for n, module in enumerate(modules)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:  # sentence-transformers would leave out all of them but the last
+        raise ImportRefused(f"{file}: two modules have the name {twice}")
     for kind, _ in steps:
         if not kind.startswith("sentence_transformers."):
             raise ImportRefused(f"{file}: {kind} is code of the model's own, which is never run")
@@ -107,10 +112,10 @@ def read_head(path: Path) -> Head | None:
     normalize = kinds[-1:] == ["Normalize"]
     if kinds != ["Transformer", "Pooling", *["Dense"] * layers, *["Normalize"] * normalize]:
         raise ImportRefused(
-            f"{file}: {', '.join(kinds)}: only Transformer, Pooling, then any number of Dense and, "
+            f"{file}: {', '.join(kinds) or 'no modules'}: only Transformer, Pooling, then any number of Dense and, "
             "optionally, Normalize can be served"
         )
-    pooling_file = f"{steps[1][1]}/{MODULE_CONFIG_FILE}"
+    pooling_file = Path(steps[1][1], MODULE_CONFIG_FILE).as_posix()
     pooling = read_pooling(path / pooling_file)
     dense = tuple(_read_dense_layer(path, folder) for _, folder in steps[2 : 2 + layers])
     told = (
@@ -134,8 +139,10 @@ def read_pooling(path: Path) -> PoolingMode:
         ImportRefused: it has none, several, or one that cannot be served.
     """
     config = read_json(path)
-    if config.get("include_prompt") is False:
-        raise ImportRefused(f"{path}: include_prompt = false is not supported")
+    if config.get("include_prompt", True) not in (None, True):
+        raise ImportRefused(
+            f"{path}: include_prompt = {json.dumps(config['include_prompt'])} is not supported"
+        )
     found = config.get("pooling_mode")
     if found is None:
         found = [mode for switch, mode in POOLING_SWITCHES.items() if config.get(switch)]

@@ -101,11 +101,11 @@ def _make(
     family = find_family(origin.known_names(folder, name, wishes))
     prompts = choose_prompts(folder.prompts, family, wishes.prompts, report)
     encoder = build_files(folder, made, wishes, report)
+    matryoshka = choose_sizes(encoder.embedding_dim, family, wishes, report)
     show_tokens(encoder.tokenizer, report)
     reference = prove_it_computes(folder, encoder, report)
     prove_company(folder, encoder, made / GRAPH_FILE, report)
     (made / REFERENCE_FILE).write_bytes(save({"embeddings": reference}))
-    matryoshka = choose_sizes(encoder.embedding_dim, family, wishes, report)
     parity = prove_parity(
         folder,
         encoder,

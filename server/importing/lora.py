@@ -162,9 +162,13 @@ def _layer(
 
 def _pattern(config: Mapping[str, Any], key: str, module: str, usual: Any) -> Any:
     """peft: the first pattern that matches a module's name, or its end behind a dot, counts."""
-    for pattern, value in (config.get(key) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
+    patterns = config.get(key) or {}
+    try:
+        for pattern, value in patterns.items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+    except (AttributeError, re.error):
+        raise ImportRefused(f"{ADAPTER_CONFIG_FILE}: {key} must be numbers by patterns") from None
     return usual
 
 

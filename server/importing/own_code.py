@@ -9,7 +9,8 @@ compute the same. Pure functions of files; any thread may call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,32 @@ KNOWN: Mapping[str, KnownCode] = {
 # Any other value than that of all of them is told in silence: "alibi", "relative_key", "rotary".
 _POSITIONS = {"gte": ("rope",), "esm": ("absolute", "rotary")}
 _ONLY_POSITIONS = (None, "absolute")
+# What stands behind an architecture's name in transformers' classes: BertModel, BertForMaskedLM,
+# BertLMHeadModel, T5EncoderModel, T5WithLMHeadModel, MarianMTModel, Gemma3TextModel, FunnelBaseModel.
+_CLASS_END = (
+    r"(text)?(base|question|context)?(encoder|decoder|mt)?"
+    r"((withlmhead|lmhead|doubleheads|pretrained)?model(withlmhead)?|for[a-z]\w*)?"
+)
+# Names of one setting in transformers' architectures; a class leaves out those of others unread.
+_SPELLINGS = (
+    ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rms_norm_eps"),
+    ("hidden_act", "hidden_activation", "activation_function", "activation"),
+    ("num_attention_heads", "n_heads", "n_head", "num_heads"),
+)
+# Its model types whose classes have another name (its MODEL_MAPPING_NAMES).
+_NAMED_OTHERWISE = {
+    "gpt-sw3": "gpt2",
+    "hunyuan_v1_dense": "hunyuandensev1",
+    "hunyuan_v1_moe": "hunyuanmoev1",
+    "internlm3": "llama",
+    "iquestcoder": "llama",
+}
+# Classes of others that are transformers' own, but for the pooling.
+_PLAIN_CLASSES = {
+    "bert": (
+        "Contriever",
+    ),  # facebookresearch/contriever, src/contriever.py: BertModel, mean pooled
+}
 
 
 def why_not_stock(path: Path, config: Mapping[str, Any], max_input_tokens: int) -> str | None:
@@ -100,6 +127,13 @@ def why_not_stock(path: Path, config: Mapping[str, Any], max_input_tokens: int) 
         return (
             f"its own code ({', '.join(dict.fromkeys(strange))}) would have to be run, which is "
             f"never done; {model_type} of transformers without it is another model"
+        )
+    strange = _foreign_classes(model_type, config)
+    if strange:
+        return (
+            f"config.json says model_type {model_type}, but its architectures name "
+            f"{', '.join(strange)}, which is no class of transformers' {model_type}; where the "
+            "model's card says that it is one all the same, take that name away"
         )
     for key, values in ({} if known is None else known.only).items():
         if key in config and config[key] not in values:
@@ -130,7 +164,7 @@ def check_tokenizer_code(file: Path) -> None:
 
 
 def renamed_settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """What the config says under a name that transformers' class does not read.
+    """What the config says under a name that transformers' class does not read, if it is known to be.
 
     Yields:
         The name, the class's own, with a dot before a key inside it, and the value.
@@ -139,6 +173,26 @@ def renamed_settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]
     for theirs, ours in ({} if known is None else known.renamed).items():
         if config.get(theirs) is not None:
             yield theirs, ours, config[theirs]
+
+
+def misspelt_settings(
+    config: Mapping[str, Any], read: Collection[str]
+) -> Iterator[tuple[str, str, Any]]:
+    """What the config says as another architecture spells it, and not as its own class does.
+
+    Args:
+        read: names that transformers' class for it reads.
+
+    Yields:
+        The name, the class's own, and the value.
+    """
+    for spellings in _SPELLINGS:
+        own = [name for name in spellings if name in read]
+        if any(name in config for name in own):
+            continue
+        for theirs in spellings:
+            if own and config.get(theirs) is not None:
+                yield theirs, own[0], config[theirs]
 
 
 def _references(file: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -153,6 +207,28 @@ def _references(file: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
             raise ImportRefused(f"{file}: auto_map must name classes")
         found += [(auto_class, one) for one in several if one]
     return sorted(found)
+
+
+def _foreign_classes(model_type: str, config: Mapping[str, Any]) -> list[str]:
+    """Classes in `architectures` that are not those of `model_type`, by the name that both share.
+
+    Weights may fit all the same: RoBERTa's fit BERT, whose positions begin elsewhere.
+    """
+    named = config.get("architectures")
+    plain = _PLAIN_CLASSES.get(model_type, ())
+    own = _bare(_NAMED_OTHERWISE.get(model_type, model_type))
+    own = own.removesuffix("model").removesuffix("text")
+    return [
+        one
+        for one in (named if isinstance(named, list) else [])
+        if isinstance(one, str)
+        and one not in plain
+        and not re.fullmatch(own + _CLASS_END, _bare(one))
+    ]
+
+
+def _bare(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def _files(path: Path, patterns: tuple[str, ...]) -> list[str]:

@@ -194,4 +194,7 @@ def _doubt(purpose: str, names: list[str], texts: Mapping[str, str]) -> str:
     if not others:
         return ""
     listed = ", ".join(others)
-    return f"input_type {purpose} means {names[0]}; of another text, by their own names: {listed}"
+    return (
+        f"input_type {purpose} takes the prompt {names[0]}; only under their own names, since their "
+        f"texts differ: {listed}"
+    )

@@ -62,7 +62,7 @@ def refuse_what_is_no_model(path: Path) -> None:
     except OSError as error:
         raise ImportRefused(unusable(str(path), error)) from error
     if said is not None:
-        raise ImportRefused(f"{path} {said}")
+        raise ImportRefused(f"{_as_typed(path)} {said}")
 
 
 def _name(path: Path) -> str | None:
@@ -119,6 +119,11 @@ def _starts_with(path: Path, start: bytes) -> bool:
 
 
 # --- nothing on disk ------------------------------------------------------------------------------
+
+
+def _as_typed(path: Path) -> str:
+    """An address with both of its slashes."""
+    return re.sub(r"^(https?):/+", r"\1://", str(path))
 
 
 def _address(path: Path) -> str | None:

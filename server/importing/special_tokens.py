@@ -49,8 +49,7 @@ def check_embeddings(folder: ModelFolder, encoder: Encoder, report: Callable[[st
     """
     tokenizer = encoder.tokenizer
     known = encoder.backends[0].count_embeddings(tokenizer.vocabulary_size)
-    unknown = {i: tokenizer.token(i) for i in range(known, tokenizer.vocabulary_size)}
-    unknown = {number: token for number, token in unknown.items() if token}
+    unknown = tokenizer.tokens_from(known)
     if not unknown:
         return
     pad = read_settings(folder.transformer_path, folder.config).token("pad_token")

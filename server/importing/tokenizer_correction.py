@@ -8,7 +8,8 @@ What a tokenizer does is found by tokenising. Pure functions but for the tokeniz
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
@@ -29,6 +30,7 @@ from server.importing.tokenizer_settings import (
 # Upper case, an accent and Chinese: all that BERT's settings decide. Compared as normalised.
 _PROBES = ("Ärger", "中文")
 _MAX_NAMED = 10  # tokens that a line names
+_SWITCHES = ("lstrip", "rstrip", "single_word")  # of AddedToken: what it takes of its surroundings
 
 
 def correct(
@@ -65,32 +67,72 @@ def correct(
 
 
 def _add_tokens(tokenizer: RustTokenizer, settings: TokenizerSettings) -> list[str]:
-    """Tokens of `added_tokens.json` and its successor that tokenizer.json lacks."""
-    lacking = []
-    for number, fields in sorted(settings.added.items()):
-        token = str(fields["content"])
-        known = tokenizer.token_to_id(token)
-        if known is None:
-            special = bool(fields.get("special"))
-            switches = {
-                name: bool(fields.get(name)) for name in ("lstrip", "rstrip", "single_word")
-            }
-            normalized = bool(fields.get("normalized", not special))
-            added = AddedToken(token, special=special, normalized=normalized, **switches)
-            tokenizer.add_tokens([added])
-            lacking.append(token)
-            known = tokenizer.token_to_id(token)
+    """Tokens that are found in a text before it is split, by the folder's other files.
+
+    tokenizer.json may lack them, have them for words of the vocabulary alone, or find them in
+    another way.
+    """
+    there = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    listed = [(number, _added_token(fields)) for number, fields in sorted(settings.added.items())]
+    changed = [
+        token
+        for number, token in listed
+        if not _is_found_as(there.get(token.content), token, settings.added[number])
+    ]
+    tokenizer.add_tokens(changed)  # at once: each call looks at all tokens
+    lacking = [token.content for token in changed if token.content not in there]
+    found_otherwise = [token.content for token in changed if token.content in there]
+    for number, token in listed:
+        known = tokenizer.token_to_id(token.content)
         if known != number:
-            would = "would be " if token in lacking else ""
+            would = "would be " if token.content in lacking else ""
             raise ImportRefused(
-                f"{settings.path}: the token {token!r} is {number} in {TOKENIZER_CONFIG_FILE} or "
-                f"added_tokens.json, but {would}{known} in {TOKENIZER_FILE}"
+                f"{settings.path}: the token {token.content!r} is {number} in "
+                f"{TOKENIZER_CONFIG_FILE} or added_tokens.json, but {would}{known} in "
+                f"{TOKENIZER_FILE}"
             )
-    if not lacking:
-        return []
-    more = f" and {len(lacking) - _MAX_NAMED} more" if len(lacking) > _MAX_NAMED else ""
-    named = ", ".join(map(repr, lacking[:_MAX_NAMED]))
-    return [f"{TOKENIZER_FILE} lacks tokens that were added to the tokenizer; added: {named}{more}"]
+    known_now = there.keys() | {token.content for _, token in listed}
+    # One that the vocabulary lacks would get a number for which the weights have no vector.
+    more = [
+        token
+        for token in settings.special_tokens
+        if token not in known_now and tokenizer.token_to_id(token) is not None
+    ]
+    tokenizer.add_special_tokens(more)
+    lacking += more
+    lines = []
+    if lacking:
+        lines.append(
+            f"{TOKENIZER_FILE} lacks tokens that were added to the tokenizer; added: "
+            f"{_name(lacking)}"
+        )
+    if found_otherwise:
+        lines.append(
+            f"{TOKENIZER_FILE} finds added tokens otherwise than {TOKENIZER_CONFIG_FILE} says; "
+            f"corrected: {_name(found_otherwise)}"
+        )
+    return lines
+
+
+def _added_token(fields: Mapping[str, Any]) -> AddedToken:
+    special = bool(fields.get("special"))
+    return AddedToken(
+        str(fields["content"]),
+        special=special,
+        normalized=bool(fields.get("normalized", not special)),
+        **{name: bool(fields.get(name)) for name in _SWITCHES},
+    )
+
+
+def _is_found_as(there: AddedToken | None, wanted: AddedToken, fields: Mapping[str, Any]) -> bool:
+    """Whether a token is added already, and does what its fields say; unsaid ones say nothing."""
+    names = [name for name in (*_SWITCHES, "normalized", "special") if name in fields]
+    return there is not None and all(getattr(there, n) == getattr(wanted, n) for n in names)
+
+
+def _name(tokens: Sequence[str]) -> str:
+    more = f" and {len(tokens) - _MAX_NAMED} more" if len(tokens) > _MAX_NAMED else ""
+    return ", ".join(map(repr, tokens[:_MAX_NAMED])) + more
 
 
 def _follow_case_settings(
@@ -113,22 +155,23 @@ def _follow_case_settings(
         strip_accents=settings.flag("strip_accents"),
         handle_chinese_chars=settings.flag("tokenize_chinese_chars") is not False,
     )
-    differing = []
+    differing, instead = [], []
     for probe in _PROBES:
         does = own.normalize_str(probe) if own else probe
         should = wanted.normalize_str(probe)
         if does != should:
-            differing.append(f"{does!r} of {probe!r}, not {should!r}")
+            differing.append(f"{does!r} of {probe!r}")
+            instead.append(repr(should))
     if not differing:
         return []
     what = (
-        f"{TOKENIZER_FILE} makes {' and '.join(differing)} as {name} with the settings of "
-        f"{TOKENIZER_CONFIG_FILE}"
+        f"{TOKENIZER_FILE} makes {' and '.join(differing)}, but {name} by {TOKENIZER_CONFIG_FILE} "
+        f"makes {' and '.join(instead)}"
     )
     if not isinstance(own, BertNormalizer) or not _all_said(own, wanted, settings):
         raise ImportRefused(
-            f"{settings.path}: {what}; say there in do_lower_case, strip_accents and "
-            "tokenize_chinese_chars how the model was trained"
+            f"{settings.path}: {what}; say in do_lower_case, strip_accents and tokenize_chinese_chars "
+            f"of {TOKENIZER_CONFIG_FILE} how the model was trained"
         )
     tokenizer.normalizer = wanted
     return [f"{what}; corrected to what the settings say"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ImportRefused
-from server.importing.folder import CONFIG_FILE, SENTENCE_BERT_FILE, TOKENIZER_CONFIG_FILE
+from server.importing.folder import CONFIG_FILE, TOKENIZER_CONFIG_FILE, sentence_bert_file
 from server.importing.json_files import read_json_if_there
 
 TOKENS_FILE = "special_tokens_map.json"
@@ -102,6 +102,10 @@ _BY_ARCHITECTURE = {
 }
 # For a few architectures transformers 5 takes tokenizer.json whatever class is named.
 _ALWAYS_BARE = frozenset({"modernbert"})
+_SPECIAL_TOKENS = tuple(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
+_MORE_SPECIAL_TOKENS = ("additional_special_tokens", "extra_special_tokens")  # a list, or by name
 # What a call of the tokenizer may be told without another vector for a text.
 _HARMLESS_CALL_SETTINGS = frozenset(
     {"padding", "pad_to_multiple_of", "return_tensors", "truncation", "return_attention_mask"}
@@ -134,6 +138,16 @@ class TokenizerSettings:
     def token(self, name: str) -> str | None:
         """How a special token such as `eos_token` is written; None if the folder names none."""
         return _content(self.values.get(name))
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """All that the folder names; transformers finds each in a text before it is split."""
+        found = [self.token(name) for name in _SPECIAL_TOKENS]
+        for name in _MORE_SPECIAL_TOKENS:
+            listed = self.values.get(name) or ()
+            several = list(listed.values()) if isinstance(listed, dict) else listed
+            found += map(_content, several if isinstance(several, list) else ())
+        return tuple(dict.fromkeys(token for token in found if token))
 
 
 def read_settings(path: Path, config: Mapping[str, Any]) -> TokenizerSettings:
@@ -187,29 +201,47 @@ def _loading_settings(path: Path) -> dict[str, Any]:
     Raises:
         ImportRefused: it would not read a text as it is.
     """
-    file = path / SENTENCE_BERT_FILE
+    file = sentence_bert_file(path)
     content = read_json_if_there(file)
+    _refuse_other_texts(file, content)
+    found: dict[str, Any] = {}
+    for name in ("tokenizer_args", "processor_kwargs"):  # the older name and the newer one
+        passed = _by_name(file, name, content.get(name))
+        most, cut = passed.get("model_max_length"), content.get("max_seq_length")
+        if isinstance(most, int | float) and not (isinstance(cut, int) and cut <= most):
+            raise ImportRefused(f"{file}: {name} has model_max_length; say it in max_seq_length")
+        found |= passed
+    return found
+
+
+def _refuse_other_texts(file: Path, content: Mapping[str, Any]) -> None:
+    """What sentence-transformers would do to a text or to the config, and is not done here."""
     modalities = content.get("modality_config")
     if isinstance(modalities, dict) and "message" in modalities:
         raise ImportRefused(
             f"{file}: modality_config has `message`: texts go through a chat template, which is "
             "not supported"
         )
+    calls = _by_name(file, "processing_kwargs", content.get("processing_kwargs"))
     for kind in ("common", "text"):
-        calls = content.get("processing_kwargs") or {}
-        told = calls.get(kind) or {} if isinstance(calls, dict) else {}
-        for name in told:
+        for name in _by_name(file, f"processing_kwargs.{kind}", calls.get(kind)):
             if name not in _HARMLESS_CALL_SETTINGS:
                 raise ImportRefused(f"{file}: processing_kwargs has {name}, which is not supported")
+    for name in ("config_args", "config_kwargs"):  # the older name and the newer one
+        changes = _by_name(file, name, content.get(name)).keys() - {"trust_remote_code"}
+        if changes:
+            raise ImportRefused(
+                f"{file}: {name} changes {', '.join(sorted(changes))} of {CONFIG_FILE} "
+                "when it is loaded, which is not supported; change it there"
+            )
     if content.get("query_expansion"):
         raise ImportRefused(f"{file}: query_expansion is not supported")
-    found: dict[str, Any] = {}
-    for name in ("tokenizer_args", "processor_kwargs"):  # the older name and the newer one
-        passed = content.get(name) or {}
-        if not isinstance(passed, dict):
-            raise ImportRefused(f"{file}: {name} must be settings by name")
-        found |= passed
-    return found
+
+
+def _by_name(file: Path, name: str, settings: object) -> dict[str, Any]:
+    if not isinstance(settings, dict | None):
+        raise ImportRefused(f"{file}: {name} must be settings by name")
+    return settings or {}
 
 
 def _refuse_impossible(path: Path, values: Mapping[str, Any]) -> None:

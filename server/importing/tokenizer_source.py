@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tokenizers import Tokenizer as RustTokenizer
+
 from server.catalog.card import TOKENIZER_FILE
 from server.errors import ImportRefused
 from server.importing import packages
+from server.importing.json_files import read_json
 from server.program.command_lines import install_command
 
 WORD_PIECES = "vocab.txt"
@@ -44,3 +47,41 @@ def vocabulary_file(path: Path) -> str | None:
     if (path / WORD_PIECES).is_file():
         return WORD_PIECES
     return BYTE_PAIRS if all((path / name).is_file() for name in (BYTE_PAIRS, MERGES)) else None
+
+
+def check_numbers(path: Path, tokenizer: RustTokenizer, what: str) -> None:
+    """Refuse a tokenizer that gives a word another id than the older file beside it.
+
+    Words that only one of them has decide nothing.
+
+    Args:
+        what: how a refusal calls the tokenizer.
+
+    Raises:
+        ImportRefused: they do not belong together; names the first word.
+    """
+    file = vocabulary_file(path)
+    if file is None:
+        return
+    numbers = tokenizer.get_vocab(with_added_tokens=True)
+    for token, number in read_numbers(path / file).items():
+        if numbers.get(token, number) != number:
+            raise ImportRefused(
+                f"{path / file}: {token!r} is {number} there, but {numbers[token]} in {what}; get "
+                "the publisher's files anew, or take the wrong one away"
+            )
+
+
+def read_numbers(file: Path) -> dict[str, int]:
+    """The ids by the older file itself: a token's line, from 0 on, or its number.
+
+    Raises:
+        ImportRefused: it cannot be read.
+    """
+    if file.name != WORD_PIECES:
+        return read_json(file)
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImportRefused(f"{file}: {error}") from None
+    return {token: number for number, token in enumerate(lines) if token}

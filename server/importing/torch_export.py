@@ -29,7 +29,7 @@ from server.errors import ImportRefused, first_line
 from server.importing.file_account import check_files
 from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.onnx_graph import StoredShare, move_weights_out, strip, tidy
-from server.importing.own_code import renamed_settings
+from server.importing.own_code import misspelt_settings, renamed_settings
 from server.importing.stored_tensors import read_stored_tensors
 from server.importing.torch_ordered_sets import ordered_sets
 from server.inference.safetensors_header import NotSafetensors
@@ -100,7 +100,9 @@ def check_tensors(folder: ModelFolder) -> None:
         raise ImportRefused(str(error)) from None
     except Exception as error:  # a config can be wrong in any way
         reason = f"{type(error).__name__}: {first_line(error, unsaid='')}"
-        raise ImportRefused(f"{folder.transformer_path / CONFIG_FILE}: {reason}") from error
+        raise ImportRefused(
+            f"{folder.transformer_path / CONFIG_FILE}: transformers makes no model of it: {reason}"
+        ) from error
 
 
 def check_architecture(folder: ModelFolder) -> None:
@@ -120,8 +122,13 @@ def check_architecture(folder: ModelFolder) -> None:
 def _check_renamed(folder: ModelFolder) -> None:
     """Refuse settings that the class does not read and would take its own defaults for."""
     file = folder.transformer_path / CONFIG_FILE
-    read = read_config(file).to_dict()
-    for theirs, ours, said in renamed_settings(folder.config):
+    found = read_config(file)
+    read = found.to_dict()
+    names = {*type(found)().to_dict(), *found.attribute_map}
+    for theirs, ours, said in (
+        *renamed_settings(folder.config),
+        *misspelt_settings(folder.config, names),
+    ):
         taken: Any = read
         for key in ours.split("."):
             taken = taken.get(key) if isinstance(taken, dict) else None

@@ -54,7 +54,7 @@ def try_dtypes(
         lowest = float(np.min(cosines(found, expected)))
         tried[dtype] = _Tried(backend.packs, lowest)
         report(
-            f"torch in {dtype}: smallest cosine {lowest:.7f}{'' if backend.packs else ', padded'}"
+            f"for a GPU, in {dtype}: smallest cosine {lowest:.7f}{'' if backend.packs else ', padded'}"
         )
     usable: list[Dtype] = [
         d for d in tried if d != "float32" and tried[d].min_cosine >= least_cosines.DEFAULT_DTYPE
@@ -66,11 +66,13 @@ def try_dtypes(
         for dtype, one in tried.items()
         if np.isfinite(one.min_cosine)
     )
+    chosen = usable[0] if usable else "float32"
+    report(f"for a GPU: {chosen} (--dtype of `serve` says another)")
     assert card.torch is not None  # or TorchBackend had refused it
     return card.torch.model_copy(
         update={
             "packed": all(one.packed for one in tried.values()),
-            "dtype": usable[0] if usable else "float32",
+            "dtype": chosen,
             "precision": precision,
         }
     )

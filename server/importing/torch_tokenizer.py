@@ -6,17 +6,15 @@ Needs the `[torch]` extra. Runs no code of the folder. Any thread may call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import transformers
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoTokenizer
 
 from server.errors import ImportRefused
-from server.importing.json_files import read_json
 from server.importing.refusing import refusing
 from server.importing.tokenizer_settings import TokenizerSettings
-from server.importing.tokenizer_source import WORD_PIECES, vocabulary_file
+from server.importing.tokenizer_source import read_numbers, vocabulary_file
 
 
 def make_tokenizer(settings: TokenizerSettings, report: Callable[[str], None]) -> RustTokenizer:
@@ -33,7 +31,7 @@ def make_tokenizer(settings: TokenizerSettings, report: Callable[[str], None]) -
             str(path), local_files_only=True, trust_remote_code=False
         )
         tokenizer: RustTokenizer = made.backend_tokenizer
-    for token, number in _numbers(path / file).items():
+    for token, number in read_numbers(path / file).items():
         if tokenizer.token_to_id(token) != number:
             raise ImportRefused(
                 f"{path / file}: {token!r} is {number} there, but {tokenizer.token_to_id(token)} in "
@@ -44,11 +42,3 @@ def make_tokenizer(settings: TokenizerSettings, report: Callable[[str], None]) -
         f"{transformers.__version__}, {tokenizer.get_vocab_size():,} tokens"
     )
     return tokenizer
-
-
-def _numbers(file: Path) -> dict[str, int]:
-    """The ids by the file itself: a token's line, from 0 on, or its number."""
-    if file.name == WORD_PIECES:
-        lines = file.read_text(encoding="utf-8").split("\n")
-        return {token: number for number, token in enumerate(lines) if token}
-    return read_json(file)

@@ -13,7 +13,7 @@ from server.catalog.card import TOKENIZER_FILE
 from server.errors import ImportRefused
 from server.importing.folder import (
     CONFIG_FILE,
-    SENTENCE_BERT_FILE,
+    SENTENCE_BERT_FILES,
     TOKENIZER_CONFIG_FILE,
 )
 from server.importing.head import MODULES_FILE, WEIGHTS_FILE
@@ -29,7 +29,7 @@ _READ = (
     TOKENIZER_FILE,
     TOKENIZER_CONFIG_FILE,
     MODULES_FILE,
-    SENTENCE_BERT_FILE,
+    *SENTENCE_BERT_FILES,
     PROMPTS_FILE,
     INDEX_FILE,
     WEIGHTS_FILE,

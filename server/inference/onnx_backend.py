@@ -39,7 +39,8 @@ _SPIN_US = 200
 
 OWN_OUTPUT = "embeddings"  # of graphs with all that makes the vector inside
 # What publishers' graphs give, the most finished first: sentence-transformers' and transformers'.
-_OUTPUTS = (OWN_OUTPUT, "sentence_embedding", "token_embeddings", "last_hidden_state")
+_TOKEN_OUTPUTS = ("token_embeddings", "last_hidden_state")
+_OUTPUTS = (OWN_OUTPUT, "sentence_embedding", *_TOKEN_OUTPUTS)
 _INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
 
@@ -89,6 +90,7 @@ class OnnxBackend:
         self._output = known[0]
         self._token_types = "token_type_ids" in inputs
         self._pooling: PoolingMode = pooling
+        self._normalized = normalized
         self._normalize = normalized and self._output != OWN_OUTPUT
 
     def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
@@ -106,6 +108,20 @@ class OnnxBackend:
         if embeddings.ndim == 3:
             embeddings = pool(embeddings, attention_mask, self._pooling)
         return normalize(embeddings) if self._normalize else embeddings
+
+    def pool_tokens(self, sequence: TokenIds) -> NDArray[np.float32] | None:
+        """The vector of a text, (1, hidden_dim), by pooling the graph's token vectors here.
+
+        None if the graph gives no token vectors, or `forward` does the same anyway.
+        """
+        outputs = [node.name for node in self._session.get_outputs()]
+        tokens = [name for name in _TOKEN_OUTPUTS if name in outputs]
+        if not tokens or self._output in _TOKEN_OUTPUTS:
+            return None
+        feeds = self._feeds([sequence])
+        (hidden,) = self._session.run(tokens[:1], feeds)
+        pooled = pool(np.asarray(hidden, np.float32), feeds["attention_mask"], self._pooling)
+        return normalize(pooled) if self._normalized else pooled
 
     def count_embeddings(self, vocabulary_size: int) -> int:
         """See `Backend.count_embeddings`.

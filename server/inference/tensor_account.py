@@ -103,6 +103,7 @@ class TensorAccount:
     misshapen: tuple[str, ...] = ()  # with both shapes
     doubled: tuple[str, ...] = ()  # two names in the files for one place
     absent: tuple[str, ...] = ()  # missing, and harmless
+    tied: tuple[tuple[str, str], ...] = ()  # two names of one place in the class
 
     def check(self) -> None:
         """Do nothing if each tensor has its place.

@@ -151,6 +151,11 @@ class Tokenizer:
             return self._added[token_id].content  # as it was added, not as it is normalised
         return self._rust.id_to_token(token_id) or ""
 
+    def tokens_from(self, token_id: int) -> dict[int, str]:
+        """All tokens with this id or a higher one, in order; ids may leave gaps of any size."""
+        ids = self._rust.get_vocab(with_added_tokens=True).values()
+        return {i: token for i in sorted(ids) if i >= token_id and (token := self.token(i))}
+
     @property
     def around_ids(self) -> tuple[int, ...]:
         """Ids that are around every text, e.g. of [CLS] and [SEP]."""

@@ -43,6 +43,7 @@ class WantedTensors:
             )
         self._model_type = str(config.model_type)
         self._wanted = self._model.state_dict()
+        self._pairs = tuple(self._model.all_tied_weights_keys.items())
 
     def account(self, stored: Mapping[str, Sequence[int]]) -> TensorAccount:
         """How far files that hold tensors of these names and shapes are what the class wants."""
@@ -67,6 +68,7 @@ class WantedTensors:
             misshapen=(*misshapen, *sorted(unusable)),
             doubled=tuple(" and ".join(names) for names in takers.values() if len(names) > 1),
             absent=tuple(absent),
+            tied=self._pairs,
         )
 
     def _tied(self, missing: set[str]) -> Iterator[str]:

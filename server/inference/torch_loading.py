@@ -6,7 +6,7 @@ of the files has its place, or nothing is read. Knows nothing of cards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -62,9 +62,26 @@ def read_transformer(config: Path, weights: Iterable[Path], dtype: torch.dtype) 
     made_up = sorted(set(report["missing_keys"]) - set(account.absent))
     if made_up:  # the account has passed over them
         raise UnaccountedTensors(f"torch made up tensors: {listed(made_up)}")
+    differing = [
+        f"{target} and {source}"
+        for target, source in account.tied  # the library unties them where they differ
+        if not _same(tensors, model.base_model_prefix, target, source)
+    ]
+    if differing:
+        raise UnaccountedTensors(
+            f"the files hold two names of one tensor of {found.model_type}, which differ: "
+            f"{listed(differing)}; get the publisher's whole files"
+        )
     for name in account.absent:
         torch.nn.init.constant_(model.get_parameter(name), torch.nan)
     return model
+
+
+def _same(tensors: Mapping[str, torch.Tensor], prefix: str, *names: str) -> bool:
+    """Whether those of these tensors that the files hold are alike, with a prefix or without."""
+    stored = [tensors.get(name, tensors.get(f"{prefix}.{name}")) for name in names]
+    first, *others = [tensor for tensor in stored if tensor is not None] or [None]
+    return all(torch.equal(first, other) for other in others)
 
 
 def account_for_tensors(config: Path, weights: Iterable[Path]) -> TensorAccount:

@@ -104,7 +104,7 @@ def test_a_graph_that_was_compared_with_nothing_is_imported_and_that_is_said(
     wishes = Wishes(graph="published", pooling=None)
     card = import_model(tmp_path / "folder", tmp_path / "models", wishes, lines.append)
     assert card.parity is None
-    assert "9 texts, each alone and among up to 9: smallest cosine 1.0000000" in lines
+    assert "9 texts, each alone and beside up to 8 others: smallest cosine 1.0000000" in lines
     assert any("the publisher's graph was compared with nothing" in line for line in lines)
 
 

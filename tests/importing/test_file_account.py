@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from server.errors import ImportRefused
@@ -118,3 +120,39 @@ def test_a_bias_that_the_configuration_denies_is_refused(folder: Path) -> None:
 def test_a_shard_that_is_cut_off_is_named(folder: Path) -> None:
     (folder / SECOND).write_bytes((folder / SECOND).read_bytes()[:-1])
     assert refusal(folder).endswith(f"{SECOND}: not a safetensors file: it is cut off")
+
+
+QUERY = "encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64, np.bool_])
+def test_weights_as_integers_are_refused(folder: Path, dtype: type) -> None:
+    save_file({"a": VECTOR, "b": VECTOR.astype(dtype)}, folder / FIRST)
+    assert f"{folder / FIRST}: holds weights that are no floats" in refusal(folder)
+    assert "b (" in refusal(folder)
+
+
+def test_weights_in_eight_bits_are_refused(folder: Path) -> None:
+    header = b'{"c": {"dtype": "F8_E4M3", "shape": [3], "data_offsets": [0, 3]}}'
+    (folder / SECOND).write_bytes(len(header).to_bytes(8, "little") + header + b"abc")
+    assert "c (F8_E4M3)" in refusal(folder)
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+def test_a_buffer_of_positions_must_count(
+    folder: Path, prefix: str, dtype: type[np.integer[Any]]
+) -> None:
+    name = f"{prefix}embeddings.position_ids"
+    change_json(folder / INDEX, weight_map={"a": FIRST, name: FIRST, "c": SECOND})
+    counting: NDArray[Any] = np.arange(8, dtype=dtype)[None]
+    save_file({"a": VECTOR, name: counting}, folder / FIRST)
+    check_files(read_folder(folder))
+    save_file({"a": VECTOR, name: counting + dtype(2)}, folder / FIRST)
+    assert f"{name} does not count 0, 1, 2" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "num_labels"])
+def test_more_layers_than_tensors_are_refused_before_they_are_made(folder: Path, key: str) -> None:
+    change_json(folder / "config.json", **{key: 10_000_000})
+    assert f"config.json: {key} is 10,000,000, and the files hold 3 tensors" in refusal(folder)

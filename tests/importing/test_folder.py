@@ -91,3 +91,16 @@ def test_the_longest_input_and_lower_case_are_told_with_the_file_that_says_them(
     assert "lower case: left to tokenizer.json (sentence_bert_config.json)" in describe(
         tmp_path, sentence_bert_config={"max_seq_length": 64, "do_lower_case": False}
     )
+
+
+def test_the_older_names_of_sentence_transformers_file_are_read(tmp_path: Path) -> None:
+    """The name is the architecture's in folders from before sentence-transformers 2.0."""
+    older: dict[str, dict[str, object]] = {
+        "sentence_roberta_config": {"max_seq_length": 40, "do_lower_case": True}
+    }
+    assert describe(tmp_path, **older) == [
+        "longest input: 40 tokens (sentence_roberta_config.json)",
+        "lower case: every text, before the tokenizer (sentence_roberta_config.json)",
+    ]
+    newer: dict[str, dict[str, object]] = {"sentence_bert_config": {"max_seq_length": 50}}
+    assert "longest input: 50 tokens (sentence_bert_config.json)" in describe(tmp_path, **newer)

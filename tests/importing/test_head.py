@@ -82,11 +82,31 @@ def test_dense_layers_and_normalisation_come_in_their_order(tmp_path: Path) -> N
         (("Transformer", "Pooling", "Normalize", "Dense"), "only Transformer, Pooling"),
         (("Transformer", "WeightedLayerPooling", "Pooling"), "only Transformer, Pooling"),
         (("StaticEmbedding",), "StaticEmbedding: only Transformer"),
+        ((), "modules.json: no modules: only Transformer"),
     ],
 )
 def test_other_modules_are_refused(tmp_path: Path, modules: tuple[str, ...], said: str) -> None:
     with pytest.raises(ImportRefused, match=said):
         read_head(write(tmp_path, *modules))
+
+
+def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
+    """sentence-transformers keeps them by their names, and would leave out the first."""
+    file = write(tmp_path, "Transformer", "Pooling") / "modules.json"
+    listed = [module | {"name": "0"} for module in json.loads(file.read_text())]
+    file.write_text(json.dumps(listed))
+    with pytest.raises(ImportRefused, match=r"modules\.json: two modules have the name 0"):
+        read_head(tmp_path)
+
+
+def test_a_module_in_the_folder_itself_has_its_config_there(tmp_path: Path) -> None:
+    file = write(tmp_path, "Transformer", "Pooling") / "modules.json"
+    listed = [module | {"path": ""} for module in json.loads(file.read_text())]
+    file.write_text(json.dumps(listed))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ImportRefused) as refused:
+        read_head(tmp_path)
+    assert refused.value.message.startswith(f"{tmp_path / 'config.json'}: pooling is not set")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -121,6 +122,54 @@ def test_a_publishers_graph_of_other_weights_is_refused(tmp_path: Path, exports:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ImportRefused, match=r"cosine 0\.\d+ with sentence-transformers .* --force"):
         import_model(folder, tmp_path / "models", Wishes(graph="published"), ignore)
+
+
+@pytest.mark.parametrize(("pooled", "stays"), [("mean", True), ("cls", False), ("longer", False)])
+def test_a_graph_that_pools_otherwise_than_the_folder_says_is_refused_without_weights(
+    tmp_path: Path, exports: Exports, pooled: str, stays: bool
+) -> None:
+    folder = make_folder(tmp_path / "bert", "bert", normalize=False)
+    graph = exports.published(folder)
+    (folder / "model.safetensors").unlink()
+    model = onnx.load(graph)
+    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [1])
+    first = helper.make_tensor("first", TensorProto.INT64, [], [0])
+    two = helper.make_tensor("two", TensorProto.FLOAT, [], [2.0])
+    model.graph.initializer.extend([axis, first, two])
+    tokens, found = model.graph.output[0].name, "sentence_embedding"
+    cls = helper.make_node("Gather", [tokens, "first"], [found], axis=1)
+    mask = [
+        helper.make_node("Cast", ["attention_mask"], ["float_mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["float_mask", "axis_2"], ["wide_mask"]),
+        helper.make_node("Mul", [tokens, "wide_mask"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "axis"], ["sum"], keepdims=0),
+        helper.make_node("ReduceSum", ["float_mask", "axis"], ["count"], keepdims=1),
+        helper.make_node("Div", ["sum", "count"], ["mean"]),
+        helper.make_node("Mul", ["mean", "two"], ["twice"]),
+        helper.make_node("Identity", ["twice" if pooled == "longer" else "mean"], [found]),
+    ]
+    model.graph.initializer.append(helper.make_tensor("axis_2", TensorProto.INT64, [1], [2]))
+    model.graph.node.extend([cls] if pooled == "cls" else mask)
+    shape = ["batch", DIM]
+    model.graph.output.append(helper.make_tensor_value_info(found, TensorProto.FLOAT, shape))
+    onnx.save(model, graph)
+    if stays:
+        import_model(folder, tmp_path / "models", Wishes(), ignore)
+        return
+    expected = r"the graph's own vector of a text is not that of its token vectors by pooling mean"
+    with pytest.raises(ImportRefused, match=expected):
+        import_model(folder, tmp_path / "models", Wishes(), ignore)
+
+
+def test_a_graph_that_cannot_be_read_is_refused_by_its_name_in_the_folder(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "bert")
+    (folder / "model.safetensors").unlink()
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ImportRefused) as refused:
+        import_model(folder, tmp_path / "models", Wishes(), ignore)
+    assert refused.value.message.startswith(f"{folder / 'onnx' / 'model.onnx'}: ")
+    assert str(tmp_path / "models") not in refused.value.message
 
 
 def test_a_model_that_torch_cannot_try_is_installed_for_the_cpu(

@@ -129,6 +129,12 @@ def test_other_adapters_are_refused_by_what_they_are(
         read_lora(adapter(tmp_path, **config))
 
 
+@pytest.mark.parametrize("patterns", [{"(": 2}, ["query"], 5])
+def test_patterns_that_are_none_are_refused(tmp_path: Path, patterns: Any) -> None:
+    with pytest.raises(ImportRefused, match="rank_pattern must be numbers by patterns"):
+        merged(adapter(tmp_path, rank_pattern=patterns))
+
+
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [

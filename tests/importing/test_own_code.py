@@ -210,3 +210,49 @@ def test_a_folder_is_read_only_if_its_tokenizer_is_of_no_own_code(tmp_path: Path
     (tmp_path / "tokenization_bert.py").touch()
     with pytest.raises(ImportRefused, match=r"own code \(tokenization_bert\.py\)"):
         read_folder(tmp_path, pooling="mean", normalize=True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "named"),
+    [
+        ("roberta", "BertModel"),  # the tensors are the same, the positions are not
+        ("bert", "XLMRobertaModel"),
+        ("bert", "JinaBertForMaskedLM"),
+        ("roberta", "RobertaPreLayerNormModel"),
+        ("qwen2", "Qwen2BiModel"),
+        ("qwen3", "Qwen3MoeModel"),
+        ("llama", "LlamaBidirectionalModel"),
+        ("xlm", "XLMRobertaModel"),
+    ],
+)
+def test_a_class_of_another_architecture_is_another_model(
+    tmp_path: Path, model_type: str, named: str
+) -> None:
+    said = why(tmp_path, model_type, architectures=[named])
+    assert said is not None
+    assert f"model_type {model_type}, but its architectures name {named}" in said
+
+
+@pytest.mark.parametrize(
+    ("model_type", "named"),
+    [
+        ("bert", "BertLMHeadModel"),
+        ("bert", "BertForCL"),
+        ("bert", "Contriever"),
+        ("xlm-roberta", "XLMRobertaForMaskedLM"),
+        ("deberta-v2", "DebertaV2Model"),
+        ("mpnet", "MPNetForMaskedLM"),
+        ("nomic_bert", "NomicBertModel"),
+        ("gemma3_text", "Gemma3TextModel"),
+        ("gemma3_text", "Gemma3ForCausalLM"),
+        ("t5", "T5WithLMHeadModel"),
+        ("mt5", "MT5EncoderModel"),
+        ("dpr", "DPRQuestionEncoder"),
+        ("gpt_neox", "GPTNeoXForCausalLM"),
+        ("gpt-sw3", "GPT2LMHeadModel"),
+    ],
+)
+def test_the_names_of_an_architectures_own_classes_are_known(
+    tmp_path: Path, model_type: str, named: str
+) -> None:
+    assert why(tmp_path, model_type, architectures=[named]) is None

@@ -176,15 +176,15 @@ class TestChoosing:
             (
                 {"query": "q: ", "web_search_query": "w: ", "s2p_query": "q: "},
                 (
-                    "warning: prompt query: input_type query means query; of another text, by "
-                    "their own names: web_search_query"
+                    "warning: prompt query: input_type query takes the prompt query; only under "
+                    "their own names, since their texts differ: web_search_query"
                 ),
             ),
             (
                 {"STS": "s: ", "text-matching": "m: ", "s2s_query": "n: "},
                 (
-                    "warning: other prompts: input_type similarity means STS; of another text, by "
-                    "their own names: text-matching, s2s_query"
+                    "warning: other prompts: input_type similarity takes the prompt STS; only under "
+                    "their own names, since their texts differ: text-matching, s2s_query"
                 ),
             ),
         ],

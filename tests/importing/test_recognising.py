@@ -98,6 +98,8 @@ def test_an_address_of_the_hub_gets_the_command_that_fetches_it() -> None:
     path = Path("https://huggingface.co/intfloat/e5-base-v2/tree/main")
     with pytest.raises(ImportRefused, match=r"models pull intfloat/e5-base-v2$"):
         refuse_what_is_no_model(path)
+    with pytest.raises(ImportRefused, match=r"^https://huggingface\.co/"):
+        refuse_what_is_no_model(path)
 
 
 @pytest.mark.parametrize(

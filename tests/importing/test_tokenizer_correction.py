@@ -71,9 +71,18 @@ def test_settings_that_say_what_the_tokenizer_does_change_nothing(
 @pytest.mark.parametrize(
     ("does", "said"),
     [
-        (CASED, "makes 'Ärger' of 'Ärger', not 'arger' as BertTokenizer with the settings of"),
-        (ACCENTS_STAY, "makes 'ärger' of 'Ärger', not 'arger' as BertTokenizer"),
-        (CHINESE_STAYS, "makes '中文' of '中文', not ' 中  文 ' as BertTokenizer"),
+        (
+            CASED,
+            "makes 'Ärger' of 'Ärger', but BertTokenizer by tokenizer_config.json makes 'arger'",
+        ),
+        (
+            ACCENTS_STAY,
+            "makes 'ärger' of 'Ärger', but BertTokenizer by tokenizer_config.json makes 'arger'",
+        ),
+        (
+            CHINESE_STAYS,
+            "makes '中文' of '中文', but BertTokenizer by tokenizer_config.json makes ' 中  文 '",
+        ),
     ],
 )
 def test_where_only_transformers_default_speaks_against_the_tokenizer_it_is_a_guess(
@@ -149,6 +158,50 @@ def test_an_added_token_of_another_number_is_refused(tmp_path: Path, number: int
     settings = settings_of(tmp_path, added_tokens_decoder={str(number): {"content": "[NEW]"}})
     with pytest.raises(ImportRefused, match=rf"'\[NEW\]' is {number} in tokenizer_config"):
         correct(word_pieces(), settings, "mean", lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"added_tokens_decoder": {"6": {"content": "Ärger", "normalized": False}}},
+        {"added_tokens_decoder": {"6": {"content": "Ärger", "special": True}}},
+        {"additional_special_tokens": ["Ärger"]},
+        {"extra_special_tokens": {"anger": "Ärger"}},
+        {"mask_token": {"content": "Ärger", "__type": "AddedToken"}},
+    ],
+)
+def test_a_word_that_other_files_make_a_token_of_its_own_is_found_first(
+    tmp_path: Path, own: dict[str, Any]
+) -> None:
+    """As transformers finds it: before a text is put into lower case and split."""
+    tokenizer = word_pieces()
+    assert read(tokenizer, "Ärger xÄrger") == ["arger", "[UNK]"]
+    lines: list[str] = []
+    assert correct(tokenizer, settings_of(tmp_path, **own), "mean", lines.append)
+    assert read(tokenizer, "Ärger xÄrger") == ["Ärger", "[UNK]", "Ärger"]
+    assert lines == ["tokenizer.json lacks tokens that were added to the tokenizer; added: 'Ärger'"]
+
+
+def test_an_added_token_is_found_as_the_settings_say(tmp_path: Path) -> None:
+    tokenizer = word_pieces()
+    fields = {"content": "[MASK]", "special": False, "normalized": True, "single_word": True}
+    assert read(tokenizer, "[mask] x[MASK]") == ["[UNK]", "[UNK]", "[UNK]", "[UNK]", "[MASK]"]
+    lines: list[str] = []
+    settings = settings_of(tmp_path, added_tokens_decoder={"4": fields})
+    assert correct(tokenizer, settings, "mean", lines.append)
+    assert read(tokenizer, "[mask]")[0] == "[MASK]"
+    assert "[MASK]" not in read(tokenizer, "x[MASK]")
+    (line,) = lines
+    assert line.startswith("tokenizer.json finds added tokens otherwise than tokenizer_config.json")
+    assert line.endswith("corrected: '[MASK]'")
+
+
+def test_special_tokens_that_no_vocabulary_has_stay_out(tmp_path: Path) -> None:
+    """They would get numbers for which the weights have no vector."""
+    tokenizer = word_pieces()
+    settings = settings_of(tmp_path, mask_token="<mask>", extra_special_tokens=["<x>", 3])
+    assert not correct(tokenizer, settings, "mean", lambda line: None)
+    assert tokenizer.get_vocab_size() == len(WORDS)
 
 
 def test_a_file_that_cuts_texts_from_the_left_is_refused(tmp_path: Path) -> None:

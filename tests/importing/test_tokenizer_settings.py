@@ -87,6 +87,15 @@ def test_what_tokenizer_json_cannot_do_is_refused(
         ({"modality_config": {"text": {}, "message": {}}}, "texts go through a chat template"),
         ({"processing_kwargs": {"text": {"add_special_tokens": False}}}, "has add_special_tokens"),
         ({"query_expansion": {"length": 32}}, "query_expansion is not supported"),
+        ({"config_args": {"hidden_act": "relu"}}, "config_args changes hidden_act of config.json"),
+        ({"config_kwargs": {"a": 1, "b": 2}}, "config_kwargs changes a, b of config.json"),
+        ({"processor_kwargs": {"model_max_length": 9}}, "say it in max_seq_length"),
+        (
+            {"tokenizer_args": {"model_max_length": 9}, "max_seq_length": 10},
+            "tokenizer_args has model_max_length; say it in max_seq_length",
+        ),
+        ({"config_args": 5}, "config_args must be settings by name"),
+        ({"processing_kwargs": {"text": 5}}, "processing_kwargs.text must be settings by name"),
         ({"tokenizer_args": ["add_eos_token"]}, "tokenizer_args must be settings by name"),
     ],
 )
@@ -98,7 +107,12 @@ def test_what_sentence_transformers_would_do_to_a_text_first_is_refused(
 
 
 def test_what_does_not_change_a_texts_vector_is_let_by(tmp_path: Path) -> None:
-    content = {"modality_config": {"text": {}}, "processing_kwargs": {"text": {"padding": True}}}
+    content: dict[str, Any] = {"modality_config": {"text": {}}, "max_seq_length": 9}
+    content |= {"processing_kwargs": {"text": {"padding": True}}}
+    content |= {
+        "tokenizer_args": {"model_max_length": 9},
+        "config_args": {"trust_remote_code": True},
+    }
     other = {"sentence_bert_config.json": content}
     settings = settings_of(tmp_path, other=other, padding_side="left", chat_template="{{ x }}")
     assert settings.chat_template

@@ -67,4 +67,5 @@ def test_the_nearest_dtype_or_the_one_it_was_trained_in_is_chosen(
     assert not found.packed
     told = {one.dtype for one in found.precision}
     assert told == {name for name, cosine in cosines.items() if np.isfinite(cosine)}
-    assert len(lines) == 3
+    assert len(lines) == 4
+    assert lines[-1].startswith(f"for a GPU: {chosen} ")

@@ -96,6 +96,25 @@ def test_what_torch_makes_up_behind_the_accounts_back_is_refused(
         read_transformer(folder / "config.json", [folder / WEIGHTS], torch.float32)
 
 
+@pytest.mark.parametrize("change", [0, 1])
+def test_two_names_of_one_tensor_must_hold_the_same(tmp_path: Path, change: int) -> None:
+    """One of them would be left out, and nothing says which the publisher meant."""
+    config = transformers.MT5Config(
+        vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2
+    )
+    transformers.MT5EncoderModel(config).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / WEIGHTS)
+    stored["encoder.embed_tokens.weight"] = stored["shared.weight"] + change
+    save_file(stored, tmp_path / WEIGHTS)
+    if not change:
+        read_transformer(tmp_path / "config.json", [tmp_path / WEIGHTS], torch.float32)
+        return
+    with pytest.raises(
+        UnaccountedTensors, match=r"differ: encoder\.embed_tokens\.weight and shared"
+    ):
+        read_transformer(tmp_path / "config.json", [tmp_path / WEIGHTS], torch.float32)
+
+
 def test_quantised_weights_are_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from server.errors import ImportRefused
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_WHOLE_FILES = "get the publisher's whole files"
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -75,7 +76,9 @@ class Tensors:
             if found:
                 self.prefix = found[0].removesuffix(name)
                 return
-        raise ImportRefused(f"{self._folder}: the weights hold no {' or '.join(known)}")
+        raise ImportRefused(
+            f"{self._folder}: the weights hold no {' or '.join(known)}; {_WHOLE_FILES}"
+        )
 
     def has(self, name: str) -> bool:
         """Whether `take` would find it."""
@@ -128,7 +131,9 @@ class Tensors:
     def _place(self, name: str) -> _Place:
         place = self._places.get(self.prefix + name)
         if place is None:
-            raise ImportRefused(f"{self._folder}: the weights hold no {self.prefix}{name}")
+            raise ImportRefused(
+                f"{self._folder}: the weights hold no {self.prefix}{name}; {_WHOLE_FILES}"
+            )
         return place
 
     def _find(self, name: str, shape: tuple[int, ...]) -> _Place:

@@ -115,7 +115,7 @@ def set_head(folder: Path, pooling: str, *, dense: bool, normalize: bool) -> Non
 def test_every_pooling_and_prompt_is_as_sentence_transformers_computes_it(
     made: Callable[[str], Path], name: str
 ) -> None:
-    folder = made(name)
+    folder, differences = made(name), []
     for pooling, dense, normalize in (
         ("mean", False, True),
         ("cls", True, True),
@@ -128,7 +128,9 @@ def test_every_pooling_and_prompt_is_as_sentence_transformers_computes_it(
             assert ours.dtype == np.float32
             assert ours.shape == theirs.shape == (len(WITNESS_TEXTS), 24 if dense else DIM)
             lengths = np.linalg.norm(theirs, axis=1, keepdims=True)
-            assert np.max(np.abs(ours - theirs) / lengths) <= MOST
+            differences.append(np.max(np.abs(ours - theirs) / lengths))
+    print(f"{name}: largest difference {max(differences):.1e}")  # docs/how-to/import-checks.md
+    assert max(differences) <= MOST
 
 
 def test_the_real_model_is_what_sentence_transformers_computes(official_folder: Path) -> None:
