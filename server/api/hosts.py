@@ -20,7 +20,7 @@ from server.settings import is_loopback
 # A name may end in a dot, and an address of IPv6 name an interface (RFC 6874); both say the same
 # without. Blanks around the value are none of it (RFC 9110, 5.5), which httptools leaves behind.
 _HOST = re.compile(
-    r"[ \t]*(?:\[(?P<six>[0-9A-Fa-f:.]+)(?:%[\w.~%-]+)?\]|(?P<name>[^\[\]:@/\s]+?)\.?)(?::\d*)?[ \t]*"
+    r"[ \t]*(?:\[(?P<six>[0-9A-Fa-f:.]+)(?:%[\w.~%-]+)?\]|(?P<name>[^\[\]:@/\s]+))(?::\d*)?[ \t]*"
 )
 
 
@@ -65,7 +65,7 @@ class HostRule:
 def _read_host(value: str) -> str | None:
     """The host that a `Host` header names, without its port; None if it names none."""
     found = _HOST.fullmatch(value)
-    return (found["six"] or found["name"]).lower() if found else None
+    return (found["six"] or found["name"].removesuffix(".")).lower() if found else None
 
 
 def _read_pattern(value: str) -> str:

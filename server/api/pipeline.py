@@ -112,6 +112,7 @@ class Pipeline:
         self._record = record
         self._key = key
         self._seat = seat
+        self._fingerprint = ""  # of what decides the answer, once the model is known
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -130,7 +131,7 @@ class Pipeline:
         try:
             async with asyncio.timeout(timeout_s):
                 seat = services.seats.take(_whose(request, key))
-                record.until_sent.callback(seat.give_back)
+                record.give_back.append(seat.give_back)
                 try:
                     yield cls(request, services, record, key, seat)
                 except BaseException:
@@ -178,8 +179,8 @@ class Pipeline:
             card = model.card
             self._record.model = card.name
             self._key.check_model(card.name, card.aliases)
-            fingerprint = card.prompt_table.fingerprint_for(input_type)
-            check_fingerprint(self._request.headers, card.name, fingerprint)
+            self._fingerprint = card.prompt_table.fingerprint_for(input_type)
+            check_fingerprint(self._request.headers, card.name, self._fingerprint)
             if self._record.limits is not None:
                 await self._record.limits.take_request()
             yield model
@@ -245,23 +246,20 @@ class Pipeline:
                     ticket=ticket,
                 )
 
-    async def answer(
-        self, write: Callable[[], bytes], fingerprint: str, *, in_thread: bool = False
-    ) -> Response:
-        """The response with a JSON body.
+    async def answer(self, write: Callable[[], bytes], *, in_thread: bool = False) -> Response:
+        """The response with a JSON body, once the model is known.
 
         Args:
             write: makes the body.
-            fingerprint: of what decided it.
             in_thread: it takes longer than the way to a thread and back.
         """
         with self._record.stage("serialize"):
             body = await asyncio.to_thread(write) if in_thread else write()
-        headers = {FINGERPRINT: fingerprint}
+        headers = {FINGERPRINT: self._fingerprint}
         return PiecewiseResponse(body, media_type="application/json", headers=headers)
 
 
 def _whose(request: Request, key: Key) -> str:
     """Who shares seats and memory with others: a key, or an address while no key is asked for."""
-    client = request.client
-    return key.id if key is not ANONYMOUS or client is None else f"{key.id} {client.host}"
+    client = request.scope.get("client")
+    return key.id if key is not ANONYMOUS or client is None else f"{key.id} {client[0]}"

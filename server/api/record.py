@@ -5,9 +5,9 @@ The one place from which log lines and metrics are made of it. Lives in the even
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -76,8 +76,8 @@ class RequestRecord:
     limits: KeyLimits | None = None  # of its key, if that has any a minute
     whole: Stage = field(default_factory=Stage)  # from the request's head to its answer
     stages: dict[str, Stage] = field(default_factory=dict)  # by the names in metrics.STAGES
-    # What the request holds until its answer is sent.
-    until_sent: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    # Give back what the request holds, once its answer is sent.
+    give_back: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod
     def begin(cls, scope: Scope, headers: Headers) -> RequestRecord:
@@ -125,7 +125,8 @@ class RequestRecord:
 
     def end(self) -> None:
         """The answer is sent, or was given up."""
-        self.until_sent.close()
+        for give_back in self.give_back:
+            give_back()
         self.whole.end_s = time.perf_counter()
 
     def report(self, scope: Scope, status: int, metrics: Metrics) -> None:

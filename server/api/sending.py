@@ -17,10 +17,10 @@ class PiecewiseResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        body = memoryview(self.body)
-        if len(body) <= PIECE_BYTES:
+        if len(self.body) <= PIECE_BYTES:
             await super().__call__(scope, receive, send)
             return
+        body = memoryview(self.body)
         await send(
             {
                 "type": "http.response.start",

@@ -15,14 +15,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import h11
 import httptools
 import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 MAX_HEAD_BYTES = 64 * 1024
 # What is read of a body whose request is answered already, so that the client sees its answer.
@@ -110,11 +114,19 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
 
     _bytes_without_progress = 0
     _progress = False
+    _answering: RequestResponseCycle | None = None  # the request whose answer is next
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head, no longer than for a later one."""
         super().connection_made(transport)
         self._set_keepalive()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell it the request that is answered, too; uvicorn tells the last one that has come."""
+        if self._answering is not None:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; more than MAX_HEAD_BYTES that complete nothing are refused."""
@@ -148,6 +160,10 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered in the one shape, too."""
         _refuse(self.transport, msg)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
         """Whatever is offered: no request is started here, since its body would be lost."""

@@ -43,7 +43,7 @@ async def count(request: Request) -> Response:
             async with pipeline.admit(model, reading) as work:
                 counts = [len(ids) for ids in await work.tokenize()]
             body = orjson.dumps({"counts": counts})
-            return await pipeline.answer(lambda: body, model.card.fingerprint)
+            return await pipeline.answer(lambda: body)
 
 
 BODY: dict[str, Any] = {"model": PLAIN, "input": ["one two three", "one"]}

@@ -19,7 +19,9 @@ from packaging.version import Version
 
 from server.http.protocol import MAX_HEAD_BYTES, MAX_UNWANTED_BYTES
 from tests.conftest import REPOSITORY
+from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
+from tests.services import wait_for
 
 pytestmark = pytest.mark.server
 
@@ -287,6 +289,25 @@ def test_who_does_not_read_answers_is_not_waited_for(impatient: ServerProcess) -
         connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400)
         with pytest.raises(ConnectionError):
             drip(connection, b"\r\n" * 40)
+
+
+def test_who_reads_none_of_several_answers_is_no_failure_of_the_server(
+    impatient: ServerProcess,
+) -> None:
+    failures = impatient.log().count("Traceback")
+    body = json.dumps({"model": "all-MiniLM-L6-v2", "input": ["x"] * 400}).encode()
+    with (
+        Connection(impatient, receive_bytes=4096) as connection,
+        httpx.Client(base_url=impatient.url) as client,
+    ):
+
+        def held_bytes() -> float:
+            return MetricsPage(client.get("/metrics").content).value("request_memory_bytes")
+
+        connection.send((POST + b"Content-Length: %d\r\n\r\n" % len(body) + body) * 3)
+        wait_for(lambda: held_bytes() > 0, "the first answer")
+        wait_for(lambda: held_bytes() == 0, "the end of the server's patience")
+    assert impatient.log().count("Traceback") == failures
 
 
 def test_who_reads_slowly_gets_the_whole_answer(impatient: ServerProcess) -> None:

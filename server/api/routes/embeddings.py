@@ -43,5 +43,4 @@ async def create_embeddings(request: Request) -> Response:
                 )
 
             is_large = len(vectors) >= THREAD_FROM_VECTORS
-            fingerprint = model.card.prompt_table.fingerprint_for(asked.input_type)
-            return await pipeline.answer(write, fingerprint, in_thread=is_large)
+            return await pipeline.answer(write, in_thread=is_large)
