@@ -236,5 +236,6 @@ def model_object(card: Card) -> dict[str, Any]:
         "dimensions": list(card.matryoshka.dimensions) if card.matryoshka else None,
         "aliases": list(card.aliases),
         "prompts": dict(card.prompts),
+        "default_prompt": card.default_prompt,
         "fingerprint": card.fingerprint,
     }

@@ -32,6 +32,7 @@ MAX_HEAD_BYTES = 64 * 1024
 # What is read of a body whose request is answered already, so that the client sees its answer.
 MAX_UNWANTED_BYTES = 64 * 1024 * 1024
 MAX_UNWANTED_S = 60.0
+MIN_READ_BYTES_PER_S = 1024  # of an answer: whoever reads it holds memory and a place of others
 _NO_HTTP = "Invalid HTTP request received."
 
 
@@ -103,7 +104,8 @@ class _NotForGood(asyncio.Protocol):
 
     def _look_at_reader(self) -> None:
         self._reader_timer = None
-        if self.transport.get_write_buffer_size() >= self._unread_bytes:
+        read_bytes = self._unread_bytes - self.transport.get_write_buffer_size()
+        if read_bytes < MIN_READ_BYTES_PER_S * self.timeout_keep_alive:
             self.transport.abort()
         else:
             self._watch_reader()

@@ -8,7 +8,7 @@ import math
 import socket
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Self
 
@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from server.http.protocol import MAX_HEAD_BYTES, MAX_UNWANTED_BYTES
+from server.http.protocol import MAX_HEAD_BYTES, MAX_UNWANTED_BYTES, _NotForGood
 from tests.conftest import REPOSITORY
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
@@ -319,6 +319,37 @@ def test_who_reads_slowly_gets_the_whole_answer(impatient: ServerProcess) -> Non
         assert status == 200
         assert isinstance(data, list)
         assert len(data) == 2048
+
+
+class Reading(_NotForGood):
+    """A connection whose client has read so much whenever it is looked at."""
+
+    timeout_keep_alive = 75
+
+    def __init__(self) -> None:
+        self.loop = self.transport = self  # type: ignore[assignment]
+        self.unread, self.is_open = 0, True
+
+    def call_later(self, seconds: float, look: Callable[[], None]) -> None:
+        assert seconds == 75
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+    def abort(self) -> None:
+        self.is_open = False
+
+
+@pytest.mark.parametrize(("bytes_per_s", "is_kept"), [(0, False), (1000, False), (1100, True)])
+def test_who_reads_an_answer_too_slowly_is_left(bytes_per_s: int, is_kept: bool) -> None:
+    connection = Reading()
+    connection.unread = 300_000
+    connection._watch_reader()
+    for _ in range(3):
+        connection.unread -= 75 * bytes_per_s
+        if connection.is_open:
+            connection._look_at_reader()
+    assert connection.is_open == is_kept
 
 
 def test_only_the_uvicorn_whose_private_parts_are_known_is_allowed() -> None:

@@ -31,6 +31,7 @@ def test_each_model_has_openais_fields_and_ours(
                 "text-embedding-ada-002",
             ],
             "prompts": {},
+            "default_prompt": None,
             "fingerprint": matryoshka_card.fingerprint,
         },
         {
@@ -45,6 +46,7 @@ def test_each_model_has_openais_fields_and_ours(
             "dimensions": None,
             "aliases": [],
             "prompts": {},
+            "default_prompt": None,
             "fingerprint": plain_card.fingerprint,
         },
     ]
