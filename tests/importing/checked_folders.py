@@ -65,6 +65,19 @@ def said(file: str, **keys: Any) -> Change:
     return lambda folder: change_json(folder / file, **keys)
 
 
+def moved_a_byte(folder: Path) -> None:
+    """The header says of the last tensor that it begins a number earlier."""
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+    offsets = max(tensors, key=lambda entry: entry["data_offsets"][1])["data_offsets"]
+    offsets[:] = [offset - 4 for offset in offsets]
+    changed = json.dumps(header).encode()
+    file.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
+
+
 def gone(*files: str) -> Change:
     """Files or folders taken away."""
 
@@ -204,6 +217,7 @@ CHECKED: dict[str, Checked] = {
     ),
     "an empty file": no_model(strange.replaced("tokenizer.json", "")),
     "weights that are cut off": no_model(strange.cut_off),
+    "weights whose tensors lie elsewhere": but(moved_a_byte),
     "a snapshot copied without its blobs": no_model(strange.dangling),
     "a shard that is missing": no_model(strange.shards(1)),
     "shards without their index": no_model(strange.shards(1, 2, index=False)),
@@ -319,6 +333,9 @@ CHECKED: dict[str, Checked] = {
     ),
     "`vocab.txt` with other numbers": but(text("vocab.txt", "[UNK]\n[PAD]\n")),
     "texts cut at their beginning": but(truncated_left),
+    "a token that only the settings name": but(
+        said(TOKENIZER, added_tokens_decoder={"96": {"content": "the", "special": False}})
+    ),
     "an added token of another number": but(
         said(TOKENIZER, added_tokens_decoder={"7": {"content": "[MASK]", "special": True}})
     ),
