@@ -185,7 +185,7 @@ def _check_pooling(folder: ModelFolder, backend: OnnxBackend, tokenizer: Tokeniz
                 f"{folder.path}: the graph's own vector of a text is not that of its token vectors "
                 f"by pooling {head.pooling}, {'' if head.normalize else 'not '}normalised (cosine "
                 f"{cosine:.5f}, {lengths:.3f} times as long): the graph or "
-                f"{'what is said of its pooling' if folder.assumed_head else MODULES_FILE} is "
+                f"{'what is said of its pooling' if folder.lacks_modules else MODULES_FILE} is "
                 "another model's"
             )
 

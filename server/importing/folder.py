@@ -44,7 +44,7 @@ class ModelFolder:
     path: Path
     config: Mapping[str, Any]
     head: Head
-    assumed_head: bool  # there is no modules.json that says it
+    lacks_modules: bool  # no modules.json says what the head is
     prompts: Prompts
     max_input_tokens: int
     lower_case: bool  # sentence-transformers puts texts into lower case first
@@ -122,7 +122,7 @@ def read_folder(
         transformer=transformer,
         config=config,
         head=head,
-        assumed_head=not is_there(path / MODULES_FILE),
+        lacks_modules=not is_there(path / MODULES_FILE),
         prompts=read_prompts(path),
         max_input_tokens=length.tokens,
         cut_as_published=length.is_own,

@@ -42,7 +42,7 @@ class TorchReference:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if folder.assumed_head:
+                if folder.lacks_modules:
                     self._model = _build(folder, weights)
                 else:
                     self._model = SentenceTransformer(
