@@ -255,8 +255,8 @@ class Settings(BaseSettings):
         None,
         ge=16 * 1024 * 1024,
         description="Most bytes of memory that requests take together: bodies, inputs, vectors and "
-        "answers that are not read yet; above it requests are refused with 503. Default: a quarter "
-        "of what the machine, or its container, lets the process use.",
+        "answers that are not read yet, shared equally by front ends; above it requests are refused "
+        "with 503. Default: a quarter of what the machine, or its container, lets the process use.",
     )
     truncate_inputs: bool = Field(
         False, description="Cut over-long inputs when the request does not say `truncate`."

@@ -95,7 +95,8 @@ Force = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="Keep it though a comparison of its vectors failed; gets past no other refusal.",
+        help="Keep it though a comparison of its vectors failed, or the witness has no formula for it; "
+        "gets past no other refusal.",
     ),
 ]
 Replace = Annotated[bool, typer.Option("--replace", help="Take the place of an installed model.")]
