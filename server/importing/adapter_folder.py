@@ -117,7 +117,7 @@ def _is_merged(place: Path) -> bool:
             "nothing says whether they are merged; remove the adapter's files if they are, or name "
             "the weights to merge it into with --base FOLDER"
         )
-    return bool(weights) and not adapters
+    return bool(weights)
 
 
 def _said_base(place: Path) -> str:

@@ -28,8 +28,7 @@ from server.importing.tokenizer_correction import correct
 from server.importing.tokenizer_settings import read_settings
 from server.importing.tokenizer_source import check_numbers
 from server.importing.whole_files import refuse_broken_file
-from server.inference import least_cosines
-from server.inference.inputs import TextInputs
+from server.inference import direct, least_cosines
 from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
 from server.inference.pooling import cosines
@@ -168,11 +167,7 @@ def _check_pooling(folder: ModelFolder, backend: OnnxBackend, tokenizer: Tokeniz
     Raises:
         ImportRefused: it does not.
     """
-    inputs = TextInputs(is_list=True, texts=list(REFERENCE_TEXTS))
-    limit = len(REFERENCE_TEXTS) * tokenizer.max_input_tokens
-    for sequence in tokenizer.encode_texts(
-        inputs, prompt="", truncate=True, max_request_tokens=limit
-    ):
+    for sequence in direct.tokenize(tokenizer, REFERENCE_TEXTS):
         pooled = backend.pool_tokens(sequence)
         if pooled is None:
             return

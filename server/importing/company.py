@@ -57,7 +57,7 @@ def prove_company(
         ImportRefused: a vector is not finite, is zero, or depends on its company.
     """
     backend = encoder.backends[0]
-    sequences = direct.tokenize(encoder, COMPANY_TEXTS)
+    sequences = direct.tokenize(encoder.tokenizer, COMPANY_TEXTS)
     with refusing(f"{folder.path}: the graph cannot compute"):
         alone = np.concatenate([backend.forward([sequence]) for sequence in sequences])
         check_vectors(folder, COMPANY_TEXTS, alone)
@@ -76,10 +76,8 @@ def prove_company(
     )
 
 
-def check_vectors(
-    folder: ModelFolder, texts: Sequence[str], vectors: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """The vectors (texts, embedding_dim) themselves, if each can be compared with another.
+def check_vectors(folder: ModelFolder, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    """See that each vector, (texts, embedding_dim), can be compared with another.
 
     Raises:
         ImportRefused: one of them holds NaN or infinity, or nothing but zeros; names its text.
@@ -92,7 +90,6 @@ def check_vectors(
                 f"{folder.path}: the vector of {text[:_SHOWN_CHARS]!r} is {what}: the weights or the "
                 "graph are broken"
             )
-    return vectors
 
 
 def companies(count: int) -> Iterator[NDArray[np.intp]]:

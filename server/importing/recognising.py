@@ -235,7 +235,9 @@ def _has_weights(path: Path) -> bool:
     places = (path, *path.glob("0_*"))  # sentence-transformers' old layout
     names = (WEIGHTS_FILE, INDEX_FILE)
     found = any(is_there(place / name) for place in places for name in names)
-    return found or any(find_graphs(path, place.name, None) for place in places)
+    return found or any(
+        find_graphs(path, "" if place == path else place.name, None) for place in places
+    )
 
 
 _READABLE = (

@@ -12,7 +12,7 @@ from server.importing.folder import ModelFolder
 from server.importing.proof_texts import LONGEST_TEXT
 from server.importing.tokenizer_settings import read_settings
 from server.importing.told import quoted
-from server.inference.inputs import TextInputs
+from server.inference import direct
 from server.inference.loader import Encoder
 from server.inference.tokenizer import Tokenizer
 
@@ -25,12 +25,7 @@ def show_tokens(tokenizer: Tokenizer, report: Callable[[str], None]) -> None:
     """Three known texts as the model reads them, for a person to hold against the model's card."""
     shown, empty, longest = (
         [tokenizer.token(number) for number in token_ids.tolist()]
-        for token_ids in tokenizer.encode_texts(
-            TextInputs(is_list=True, texts=[_SHOWN_TEXT, "", LONGEST_TEXT]),
-            prompt="",
-            truncate=True,
-            max_request_tokens=3 * tokenizer.max_input_tokens,
-        )
+        for token_ids in direct.tokenize(tokenizer, [_SHOWN_TEXT, "", LONGEST_TEXT])
     )
     report(f"tokens of {quoted(_SHOWN_TEXT)}: {' '.join(shown)}")
     report(f"tokens of an empty text: {' '.join(empty) or 'none'}")

@@ -112,7 +112,11 @@ def check_ends(
     pooling: PoolingMode,
     report: Callable[[str], None],
 ) -> None:
-    """The tokens that must be around a text by its class; what no file decides is told."""
+    """The tokens that must be around a text by its class; what no file decides is told.
+
+    Raises:
+        ImportRefused: one of them is missing.
+    """
     around = tokens_around(tokenizer)
     if around is None:
         return

@@ -57,14 +57,13 @@ def prove_by_witness(
     witness = Witness.of_folder(folder)
     others = "sentence-transformers only" if parity else "nothing"
     if witness is None:
-        if folder.weights and not folder.not_stock:  # else the comparison before has told
+        if folder.weights:  # else the comparison before has told
             report(f"{lack_of(folder.architecture)}: compared with {others}")
         return parity
     try:
         found = compare_with_witness(witness, encoder, prompts)
         report(told(witness, found))
-        refusal = None if own_graph else _beyond_cosine(found)
-        refusal = beyond_rounding(found) if own_graph else refusal
+        refusal = beyond_rounding(found) if own_graph else _beyond_cosine(found)
         own = Parity(
             against=witness.name,
             texts=found.texts,
@@ -94,7 +93,7 @@ def compare_with_witness(witness: Witness, encoder: Encoder, prompts: Iterable[s
     texts += [
         (prompt, text) for prompt in dict.fromkeys(prompts) if prompt for text in REFERENCE_TEXTS
     ]
-    sequences = [direct.tokenize(encoder, [text], prompt)[0] for prompt, text in texts]
+    sequences = [direct.tokenize(encoder.tokenizer, [text], prompt)[0] for prompt, text in texts]
     with refusing(f"{witness.folder}: cannot compute the texts of the witness"):
         theirs = witness.embed(sequences)
         ours = np.concatenate([encoder.backends[0].forward([one]) for one in sequences])

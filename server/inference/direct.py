@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from server.inference.backend import Backend, TokenIds
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
+from server.inference.tokenizer import Tokenizer
 
 BATCH_TEXTS = 4  # so that texts of unlike length are padded together, as under load
 
@@ -26,14 +27,13 @@ def embed_texts(
         backend: the one of the encoder's that computes; by default the first.
     """
     backend = backend or encoder.backends[0]
-    sequences = tokenize(encoder, texts, prompt)
+    sequences = tokenize(encoder.tokenizer, texts, prompt)
     starts = range(0, len(sequences), BATCH_TEXTS)
     return np.concatenate([backend.forward(sequences[i : i + BATCH_TEXTS]) for i in starts])
 
 
-def tokenize(encoder: Encoder, texts: Sequence[str], prompt: str = "") -> Sequence[TokenIds]:
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], prompt: str = "") -> Sequence[TokenIds]:
     """The tokens of each text, int32; over-long texts are cut."""
-    tokenizer = encoder.tokenizer
     return tokenizer.encode_texts(
         TextInputs(is_list=True, texts=list(texts)),
         prompt=prompt,

@@ -144,7 +144,7 @@ def changed(
 def test_a_vector_that_cannot_be_compared_is_refused_with_its_text(
     encoder: Encoder, plain_card: Card, company: int, value: float, what: str
 ) -> None:
-    guilty = direct.tokenize(encoder, ["Hello, world"])[0]
+    guilty = direct.tokenize(encoder.tokenizer, ["Hello, world"])[0]
 
     def spoil(sequences: Sequence[TokenIds], vectors: NDArray[np.float32]) -> None:
         if len(sequences) == company:

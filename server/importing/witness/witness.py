@@ -87,7 +87,7 @@ class Witness:
 
     @classmethod
     def of_folder(cls, folder: ModelFolder) -> Witness | None:
-        """The witness of a publisher's folder; None: `lack_of` says why."""
+        """The witness of a publisher's folder; None: its family has none, or there are no weights."""
         if folder.architecture not in FAMILIES or not folder.weights or folder.not_stock:
             return None
         return cls(
