@@ -9,14 +9,13 @@ Starts a server of its own on loopback and ends it.
 from __future__ import annotations
 
 import argparse
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import httpx
 
+from scripts.prove.watching import Cost, watched
 from tests.server_process import ServerProcess
 
 MODEL = b"all-MiniLM-L6-v2"
@@ -44,15 +43,13 @@ BODIES: dict[str, tuple[bytes, bytes, bytes]] = {
 }
 
 
-@dataclass
-class Cost:
-    """What one body cost."""
+class Attack(NamedTuple):
+    """What one body was answered, and what it cost."""
 
     name: str
-    status: int = 0
-    seconds: float = 0.0
-    peak_bytes: int = 0  # more resident memory than before
-    silences_s: list[float] = field(default_factory=list)  # how long /livez took, each time
+    status: int
+    seconds: float
+    cost: Cost
 
 
 def body_of(name: str, num_bytes: int) -> bytes:
@@ -61,43 +58,15 @@ def body_of(name: str, num_bytes: int) -> bytes:
     return front + unit * ((num_bytes - len(front) - len(behind)) // len(unit)) + behind
 
 
-@contextmanager
-def watched(server: ServerProcess, cost: Cost) -> Iterator[None]:
-    """Look at memory and /livez until the context ends."""
-    over = threading.Event()
-    before = server.resident_bytes()
-
-    def look_at_memory() -> None:
-        while not over.wait(0.003):
-            cost.peak_bytes = max(cost.peak_bytes, server.resident_bytes() - before)
-
-    def ask() -> None:
-        with httpx.Client(base_url=server.url, timeout=60) as client:
-            while not over.wait(0.01):
-                begun_s = time.perf_counter()
-                client.get("/livez")
-                cost.silences_s.append(time.perf_counter() - begun_s)
-
-    watchers = [threading.Thread(target=target) for target in (look_at_memory, ask)]
-    for watcher in watchers:
-        watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        for watcher in watchers:
-            watcher.join()
-
-
-def attack(server: ServerProcess, num_bytes: int) -> Iterator[Cost]:
+def attack(server: ServerProcess, num_bytes: int) -> Iterator[Attack]:
     """Send every body, one after the other."""
     for name in BODIES:
-        cost, body = Cost(name), body_of(name, num_bytes)
-        with watched(server, cost), httpx.Client(base_url=server.url, timeout=120) as client:
+        body = body_of(name, num_bytes)
+        with watched(server) as cost, httpx.Client(base_url=server.url, timeout=120) as client:
             begun_s = time.perf_counter()
             answer = client.post("/v1/embeddings", content=body)
-            cost.seconds, cost.status = time.perf_counter() - begun_s, answer.status_code
-        yield cost
+            seconds = time.perf_counter() - begun_s
+        yield Attack(name, answer.status_code, seconds, cost)
 
 
 def main() -> None:
@@ -108,11 +77,10 @@ def main() -> None:
     print("| body | answer | seconds | memory, MB | longest silence of /livez, ms |")
     print("|---|---|---|---|---|")
     with ServerProcess("--model", MODEL.decode()) as server:
-        for cost in attack(server, num_bytes):
-            silence_ms = 1000 * max(cost.silences_s, default=0.0)
+        for name, status, seconds, cost in attack(server, num_bytes):
             print(
-                f"| {cost.name} | {cost.status} | {cost.seconds:.2f} | "
-                f"{cost.peak_bytes / 1e6:.0f} | {silence_ms:.0f} |",
+                f"| {name} | {status} | {seconds:.2f} | "
+                f"{cost.peak_bytes / 1e6:.0f} | {cost.longest_silence_ms:.0f} |",
                 flush=True,
             )
 

@@ -1,4 +1,4 @@
-"""The attackers of `scripts/prove`, in small."""
+"""`scripts/prove/bodies.py`, in small."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SIZE = 8 * 1024 * 1024
 
 def test_no_body_becomes_much_more_than_it_is() -> None:
     with ServerProcess("--model", "all-MiniLM-L6-v2") as server:
-        costs = list(attack(server, SIZE))
-    assert [cost.name for cost in costs] == list(BODIES)
-    read = {cost.name for cost in costs if cost.status == 200}
-    assert {cost.status for cost in costs} == {200, 400}
+        attacks = list(attack(server, SIZE))
+    assert [one.name for one in attacks] == list(BODIES)
+    read = {one.name for one in attacks if one.status == 200}
+    assert {one.status for one in attacks} == {200, 400}
     # The model's length is 256 tokens, and one word of any length is one.
     assert read == {
         "an input that is said twice",
@@ -25,7 +25,7 @@ def test_no_body_becomes_much_more_than_it_is() -> None:
         "a text with one emoji",
         "a text of escapes",
     }
-    for cost in costs:
+    for name, _, _, cost in attacks:
         # As it came, as a text (of four bytes a letter for an emoji), and what the tokenizer makes.
-        most = 8 * SIZE if cost.name in read else 2 * SIZE
-        assert cost.peak_bytes < most, cost.name
+        most = 8 * SIZE if name in read else 2 * SIZE
+        assert cost.peak_bytes < most, name
