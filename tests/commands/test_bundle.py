@@ -30,6 +30,7 @@ from tests.command_line import (
 )
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.server_process import ServerProcess
+from tests.wheels import write_wheel
 
 Words = list[str | Path]
 
@@ -172,12 +173,12 @@ class TestCreate:
     ) -> None:
         wheels = tmp_path / "wheels"
         wheels.mkdir()
-        own = f"embedding_server-{__version__}-py3-none-any.whl"
-        for name in (own, "numpy-2.0-cp313-cp313-win_arm64.whl"):
-            (wheels / name).write_bytes(name.encode())
+        own = write_wheel(wheels).name
+        write_wheel(wheels, "numpy", "2.0", tag="cp313-cp313-win_arm64", in_dist_info={})
         arguments: Words = ["tiny", "-o", tmp_path / "b", "--wheels-from", wheels]
         outcome = run("bundle", "create", *arguments, "--models-dir", models_dir)
-        assert outcome.exit_code == 0, outcome.stderr
+        assert outcome.exit_code == 0
+        assert outcome.stderr == "no licence text comes with: numpy 2.0: MIT\n"
         shown = run("bundle", "show", tmp_path / "b").stdout
         assert own in shown
         assert "with Python 3.13 on" in shown
@@ -216,6 +217,9 @@ class TestShow:
         wanted = [
             f"embedding-server {__version__}",
             f"sha256 {digest}",
+            "\nnot signed\n",
+            "  sbom.cdx.json\n",
+            "  licences.txt\n",
             "model tiny, ",
             "model variant, ",
             f"{weights}  model.safetensors",
@@ -247,6 +251,7 @@ class TestInstall:
         data = tmp_path / "data"
         first = run(*installation(bundle, shipped, data))
         assert first.stdout.splitlines() == [
+            "not signed",
             f"tiny: installed in {data}/models/tiny",
             f"variant: installed in {data}/models/variant",
         ]
