@@ -135,13 +135,13 @@ def create(
 @with_flags(*FOLDERS)
 def papers(
     settings: Settings,
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME", help="Models, by their cards' names.")
-    ],
     wheels_from: Annotated[Path, typer.Option(metavar="DIR", help="The software's wheels.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write into.")
     ],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Models; default: all there are.")
+    ] = None,
 ) -> None:
     """Write the SBOM and the licence texts of models and wheels, as a bundle holds them.
 
@@ -151,8 +151,8 @@ def papers(
     from server.delivery.bundle_writer import Contents
     from server.delivery.wheels import wheels_in
 
-    cards = read_registry(*settings.model_folders()).select(names).cards
-    contents = Contents(cards, wheels_in(wheels_from))
+    there = read_registry(*settings.model_folders())
+    contents = Contents((there.select(names) if names else there).cards, wheels_in(wheels_from))
     try:
         for name, content in contents.papers.items():
             (output / name).write_bytes(content)
