@@ -102,6 +102,7 @@ def create(
     from server.commands.progress import byte_progress
     from server.delivery import signatures
     from server.delivery.bundle_writer import Contents, check_output
+    from server.delivery.sbom import check_library
     from server.delivery.wheels import collect_wheels, wheels_in
 
     if wheels and wheels_from:
@@ -110,6 +111,7 @@ def create(
         raise BundleError("--extra needs --wheels")
     settings.check_data_dir()
     check_output(output, force=force)  # before minutes of work
+    check_library()
     if sign:
         signatures.check_can_sign(sign)
     there = read_registry(*settings.model_folders())

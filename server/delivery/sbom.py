@@ -7,6 +7,7 @@ the extra `papers`.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import uuid
@@ -35,16 +36,21 @@ Models = Sequence[tuple[Card, FilePin]]  # each with the pin of its card file
 _EXTRA = re.compile(r"""\bextra == ["']([^"']+)["']""")
 
 
+def check_library() -> None:
+    """Raise MissingExtra if `papers` is not installed: better before wheels are fetched."""
+    if importlib.util.find_spec("cyclonedx") is None:
+        raise MissingExtra("an SBOM", "cyclonedx-python-lib", "papers")
+
+
 def sbom(models: Models, wheels: Mapping[WheelMetadata, FilePin]) -> bytes:
     """The SBOM of these models and wheels.
 
     Raises:
         MissingExtra: `papers` is not installed.
     """
-    try:
-        from cyclonedx.output.json import JsonV1Dot6
-    except ImportError:
-        raise MissingExtra("an SBOM", "cyclonedx-python-lib", "papers") from None
+    check_library()
+    from cyclonedx.output.json import JsonV1Dot6
+
     document = json.loads(JsonV1Dot6(_bom(models, wheels)).output_as_string())
     # The library puts the time of making here, and a random number there.
     del document["metadata"]["timestamp"], document["serialNumber"]

@@ -150,7 +150,7 @@ class TestSbom:
 
     def test_without_the_library_one_line_says_how_to_get_it(self, cards: list[Card]) -> None:
         with (
-            mock.patch.dict(sys.modules, {"cyclonedx.output.json": None}),
+            mock.patch.dict(sys.modules, {"cyclonedx": None}),
             pytest.raises(MissingExtra, match="needs cyclonedx-python-lib"),
         ):
             Contents(cards, [])
