@@ -13,6 +13,7 @@ import random
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,7 +112,7 @@ def _attacks(site: Site, positions: int) -> dict[str, Callable[[], object]]:
         "a key that is not valid yet": lambda: validity('valid-after="20990101"'),
         "a key that counts for git only": lambda: validity('namespaces="git"'),
         "a key that is revoked": lambda: validity("", (site.folder / "ours.pub").read_text()),
-        **{f"one bit, at {at:,}": lambda at=at: site.put(changed(at), good_sig) for at in anywhere},
+        **{f"one bit, at {at:,}": partial(site.put, changed(at), good_sig) for at in anywhere},
     }
 
 

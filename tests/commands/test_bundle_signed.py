@@ -23,7 +23,18 @@ def keys(tmp_path: Path) -> Path:
     """A folder with the key `ours`, and the file `trusted` that says it counts."""
     folder = tmp_path / "keys"
     folder.mkdir()
-    make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / "ours"]
+    make: list[str | Path] = [
+        "ssh-keygen",
+        "-q",
+        "-t",
+        "ed25519",
+        "-N",
+        "",
+        "-C",
+        "",
+        "-f",
+        folder / "ours",
+    ]
     subprocess.run(make, check=True)
     public = (folder / "ours.pub").read_text()
     (folder / "trusted").write_text(f'maker@site namespaces="{NAMESPACE}" {public}')
@@ -212,7 +223,7 @@ def test_papers_of_a_folder_of_wheels_are_those_of_a_bundle(tmp_path: Path, mode
     outcome = run(*write)
     assert outcome.stdout == f"{out}/sbom.cdx.json\n{out}/licences.txt\n"
     assert create(tmp_path / "b", models, "--wheels-from", wheels).exit_code == 0
-    packed = ["tar", "xf", tmp_path / "b", "sbom.cdx.json", "licences.txt"]
+    packed: list[str | Path] = ["tar", "xf", tmp_path / "b", "sbom.cdx.json", "licences.txt"]
     subprocess.run(packed, cwd=tmp_path, check=True)
     for name in ("sbom.cdx.json", "licences.txt"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
