@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -333,12 +334,17 @@ class TestInstall:
 
     @pytest.mark.slow
     def test_one_file_and_python_are_enough(self, models_dir: Path, tmp_path: Path) -> None:
-        path, data = tmp_path / "all.bundle", tmp_path / "data"
-        outcome = run(
-            *("bundle", "create", "variant", "--wheels", "-o", path, "--models-dir", models_dir)
-        )
+        path, data, key = tmp_path / "all.bundle", tmp_path / "data", tmp_path / "maker"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        (tmp_path / "trusted").write_text(f"maker {key.with_suffix('.pub').read_text()}")
+        words: Words = ["variant", "--wheels", "-o", path, "--models-dir", models_dir]
+        outcome = run("bundle", "create", *words, "--sign", key)
         assert outcome.exit_code == 0, outcome.stderr
-        subprocess.run(["tar", "xf", path, "wheels"], cwd=tmp_path, check=True)
+        subprocess.run(["tar", "xf", path, "wheels", "sbom.cdx.json"], cwd=tmp_path, check=True)
+        listed = json.loads((tmp_path / "sbom.cdx.json").read_text())
+        wheels = {f"wheels/{wheel.name}" for wheel in (tmp_path / "wheels").iterdir()}
+        (own,) = wheels - {each["bom-ref"] for each in listed["components"]}
+        assert own.startswith("wheels/embedding_server-")
         subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
         bare = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
         pip: Words = [tmp_path / "venv/bin/pip", "install", "--quiet", "--no-index", "--find-links"]
@@ -357,5 +363,5 @@ class TestInstall:
                 check=True,
             ).stdout
 
-        there("bundle", "install", path)
+        there("bundle", "install", path, "--trust", tmp_path / "trusted")
         assert there("models", "verify", "variant").startswith("variant: 4 files")
