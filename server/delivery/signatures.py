@@ -147,8 +147,9 @@ def verify(
         kept.flush()
         found = _run(["-Y", "find-principals", "-s", kept.name, *options])
     if found.returncode != 0:
+        key = _check(bundle, content, ["check-novalidate"], path, report).key
         raise BundleError(
-            f"bundle {path}: no key in {trust} counts for {signature_of(path)}: "
+            f"bundle {path} is signed with {key}, which does not count by {trust}: "
             f"{_complaint(found) or 'ssh-keygen gives no reason'}"
         )
     # They stand in one line of the file, so that any will do; a pattern matches itself.
