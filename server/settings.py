@@ -71,6 +71,12 @@ def _only_if_lazy(seconds: float | None, others: ValidationInfo) -> float | None
     return seconds
 
 
+def _only_with_trust(file: Path | None, others: ValidationInfo) -> Path | None:
+    if file is not None and not others.data.get("trust"):
+        raise PydanticCustomError("only_with_trust", "needs trust, which names the keys that count")
+    return file
+
+
 def _host_alone(host: str) -> str:
     """Take an IPv6 address out of the brackets that URLs have around it; refuse a port behind."""
     bracketed = re.fullmatch(r"\[(.*)\]", host)
@@ -182,6 +188,16 @@ class Settings(BaseSettings):
     )
     hash_users: bool = Field(
         False, description="Write a keyed hash of `user` into the usage ledger, not its text."
+    )
+    trust: Path | None = Field(
+        None,
+        description="File that says whose signature a bundle must have to be shown or installed, as "
+        "OpenSSH's allowed_signers; default: a bundle needs no signature.",
+    )
+    trust_revoked: Annotated[Path | None, AfterValidator(_only_with_trust)] = Field(
+        None,
+        description="File of keys that `trust` no longer means: OpenSSH's revocation list (KRL), or "
+        "public keys, one a line.",
     )
     threads: int | None = Field(
         None,

@@ -38,3 +38,23 @@ def test_the_stage_of_the_models_copies_all_that_pull_imports(name: str, tmp_pat
     )
     assert pulled.returncode == 0, pulled.stderr
     assert "all-MiniLM-L6-v2: " in pulled.stdout
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.gpu"])
+def test_the_image_holds_the_papers_of_what_is_installed_and_neither_wheels_nor_tools(
+    name: str,
+) -> None:
+    stages = re.split(r"^FROM ", (REPOSITORY / name).read_text(), flags=re.MULTILINE)
+    by_name = {stage.partition("\n")[0].rpartition(" AS ")[2]: stage for stage in stages[1:-1]}
+    installed = "pip --python /opt/embedding-server/bin/python install --no-compile"
+    fetched, used = by_name["dependencies"].split(installed)
+    assert "pip wheel --wheel-dir /wheels" in fetched
+    assert used.lstrip(" \\\n").startswith("--no-index --find-links /wheels")
+    papers = by_name["papers"]
+    assert "COPY --from=server /build/dist /wheels\nCOPY --from=models /models /models" in papers
+    assert "bundle papers --models-dir /models" in papers
+    copied = re.findall(r"^COPY --from=(\w+) (\S+) (\S+)$", stages[-1], re.MULTILINE)
+    assert ("papers", "/papers", "/licenses/") in copied
+    assert {source for _, source, _ in copied} == {
+        *("/opt/embedding-server", "/models", "/overlay", "/papers")
+    }

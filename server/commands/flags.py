@@ -14,6 +14,7 @@ from server.errors import SettingError
 from server.settings import ENV_PREFIX, Settings, load_settings
 
 FOLDERS = ("models_dir", "data_dir")  # settings that tell where models lie
+TRUST = ("trust", "trust_revoked")  # and whose bundles count
 
 ConfigFile = Annotated[
     Path | None,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import os
 
-from server.commands.flags import with_flags
+from server.commands.flags import TRUST, with_flags
 from server.errors import SettingError
 from server.settings import Settings, kubernetes_variables, unknown_environment_variables
 
 
-@with_flags(*Settings.model_fields)
+@with_flags(*(name for name in Settings.model_fields if name not in TRUST))
 def serve(settings: Settings) -> None:
     """Serve the models until SIGTERM or SIGINT."""
     # The workers share the cores among themselves; a thread pool in numpy would fight them.

@@ -21,13 +21,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from server import __version__
 from server.catalog.card import CARD_FILE, FilePin
 from server.catalog.names import is_card_name
+from server.delivery.papers import LICENCES, SBOM
+from server.delivery.signatures import NAMESPACE
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+READABLE: Final = (1, 2)  # the first had no papers
 MANIFEST = "bundle.json"
 README = "README.txt"
 MODELS = "models/"
@@ -44,6 +47,7 @@ _PART = re.compile(r"\w[\w.+!\-]*")
 _WITH_WHEELS = """\
 To install it without network, with Python {python} on a machine of the kind its wheels are for:
 
+  ssh-keygen -Y verify -f TRUSTED -I SIGNER -n {namespace} -s {file}.sig < {file}    # if signed
   sha256sum {file}    # must be the digest that was approved
   tar xf {file} wheels
   python3 -m venv embedding-server
@@ -53,6 +57,7 @@ To install it without network, with Python {python} on a machine of the kind its
 _WITHOUT_WHEELS = """\
 It brings no wheels. To install it where embedding-server is installed:
 
+  ssh-keygen -Y verify -f TRUSTED -I SIGNER -n {namespace} -s {file}.sig < {file}    # if signed
   sha256sum {file}    # must be the digest that was approved
   embedding-server bundle install {file}
 """
@@ -61,18 +66,18 @@ It brings no wheels. To install it where embedding-server is installed:
 def instructions(wheels: Iterable[str], file: str) -> str:
     """What to type on the machine without network, for a bundle with wheels of these names."""
     if not wheels:
-        return _WITHOUT_WHEELS.format(file=file)
+        return _WITHOUT_WHEELS.format(file=file, namespace=NAMESPACE)
     # A wheel for one version has it twice; `cp311-abi3` is for 3.11 and all that follow.
     found = (re.search(r"-cp3(\d+)-cp3\1t?-", name) for name in wheels)
     minors = sorted({int(one[1]) for one in found if one})
     python = " or ".join(f"3.{minor}" for minor in minors) or "3.11 or newer"
-    return _WITH_WHEELS.format(file=file, python=python)
+    return _WITH_WHEELS.format(file=file, python=python, namespace=NAMESPACE)
 
 
 class Manifest(BaseModel, extra="forbid", frozen=True):
     """What is in a bundle: `files`, by their paths in the archive, the manifest left out."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
     software: Annotated[str, Field(pattern=r"^embedding-server [\w.+!\-]{1,100}$")] = (
         f"embedding-server {__version__}"
     )
@@ -80,9 +85,12 @@ class Manifest(BaseModel, extra="forbid", frozen=True):
 
     @field_validator("files")
     @classmethod
-    def _can_be_unpacked(cls, files: dict[str, FilePin]) -> dict[str, FilePin]:
+    def _can_be_unpacked(
+        cls, files: dict[str, FilePin], others: ValidationInfo
+    ) -> dict[str, FilePin]:
         names = list(filter(None, map(_model_of_card, files)))
         cards = {f"{MODELS}{name}" for name in names}
+        single = {README, SBOM, LICENCES} if others.data.get("format") == FORMAT else {README}
         seen: dict[str, str] = {}
         for path in files:
             # Some file systems do not tell these apart.
@@ -93,12 +101,17 @@ class Manifest(BaseModel, extra="forbid", frozen=True):
                 raise ValueError(f"{path!r} is no path that a bundle may hold")
             folders = [str(folder) for folder in Path(path).parents]
             wheel = path.endswith(".whl") and folders[:-1] == [WHEELS.rstrip("/")]
-            if not wheel and path != README and len(cards.intersection(folders)) != 1:
+            if not wheel and path not in single and len(cards.intersection(folders)) != 1:
                 raise ValueError(f"{path!r} is neither a wheel nor a file of exactly one model")
         for name in names:
             if not is_card_name(name):
                 raise ValueError(f"{name!r} is no name of a model")
         return files
+
+    @property
+    def papers(self) -> dict[str, FilePin]:
+        """The SBOM and the licence texts; none in format 1."""
+        return {name: self.files[name] for name in (SBOM, LICENCES) if name in self.files}
 
     @functools.cached_property
     def models(self) -> tuple[str, ...]:

@@ -19,9 +19,9 @@ from server.catalog.verify import ignore_progress
 from server.delivery.bundle_format import (
     CHUNK_BYTES,
     END,
-    FORMAT,
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    READABLE,
     Manifest,
     archive_bytes,
     header,
@@ -83,10 +83,7 @@ class BundleReader:
 
     def check_sha256(self, approved: str | None) -> None:
         """Raise BundleError if this is not the digest of the whole file; None accepts any."""
-        if approved is not None and self.sha256 != approved.lower():
-            raise BundleError(
-                f"bundle {self._path} has sha256 {self.sha256}, not the approved {approved}"
-            )
+        check_approved(self._path, self.sha256, approved)
 
     def _read_manifest(self) -> Manifest:
         block = self._read(tarfile.BLOCKSIZE)
@@ -106,10 +103,10 @@ class BundleReader:
             raise BundleError(f"bundle {self._path} is cut off in {MANIFEST}")
         try:
             number = _Format.model_validate_json(content).format
-            if number != FORMAT:
+            if number not in READABLE:
                 raise BundleError(
-                    f"bundle {self._path} has format {number}, and this software reads {FORMAT}: "
-                    "install a newer one"
+                    f"bundle {self._path} has format {number}, and this software reads "
+                    f"{' and '.join(map(str, READABLE))}: install a newer one"
                 )
             manifest = Manifest.model_validate_json(content)
         except ValidationError as error:
@@ -148,6 +145,12 @@ class BundleReader:
         self._digest.update(content)
         self._report(len(content))
         return content
+
+
+def check_approved(path: Path, sha256: str, approved: str | None) -> None:
+    """Raise BundleError if a bundle's digest is not the one that was approved; None accepts any."""
+    if approved is not None and sha256 != approved.lower():
+        raise BundleError(f"bundle {path} has sha256 {sha256}, not the approved {approved}")
 
 
 class _Format(BaseModel, extra="ignore"):

@@ -27,6 +27,8 @@ from server.delivery.bundle_format import (
     padding,
     reason_of,
 )
+from server.delivery.papers import Papers
+from server.delivery.signatures import signature_of
 from server.delivery.syncing import sync_folder
 from server.errors import BundleError
 
@@ -38,38 +40,56 @@ class Contents:
         cards: their bases come along.
         wheels: files whose names are wheels'.
 
+    Attributes:
+        papers: the SBOM and the licences, by name.
+        without_licence_text: a line for each wheel and model that brings no licence text.
+
     Raises:
         ModelFileError: a model's file is missing.
         BundleError: a file's name cannot be in a bundle, or a wheel cannot be read.
+        MissingExtra: `papers` is not installed.
     """
 
     def __init__(self, cards: Iterable[Card], wheels: Iterable[Path]) -> None:
         self._sources: dict[str, Path | bytes] = {}
-        pins: dict[str, FilePin] = {}
+        self._pins: dict[str, FilePin] = {}
+        models: dict[str, tuple[Card, FilePin]] = {}
         for card in cards:
             check_present(card)
             for owner in card.with_base:
-                _check_folder(owner)
-                folder = f"{MODELS}{owner.name}/"
-                content = _read(owner.path(CARD_FILE))
-                self._sources[folder + CARD_FILE] = content
-                pins[folder + CARD_FILE] = _pin(content)
-                for name, pin in owner.files.items():
-                    self._sources[folder + name] = owner.path(name)
-                    pins[folder + name] = pin
-        wheels = list(wheels)
-        for wheel in wheels:
+                models[owner.name] = (owner, self._add_model(owner))
+        pinned = {wheel: _pin_of_file(wheel) for wheel in wheels}
+        for wheel, pin in pinned.items():
             self._sources[WHEELS + wheel.name] = wheel
-            pins[WHEELS + wheel.name] = _pin_of_file(wheel)
-        readme = instructions([wheel.name for wheel in wheels], "FILE").encode()
-        self._sources[README] = readme
-        pins[README] = _pin(readme)
+            self._pins[WHEELS + wheel.name] = pin
+        papers = Papers([models[name] for name in sorted(models)], pinned)
+        self.without_licence_text, self.papers = papers.without_text, papers.files
+        for name, content in papers.files.items():
+            self._add_bytes(name, content)
+        readme = instructions([wheel.name for wheel in pinned], "FILE").encode()
+        self._add_bytes(README, readme)
         try:
-            self.manifest = Manifest(files=dict(sorted(pins.items())))
+            self.manifest = Manifest(files=dict(sorted(self._pins.items())))
         except ValidationError as error:
             raise BundleError(f"cannot bundle: {reason_of(error)}") from None
         if len(self.manifest.encoded()) > MAX_MANIFEST_BYTES:
-            raise BundleError(f"cannot bundle {len(pins)} files: too many for one bundle")
+            raise BundleError(f"cannot bundle {len(self._pins)} files: too many for one bundle")
+
+    def _add_model(self, card: Card) -> FilePin:
+        """Add a model's files; returns the pin of its card's file."""
+        _check_folder(card)
+        folder = f"{MODELS}{card.name}/"
+        for name, pin in card.files.items():
+            self._sources[folder + name] = card.path(name)
+            self._pins[folder + name] = pin
+        return self._add_bytes(folder + CARD_FILE, _read(card.path(CARD_FILE)))
+
+    def _add_bytes(self, path: str, content: bytes) -> FilePin:
+        self._sources[path] = content
+        self._pins[path] = pin = FilePin(
+            bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+        )
+        return pin
 
     @property
     def archive_bytes(self) -> int:
@@ -102,6 +122,7 @@ class Contents:
                 opened.flush()
                 os.fsync(opened.fileno())
             check_output(file, force=force)  # another one may have come meanwhile
+            signature_of(file).unlink(missing_ok=True)  # of the file that is replaced
             partial.replace(file)
             sync_folder(file.parent)
         except OSError as error:
@@ -126,8 +147,9 @@ def check_output(file: Path, *, force: bool) -> None:
         raise BundleError(f"cannot write {file}: there is no folder {file.parent}")
     if file.is_dir():
         raise BundleError(f"cannot write {file}: it is a folder")
-    if not force and (file.exists() or file.is_symlink()):
-        raise BundleError(f"{file} exists; --force replaces it")
+    for there in (file, signature_of(file)):
+        if not force and (there.exists() or there.is_symlink()):
+            raise BundleError(f"{there} exists; --force replaces it")
 
 
 def _checked_source(source: Path | bytes, pin: FilePin) -> Iterator[bytes]:
@@ -154,10 +176,6 @@ def _check_folder(card: Card) -> None:
     """A variant finds its base by the folder's name, and a bundle names folders by their cards."""
     if not card.folder.absolute().as_posix().endswith(f"/{card.name}"):
         raise BundleError(f"model {card.name} lies in a folder of another name, {card.folder}")
-
-
-def _pin(content: bytes) -> FilePin:
-    return FilePin(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _pin_of_file(path: Path) -> FilePin:

@@ -6,9 +6,8 @@ Knows nothing of bundles or models, but for those that are part of the software'
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections.abc import Collection, Iterable
-from importlib.metadata import Distribution, PackageNotFoundError, PathDistribution, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -22,6 +21,7 @@ from packaging.version import Version
 import server
 from server.catalog.registry import read_registry
 from server.delivery.pip import run_pip
+from server.delivery.wheel_metadata import distribution_in
 from server.errors import BundleError, PipError, unusable
 from server.program.command_lines import CHECKOUT, DISTRIBUTION, is_checkout
 
@@ -47,7 +47,7 @@ def collect_wheels(folder: Path, extras: Iterable[str] = ()) -> list[Path]:
     try:
         run_pip("wheel", "--no-deps", "--wheel-dir", str(wheels), own)
         # What is installed may be an older state of a checkout; the wheel knows what it needs.
-        pins = installed_pins(_distribution_in(next(wheels.iterdir())), extras)
+        pins = installed_pins(distribution_in(next(wheels.iterdir())), extras)
         run_pip("wheel", "--no-deps", "--wheel-dir", str(wheels), *pins)
     except PipError as error:
         raise BundleError(
@@ -128,12 +128,6 @@ def _installed(requirement: Requirement, needing: str) -> Distribution:
     return found
 
 
-def _distribution_in(wheel: Path) -> Distribution:
-    """What a wheel says of itself."""
-    name, version = wheel.name.split("-")[:2]
-    return PathDistribution(zipfile.Path(wheel, f"{name}-{version}.dist-info/"))
-
-
 def _copy_of_checkout(folder: Path) -> Path:
     """What the software's wheel is made of, without the files that `models pull` fetches."""
     registry = read_registry(CHECKOUT / "models")
@@ -149,7 +143,7 @@ def _copy_of_checkout(folder: Path) -> Path:
         return {name for name in names if Path(parent, name) in fetched or name == "__pycache__"}
 
     folder.mkdir()
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(CHECKOUT / file, folder)
     for part in ("server", "models"):
         shutil.copytree(CHECKOUT / part, folder / part, ignore=leave_out)

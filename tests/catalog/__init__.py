@@ -84,13 +84,17 @@ def _toml(value: object) -> str:
 
 
 def bundle_bytes(
-    files: Mapping[str, bytes], *, manifest: bytes | None = None, software: str | None = None
+    files: Mapping[str, bytes],
+    *,
+    manifest: bytes | None = None,
+    software: str | None = None,
+    format: int = 2,  # noqa: A002
 ) -> bytes:
     """A bundle by hand, so that it may hold what `bundle create` would not write."""
     if manifest is None:
         table = {
             "files": pins(files),
-            "format": 1,
+            "format": format,
             "software": software or f"embedding-server {__version__}",
         }
         manifest = json.dumps(table, indent=1, sort_keys=True).encode() + b"\n"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from tests.command_line import (
 )
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.server_process import ServerProcess
+from tests.wheels import write_wheel
 
 Words = list[str | Path]
 
@@ -172,12 +174,12 @@ class TestCreate:
     ) -> None:
         wheels = tmp_path / "wheels"
         wheels.mkdir()
-        own = f"embedding_server-{__version__}-py3-none-any.whl"
-        for name in (own, "numpy-2.0-cp313-cp313-win_arm64.whl"):
-            (wheels / name).write_bytes(name.encode())
+        own = write_wheel(wheels).name
+        write_wheel(wheels, "numpy", "2.0", tag="cp313-cp313-win_arm64", in_dist_info={})
         arguments: Words = ["tiny", "-o", tmp_path / "b", "--wheels-from", wheels]
         outcome = run("bundle", "create", *arguments, "--models-dir", models_dir)
-        assert outcome.exit_code == 0, outcome.stderr
+        assert outcome.exit_code == 0
+        assert outcome.stderr == "no licence text comes with: numpy 2.0: MIT\n"
         shown = run("bundle", "show", tmp_path / "b").stdout
         assert own in shown
         assert "with Python 3.13 on" in shown
@@ -216,6 +218,9 @@ class TestShow:
         wanted = [
             f"embedding-server {__version__}",
             f"sha256 {digest}",
+            "\nnot signed\n",
+            "  sbom.cdx.json\n",
+            "  licences.txt\n",
             "model tiny, ",
             "model variant, ",
             f"{weights}  model.safetensors",
@@ -247,6 +252,7 @@ class TestInstall:
         data = tmp_path / "data"
         first = run(*installation(bundle, shipped, data))
         assert first.stdout.splitlines() == [
+            "not signed",
             f"tiny: installed in {data}/models/tiny",
             f"variant: installed in {data}/models/variant",
         ]
@@ -328,12 +334,17 @@ class TestInstall:
 
     @pytest.mark.slow
     def test_one_file_and_python_are_enough(self, models_dir: Path, tmp_path: Path) -> None:
-        path, data = tmp_path / "all.bundle", tmp_path / "data"
-        outcome = run(
-            *("bundle", "create", "variant", "--wheels", "-o", path, "--models-dir", models_dir)
-        )
+        path, data, key = tmp_path / "all.bundle", tmp_path / "data", tmp_path / "maker"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        (tmp_path / "trusted").write_text(f"maker {key.with_suffix('.pub').read_text()}")
+        words: Words = ["variant", "--wheels", "-o", path, "--models-dir", models_dir]
+        outcome = run("bundle", "create", *words, "--sign", key)
         assert outcome.exit_code == 0, outcome.stderr
-        subprocess.run(["tar", "xf", path, "wheels"], cwd=tmp_path, check=True)
+        subprocess.run(["tar", "xf", path, "wheels", "sbom.cdx.json"], cwd=tmp_path, check=True)
+        listed = json.loads((tmp_path / "sbom.cdx.json").read_text())
+        wheels = {f"wheels/{wheel.name}" for wheel in (tmp_path / "wheels").iterdir()}
+        (own,) = wheels - {each["bom-ref"] for each in listed["components"]}
+        assert own.startswith("wheels/embedding_server-")
         subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
         bare = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
         pip: Words = [tmp_path / "venv/bin/pip", "install", "--quiet", "--no-index", "--find-links"]
@@ -352,5 +363,5 @@ class TestInstall:
                 check=True,
             ).stdout
 
-        there("bundle", "install", path)
+        there("bundle", "install", path, "--trust", tmp_path / "trusted")
         assert there("models", "verify", "variant").startswith("variant: 4 files")

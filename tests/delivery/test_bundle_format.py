@@ -23,6 +23,7 @@ from server.delivery.bundle_reader import BundleReader
 from server.delivery.bundle_writer import Contents
 from server.errors import BundleError, ModelFileError
 from tests.catalog import FILES, bundle_bytes, card_table, pins, variant_table, write_model
+from tests.wheels import write_wheel
 
 ROTATION = {"rotation.safetensors": b"a rotation"}
 SHA256 = hashlib.sha256(b"").hexdigest()
@@ -39,9 +40,7 @@ def variant(tmp_path: Path) -> Card:
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
-    path = tmp_path / "embedding_server-1.0-py3-none-any.whl"
-    path.write_bytes(b"a wheel")
-    return path
+    return write_wheel(tmp_path)
 
 
 def write(file: Path, cards: Iterable[Card], wheels: Iterable[Path] = ()) -> str:
@@ -83,12 +82,14 @@ class TestWriting:
         found = read((tmp_path / "b").read_bytes(), tmp_path)
         readme = found.pop("README.txt")
         assert b"pip install --no-index --find-links wheels embedding-server" in readme
+        assert {"sbom.cdx.json", "licences.txt"} < found.keys()
+        del found["sbom.cdx.json"], found["licences.txt"]
         assert found == {
             "models/tiny/card.toml": (tmp_path / "models/tiny/card.toml").read_bytes(),
             "models/variant/card.toml": variant.path("card.toml").read_bytes(),
             **{f"models/tiny/{name}": content for name, content in FILES.items()},
             "models/variant/rotation.safetensors": b"a rotation",
-            f"wheels/{wheel.name}": b"a wheel",
+            f"wheels/{wheel.name}": wheel.read_bytes(),
         }
 
     def test_the_same_content_gives_the_same_bytes_whenever_and_in_what_order_it_is_named(
@@ -106,10 +107,20 @@ class TestWriting:
     def test_the_bytes_are_these_on_every_machine_and_python(self, tmp_path: Path) -> None:
         # A change here makes bundles that older software refuses: then FORMAT must change too.
         files = {"models/tiny/card.toml": b"a card", "models/tiny/weights": bytes(513)}
-        content = bundle_bytes(files, software="embedding-server 0.1.0")
-        golden = "1d472c8905a670478f6ee7157c1e65366c45c8f68b529ee2817163a1436004d8"
-        assert hashlib.sha256(content).hexdigest() == golden
-        assert read(content, tmp_path) == files
+        papers = {"licences.txt": b"all rights", "sbom.cdx.json": b"{}"}
+        golden = {
+            1: "1d472c8905a670478f6ee7157c1e65366c45c8f68b529ee2817163a1436004d8",
+            2: "00ec17f6cce26be511b2a7cbf088ccf9ceacb90f6270c7626bffc850e3ae8c1d",
+        }
+        for number, digest in golden.items():
+            held = files | (papers if number > 1 else {})
+            content = bundle_bytes(held, software="embedding-server 0.1.0", format=number)
+            assert hashlib.sha256(content).hexdigest() == digest
+            assert read(content, tmp_path) == held
+
+    def test_a_bundle_of_the_first_format_holds_no_papers(self, tmp_path: Path) -> None:
+        content = bundle_bytes({"sbom.cdx.json": b"{}"}, format=1)
+        assert "'sbom.cdx.json' is neither a wheel nor a file of" in refused(content, tmp_path)
 
     def test_plain_tar_lists_and_unpacks_it_without_a_complaint(
         self, variant: Card, wheel: Path, tmp_path: Path
@@ -130,7 +141,7 @@ class TestWriting:
         )
         assert unpacked.stderr == ""
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["wheels"]
-        assert (tmp_path / "out" / "wheels" / wheel.name).read_bytes() == b"a wheel"
+        assert (tmp_path / "out" / "wheels" / wheel.name).read_bytes() == wheel.read_bytes()
 
     def test_the_list_tells_the_software_and_each_files_size_and_sha256(
         self, variant: Card, tmp_path: Path
@@ -142,7 +153,7 @@ class TestWriting:
             listed = json.load(opened)
             others = {info.name: info.size for info in archive if info.name != "bundle.json"}
         assert listed["software"] == f"embedding-server {__version__}"
-        assert listed["format"] == 1
+        assert listed["format"] == 2
         assert {name: pin["bytes"] for name, pin in listed["files"].items()} == others
         weights = listed["files"]["models/tiny/model.safetensors"]
         assert weights["sha256"] == hashlib.sha256(FILES["model.safetensors"]).hexdigest()
@@ -208,10 +219,15 @@ class TestWriting:
         self, variant: Card, tmp_path: Path
     ) -> None:
         (tmp_path / "b").write_bytes(b"precious")
-        with pytest.raises(BundleError, match="exists; --force"):
+        with pytest.raises(BundleError, match="b exists; --force"):
             write(tmp_path / "b", [variant])
         assert (tmp_path / "b").read_bytes() == b"precious"
+        (tmp_path / "b").unlink()
+        (tmp_path / "b.sig").write_bytes(b"a signature of what was there")
+        with pytest.raises(BundleError, match=r"b\.sig exists; --force"):
+            write(tmp_path / "b", [variant])
         Contents([variant], []).write(tmp_path / "b", force=True, report=lambda _: None)
+        assert not (tmp_path / "b.sig").exists()
         assert read((tmp_path / "b").read_bytes(), tmp_path)
 
     def test_a_file_that_appears_while_the_bundle_is_written_is_not_replaced(
@@ -430,12 +446,14 @@ class TestDamage:
 class TestList:
     """Manifests that `bundle create` would not write."""
 
-    @pytest.mark.parametrize("number", [0, 2, 99])
+    @pytest.mark.parametrize("number", [0, 3, 99])
     def test_another_format_is_told_before_anything_else_of_it_is_looked_at(
         self, tmp_path: Path, number: int
     ) -> None:
         content = bundle_bytes({}, manifest=json.dumps({"format": number, "new": []}).encode())
-        assert f"has format {number}, and this software reads 1" in refused(content, tmp_path)
+        assert f"has format {number}, and this software reads 1 and 2:" in refused(
+            content, tmp_path
+        )
 
     @pytest.mark.parametrize(
         "manifest",

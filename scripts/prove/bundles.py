@@ -1,0 +1,132 @@
+"""What becomes of a bundle that somebody has changed, or that somebody else has made.
+
+    python -m scripts.prove.bundles --positions 400
+
+Each is installed twice: without a signature, and with `--trust`. Opens no connection, takes half a
+minute, prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.catalog import FILES, card_table, pins, write_model
+from tests.command_line import run
+
+
+class Attack(NamedTuple):
+    """How two installations of one bundle ended: `installed`, or why not."""
+
+    name: str
+    untrusting: str
+    trusting: str
+
+
+class Site:
+    """A folder with keys, models, a bundle `b`, and lists of keys that count or are revoked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bundle, self.sig = folder, folder / "b", folder / "b.sig"
+        (folder / "empty").mkdir()
+        for key in ("ours", "theirs"):
+            self.ssh("-q", "-t", "ed25519", "-N", "", "-C", key, "-f", folder / key)
+        for name, weights in (("good", b"some weights"), ("evil", b"evil weights")):
+            files = {**FILES, "model.safetensors": weights}
+            write_model(folder / name, card_table(files=pins(files)), files)
+        self.public = (folder / "ours.pub").read_text()
+
+    def ssh(self, *arguments: str | Path) -> None:
+        subprocess.run(["ssh-keygen", *arguments], check=True, capture_output=True)
+
+    def make(self, models: str, key: str) -> tuple[bytes, bytes]:
+        """A bundle of these models and its signature."""
+        flags = ("--models-dir", self.folder / models, "--force", "--sign", self.folder / key)
+        assert run("bundle", "create", "tiny", "-o", self.bundle, *flags).exit_code == 0
+        return self.bundle.read_bytes(), self.sig.read_bytes()
+
+    def put(
+        self, content: bytes, signature: bytes | None = None, trust: str = "", revoked: str = ""
+    ) -> None:
+        """Lay down a bundle and its signature; the key `ours` counts with these options."""
+        self.bundle.write_bytes(content)
+        self.sig.unlink(missing_ok=True)
+        if signature is not None:
+            self.sig.write_bytes(signature)
+        (self.folder / "trusted").write_text(f"maker@site {trust} {self.public}")
+        (self.folder / "revoked").write_text(revoked)
+
+    def install(self, *flags: str | Path) -> str:
+        """`installed`, or the reason of the refusal; nothing may be there then."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as data:
+            there = ("--models-dir", self.folder / "empty", "--data-dir", data)
+            outcome = run("bundle", "install", self.bundle, *there, *flags)
+            models = [path.name for path in Path(data).glob("models/*")]
+        if outcome.exit_code == 0:
+            return "installed"
+        assert (outcome.exit_code, outcome.stdout, models) == (2, "", []), outcome
+        (line,) = outcome.stderr.splitlines()
+        return line.removeprefix("embedding-server: ").replace(f"{self.folder}/", "")
+
+
+def _attacks(site: Site, positions: int) -> dict[str, Callable[[], None]]:
+    (good, sig), (evil, evil_sig) = site.make("good", "ours"), site.make("evil", "ours")
+    (site.folder / "git").write_bytes(good)
+    site.ssh("-q", "-Y", "sign", "-n", "git", "-f", site.folder / "ours", site.folder / "git")
+    git_sig = (site.folder / "git.sig").read_bytes()
+    put = partial(partial, site.put)
+    found: dict[str, Callable[[], None]] = {
+        "nothing": put(good, sig),
+        "other weights, made anew, the old signature": put(evil, sig),
+        "other weights, signed by a stranger": put(*site.make("evil", "theirs")),
+        "the signature taken away": put(good),
+        "the signature of another bundle of ours": put(good, evil_sig),
+        "our signature for git": put(good, git_sig),
+        "bytes behind the end": put(good + bytes(512), sig),
+        "the last byte cut off": put(good[:-1], sig),
+        "a key that has expired": put(good, sig, 'valid-before="20200101"'),
+        "a key that is not valid yet": put(good, sig, 'valid-after="20990101"'),
+        "a key that counts for git only": put(good, sig, 'namespaces="git"'),
+        "a key that is revoked": put(good, sig, revoked=site.public),
+    }
+    for at in random.Random(7).sample(range(len(good)), positions):
+        changed = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
+        found[f"one bit, at {at:,}"] = put(changed, sig)
+    return found
+
+
+def attack(positions: int) -> Iterator[Attack]:
+    """Attack a bundle in each way, and by one bit at so many places."""
+    with tempfile.TemporaryDirectory() as folder:
+        site = Site(Path(folder))
+        trust = ("--trust", site.folder / "trusted", "--trust-revoked", site.folder / "revoked")
+        for name, lay_down in _attacks(site, positions).items():
+            lay_down()
+            trusting = site.install(*trust)
+            site.sig.unlink(missing_ok=True)
+            yield Attack(name, site.install(), trusting)
+
+
+def main() -> None:
+    """Print what became of each bundle, those with one changed bit together."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--positions", type=int, default=400)
+    print("| what was changed | without a signature | with `--trust` |\n|---|---|---|")
+    bits = []
+    for one in attack(parser.parse_args().positions):
+        if one.name.startswith("one bit"):
+            bits.append(one)
+        else:
+            print(f"| {one.name} | {one.untrusting} | {one.trusting} |")
+    plain, trusting = (sum(each[end] != "installed" for each in bits) for end in (1, 2))
+    print(f"| one bit, at {len(bits)} places | {plain} refused | {trusting} refused |")
+
+
+if __name__ == "__main__":
+    main()
