@@ -72,7 +72,7 @@ def test_processes_that_start_together_make_one_schema(database_url: str) -> Non
         assert process.returncode == 0, errors.decode()
     opened = Database(database_url)
     with opened.read() as connection:
-        assert connection.scalar(text(f"SELECT count(*) FROM {META.name}")) == 3
+        assert connection.scalar(text(f"SELECT count(*) FROM {META.name}")) == 5
     opened.close()
 
 
