@@ -56,10 +56,18 @@ class SqliteFile:
                 self._known = looks = self._look()
             return looks
 
-    def check_same(self, looks: _Looks) -> None:
-        """Raise DatabaseGone if another file is there than the one that looked so."""
-        if self._look()[:2] != looks[:2]:
-            raise DatabaseGone(f"{self.path} was replaced by another file")
+    def check_written(self, looks: _Looks) -> None:
+        """Keep the log in mind that was just written, before it counts.
+
+        Raises:
+            DatabaseGone: another file is there than the one that looked so.
+        """
+        with self._lock:
+            if self._look()[:2] != looks[:2]:
+                raise DatabaseGone(f"{self.path} was replaced by another file")
+            with contextlib.suppress(OSError):
+                found = self._log.stat()
+                self._known_log = found.st_dev, found.st_ino
 
     def empty_log(self, engine: Engine) -> None:
         """Let SQLite put what its log holds into the file, unless others read or write just now.
@@ -88,9 +96,6 @@ class SqliteFile:
             looks = self._look()
             if self._known is None or looks[:2] == self._known[:2]:
                 self._known = looks
-            with contextlib.suppress(OSError):
-                found = self._log.stat()
-                self._known_log = found.st_dev, found.st_ino
 
     def _look(self) -> _Looks:
         try:

@@ -73,7 +73,6 @@ def test_another_file_is_neither_read_nor_written_until_it_is_opened(
 def test_a_replaced_files_log_is_not_read_into_the_next_one(
     opened: Database, file: Path, tmp_path: Path
 ) -> None:
-    opened.settle()
     KeyStore(opened).create("one")
     assert file.with_name("keys.db-wal").stat().st_size > 0
     another(tmp_path, "two").rename(file)
