@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from server.access.database import Database
 from server.access.key_store import KeyStore
@@ -48,6 +49,8 @@ def test_what_is_gone_is_told_not_made_again_and_used_again_once_it_is_back(
         for act in (names, lambda database: KeyStore(database).create("two")):
             with pytest.raises(DatabaseGone):
                 act(opened)
+        with pytest.raises(OperationalError):  # nor if it goes between a look and a connection
+            opened._engine.connect()
         assert not was.exists()
         away.rename(was)
         assert names(opened) == ["one"]
@@ -89,12 +92,12 @@ def test_a_settled_file_is_whole(opened: Database, file: Path, tmp_path: Path) -
     copied.close()
 
 
-def test_settling_waits_for_nobody(opened: Database) -> None:
+def test_a_file_can_be_settled_while_others_read(opened: Database) -> None:
     KeyStore(opened).create("one")
     with opened.read() as reading:
         opened.keys_version(reading)
         KeyStore(opened).create("two")
-        opened.settle()  # with patience it would end in an error, or late
+        opened.settle()
     assert sorted(names(opened)) == ["one", "two"]
 
 
