@@ -49,6 +49,7 @@ def test_what_is_gone_is_told_not_made_again_and_used_again_once_it_is_back(
         for act in (names, lambda database: KeyStore(database).create("two")):
             with pytest.raises(DatabaseGone):
                 act(opened)
+        opened._engine.dispose()
         with pytest.raises(OperationalError):  # nor if it goes between a look and a connection
             opened._engine.connect()
         assert not was.exists()
