@@ -89,7 +89,9 @@ class KeySync:
                 self._empty_since_s = now_s
             if now_s - self._empty_since_s >= EMPTY_PATIENCE_S:
                 raise
-            raise _Waiting(error.message) from error
+            waiting = DatabaseError(error.message)
+            waiting.state = error.state
+            raise waiting from error
         self._empty_since_s = None
 
     def _read_again(self) -> None:
@@ -98,10 +100,6 @@ class KeySync:
         self.keyring.replace(self._known)
         if self.keyring.asks and not asked:
             log.warning("the database holds a key: from now on one is asked for")
-
-
-class _Waiting(DatabaseError):
-    state = DatabaseEmpty.state
 
 
 def _is_older(found: DatabaseError) -> bool:
