@@ -11,7 +11,8 @@ STSB   ?=
 # A file, if the seconds of every test are to be kept: JUnit's XML.
 DURATIONS ?=
 
-APT_INSTALL := RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends redis-server postgresql openssh-client
+SERVICES := redis-server postgresql openssh-client faketime
+APT_INSTALL := RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $(SERVICES)
 
 # Flags for `make bench`, for example BENCH="--quick --peer onnxruntime".
 BENCH  ?= --peer infinity --peer sentence-transformers --peer onnxruntime
@@ -66,13 +67,14 @@ tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
 	npm ci --prefix tests/node --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# Redis and PostgreSQL, for the tests of what several servers share; OpenSSH for signatures. As root they are installed, and
-# not started; else the command is told, and the tests that need them fail.
+# Redis and PostgreSQL, for the tests of what several servers share; OpenSSH for signatures; libfaketime for clocks that
+# are set. As root they are installed, and not started; else the command is told, and the tests that need them fail.
 services:
-	@command -v redis-server >/dev/null && command -v ssh-keygen >/dev/null && { command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 \
+	@{ command -v redis-server && command -v ssh-keygen && command -v faketime \
+	   && { command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; }; } >/dev/null 2>&1 \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	     && { $(APT_INSTALL) || { apt-get -q update && $(APT_INSTALL); }; }; } \
-	|| echo "Some tests need: apt-get install redis-server postgresql openssh-client"
+	|| echo "Some tests need: apt-get install $(SERVICES)"
 
 # Two processes; which tests go together: tests/conftest.py.
 test: install services $(VENV)/.torch tests/node/node_modules

@@ -49,6 +49,9 @@
         BundleError
         PipError
         DatabaseError
+          DatabaseGone
+          DatabaseEmpty
+          DatabaseReplaced
         TextFileError
         OutputFileError
         FitRefused
@@ -586,7 +589,31 @@ class PipError(StartupError):
 
 
 class DatabaseError(StartupError):
-    """The database of keys and usage is away, locked, full, or of a newer server."""
+    """The database of keys and usage is away, cannot be used, or was written by a newer server."""
+
+    state = "away"  # for people who may not know where it is
+
+
+class DatabaseGone(DatabaseError):
+    """Its file is not there any more, or another one since a moment ago."""
+
+    state = "its file is gone"
+
+
+class DatabaseEmpty(DatabaseError):
+    """It holds nothing of this software's any more; somebody may be restoring it."""
+
+    state = "empty"
+
+
+class DatabaseReplaced(DatabaseError):
+    """Another database is in the place of the one that was opened, or an older copy of it."""
+
+    state = "another one"
+
+    def __init__(self, message: str, *, older: bool) -> None:
+        super().__init__(message)
+        self.older = older
 
 
 class TextFileError(StartupError):

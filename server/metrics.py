@@ -226,6 +226,12 @@ class Metrics:
         "1 unless the storage that counts rate limits is away.",
         alike=True,
     )
+    database_replacements = Declared(
+        Counter,
+        "database_replacements_total",
+        "Times another database, or an older copy, was found in its place.",
+        alike=True,
+    )
     unwritten_usage_tokens = Declared(
         Gauge, "unwritten_usage_tokens", "Tokens counted, not in the database yet."
     )

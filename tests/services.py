@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import glob
 import os
 import shutil
 import signal
@@ -22,7 +23,8 @@ import pytest
 import redis
 
 START_TIMEOUT_S = 30
-_INSTALL = "apt-get install redis-server postgresql"
+_INSTALL = "apt-get install redis-server postgresql faketime"
+_FAKED_CLOCK = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 _POSTGRES_FOLDERS = "/usr/lib/postgresql"
 
 
@@ -30,6 +32,33 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+class FakedClock:
+    """The wall clock of processes that are started with its environment; libfaketime's.
+
+    What they measure by the monotonic clock stays as it is. Not for Redis: its jemalloc asks for the
+    time before libfaketime is ready, and both end there.
+    """
+
+    def __init__(self, file: Path) -> None:
+        found = glob.glob(_FAKED_CLOCK)  # noqa: PTH207
+        if not found:
+            pytest.fail(f"libfaketime is missing: {_INSTALL}")
+        self._file = file
+        self.set(0)
+        self.environment = {
+            "LD_PRELOAD": found[0],
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_NO_CACHE": "1",
+        }
+
+    def set(self, offset_s: int) -> None:
+        """Let it differ by so much from the true time."""
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{offset_s:+d}")
+        new.rename(self._file)
 
 
 class _Service(ABC):

@@ -150,7 +150,7 @@ class Access:
             if await asyncio.to_thread(self._settings.has_database):
                 # Loading the library takes a third of a second: requests must not wait for it.
                 await asyncio.to_thread(importlib.import_module, "server.access.shared")
-                from server.access.database import in_thread
+                from server.access.off_loop import in_thread
 
                 await in_thread(self._open, then=self._adopt_first)
         except StartupError as error:

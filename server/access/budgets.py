@@ -17,8 +17,9 @@ from typing import Any
 
 from sqlalchemy import Connection, select, update
 
-from server.access.database import KEYS, Database, in_thread
+from server.access.database import KEYS, Database
 from server.access.keys import Key
+from server.access.off_loop import in_thread
 from server.errors import BudgetSpent, DatabaseError, StorageUnavailable
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,11 @@ class Budgets:
             lease.used_tokens = 0
             if lease.tokens < 0 or (lease.tokens and idle):
                 await self._put_back(key_id, lease)
+
+    def forget_leases(self) -> None:
+        """Another database is there: nothing was taken of its budgets; what is owed stays."""
+        for lease in self._leases.values():
+            lease.tokens = min(lease.tokens, 0)
 
     def report_unsettled(self) -> None:
         """Tell the log what was spent on credit and not paid, and what was not put back."""

@@ -5,13 +5,12 @@ Any thread may call. Knows nothing of HTTP.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
 import secrets
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Final, TypeVar
+import sqlite3
+import threading
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -20,8 +19,6 @@ from sqlalchemy import (
     String,
     Table,
     cast,
-    create_engine,
-    event,
     exc,
     func,
     insert,
@@ -30,18 +27,13 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.engine import Connection
 
-from server.errors import DatabaseError, first_line, unusable
-from server.program.command_lines import install_command
-from server.program.daemon_threads import DaemonThreads
+from server.access.engines import connect_to
+from server.errors import DatabaseEmpty, DatabaseError, DatabaseReplaced, first_line
 
 PATIENCE_S = 2.0
-# A database that hangs may not answer even that; then it counts as away.
-NO_ANSWER_AFTER_S = 2 * PATIENCE_S
 _UPGRADE_LOCK: Final = 0x656D6265  # any number; PostgreSQL's advisory locks are named by numbers
-
-T = TypeVar("T")
 
 metadata = MetaData()
 # The names are long because a PostgreSQL database may hold other programs' tables, too.
@@ -84,12 +76,19 @@ USAGE = Table(
 VERSION = "schema_version"
 KEYS_VERSION = "keys_version"  # grows whenever a key changes
 USER_SALT = "user_salt"  # makes the hashes of user ids unlike those of any other database
+IDENTITY = "identity"  # random; tells this database from all others
+NUM_WRITES = "num_writes"  # grows with every write, so that an older copy is told
 
 SCHEMA_VERSION = 1
 # Statements that lead from each older version to the next one.
 UPGRADES: dict[int, tuple[str, ...]] = {}
 
-_THREADS = DaemonThreads("database")
+
+class _Mark(NamedTuple):
+    """What tells a database, and a state of it."""
+
+    identity: str
+    num_writes: int
 
 
 class Database:
@@ -104,13 +103,40 @@ class Database:
     """
 
     def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
-        self._engine = _engine(url, patience_s)
+        self._engine, self._file, self.name = connect_to(url, patience_s)
+        self._mark = _Mark("", 0)  # the newest state that was seen
+        self._marking = threading.Lock()
         try:
-            with self.write() as connection:
-                _upgrade(connection)
+            self.open()
         except BaseException:
             self.close()
             raise
+
+    def open(self) -> None:
+        """Take what is there for the database from now on, and bring it to this version.
+
+        An older copy of the one that was open gets an identity of its own, so that no other server
+        takes it for the newer one, however much is written into it meanwhile.
+
+        Raises:
+            DatabaseError: see Database.
+        """
+        with self._translated():
+            if self._file is not None:
+                self._file.check(self._engine)
+                with self._engine.connect() as connection:
+                    raw = connection.connection.dbapi_connection
+                    assert raw is not None
+                    # Readers do not wait for a writer. The file keeps that in mind.
+                    raw.cursor().execute("PRAGMA journal_mode = WAL")
+            with self._engine.begin() as connection:
+                _upgrade(connection)
+                found = _found(connection)
+                if found.identity == self._mark.identity and found < self._mark:
+                    _set(connection, IDENTITY, new_identity())
+                    found = _found(connection)
+        with self._marking:
+            self._mark = found
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -119,22 +145,74 @@ class Database:
         Raises:
             DatabaseError: the database is away or locked for too long.
         """
-        with self._translated(), self._engine.connect() as connection:
-            yield connection.execution_options(only_reads=True)
+        with self._translated():
+            if self._file is not None:
+                self._file.check(self._engine)
+            with self._engine.connect() as connection:
+                yield connection.execution_options(only_reads=True)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is committed at the end, or not at all.
 
         Raises:
+            DatabaseReplaced: it is not the database that was opened; nothing was written.
             DatabaseError: the database is away, full, or locked for too long.
         """
-        with self._translated(), self._engine.begin() as connection:
-            yield connection
+        with self._translated():
+            looks = self._file.check(self._engine) if self._file is not None else None
+            with self._engine.begin() as connection:
+                yield connection
+                # At the end, since other servers that write wait from here on.
+                _grow(connection, NUM_WRITES)
+                found = self._checked(connection, num_own_writes=1)
+                if self._file is not None and looks is not None:
+                    self._file.check_written(looks)
+            self._remember(found)
+
+    def keys_version(self, connection: Connection) -> str:
+        """Another one after each change of a key; asked first in a transaction that reads.
+
+        Raises:
+            DatabaseReplaced: it is not the database that was opened.
+        """
+        self._remember(self._checked(connection))
+        return meta(connection, KEYS_VERSION) or ""
+
+    def check_tables(self) -> None:
+        """Raise DatabaseEmpty if it has none of ours; DatabaseError as `read` does."""
+        with self.read() as connection:
+            if not inspect(connection).has_table(META.name):
+                raise DatabaseEmpty(f"the database {self.name} is empty")
+
+    def settle(self) -> None:
+        """Let a file hold all that was written; see SqliteFile.
+
+        Raises:
+            DatabaseError: as `write` does.
+        """
+        if self._file is not None:
+            with self._translated():
+                self._file.empty_log(self._engine)
 
     def close(self) -> None:
         """Let go of all connections."""
         self._engine.dispose()
+
+    def _checked(self, connection: Connection, num_own_writes: int = 0) -> _Mark:
+        # Before the database is asked: what others write from here on makes nothing look old.
+        known = self._mark
+        found = _found(connection)
+        if found.identity != known.identity:
+            raise DatabaseReplaced(f"the database {self.name} is another one now", older=False)
+        if found.num_writes - num_own_writes < known.num_writes:
+            raise DatabaseReplaced(f"the database {self.name} is an older copy now", older=True)
+        return found
+
+    def _remember(self, found: _Mark) -> None:
+        with self._marking:
+            if found.identity == self._mark.identity:
+                self._mark = max(self._mark, found)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -142,41 +220,9 @@ class Database:
             yield
         except exc.IntegrityError:
             raise
-        except exc.SQLAlchemyError as error:
+        except (exc.SQLAlchemyError, sqlite3.Error) as error:
             reason = first_line(getattr(error, "orig", None) or error)
-            url = self._engine.url.set(query={})  # which may hold a password, too
-            raise DatabaseError(f"database {url.render_as_string()}: {reason}") from error
-
-
-async def in_thread(
-    work: Callable[[], T],
-    *,
-    then: Callable[[T], None] = lambda result: None,
-    otherwise: Callable[[], None] = lambda: None,
-) -> T:
-    """Do something that asks a database, off the event loop.
-
-    Args:
-        then: called in the event loop with the result, also if nobody waits for it any more.
-        otherwise: called there instead if the work has failed.
-
-    Raises:
-        DatabaseError: from the work, or there is no answer for too long.
-    """
-
-    def settle(done: asyncio.Future[T]) -> None:
-        if done.exception() is None:
-            then(done.result())
-        else:
-            otherwise()
-
-    done = _THREADS.run(work)
-    done.add_done_callback(settle)
-    try:
-        # Shielded: what has been begun comes to its end, whoever waits for it.
-        return await asyncio.wait_for(asyncio.shield(done), NO_ANSWER_AFTER_S)
-    except TimeoutError:
-        raise DatabaseError(f"the database gives no answer for {NO_ANSWER_AFTER_S:g} s") from None
+            raise DatabaseError(f"database {self.name}: {reason}") from error
 
 
 def meta(connection: Connection, name: str) -> str | None:
@@ -187,84 +233,28 @@ def meta(connection: Connection, name: str) -> str | None:
 
 def note_key_change(connection: Connection) -> None:
     """Let every server read the keys again."""
-    # In one statement: of two servers that read the version at once one change would be lost.
-    next_version = cast(cast(META.c.value, BigInteger) + 1, String)
-    connection.execute(update(META).where(META.c.name == KEYS_VERSION).values(value=next_version))
+    _grow(connection, KEYS_VERSION)
 
 
-def _engine(url: str, patience_s: float) -> Engine:
-    try:
-        parsed = make_url(url)
-    except exc.ArgumentError:
-        raise DatabaseError(
-            "setting database_url: not of the form sqlite:///FILE or postgresql://USER@HOST/NAME"
-        ) from None
-    options: dict[str, Any] = {}
-    match parsed.get_backend_name():
-        case "sqlite":
-            file = parsed.database or ""
-            if file in ("", ":memory:"):
-                raise DatabaseError("setting database_url: a SQLite database needs a file")
-            if not file.startswith("file:"):  # else a URI, which SQLite itself takes apart
-                _check_folder(Path(file).parent)
-                _make_for_owner_only(Path(file))
-            options["connect_args"] = {"timeout": patience_s}
-        case "postgresql" | "postgres":
-            parsed = parsed.set(drivername="postgresql+psycopg")
-            options = {"pool_pre_ping": True, "connect_args": _patience_of_postgresql(patience_s)}
-        case other:
-            raise DatabaseError(f"setting database_url: {other} is neither sqlite nor postgresql")
-    try:
-        engine = create_engine(parsed, **options)
-    except (exc.ArgumentError, ModuleNotFoundError) as error:
-        raise DatabaseError(_why_no_engine(parsed, error)) from error
-    if parsed.get_backend_name() == "sqlite":
-        event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
+def new_identity() -> str:
+    """What no other database is called."""
+    return secrets.token_hex(16)
 
 
-def _check_folder(folder: Path) -> None:
-    """SQLite says "unable to open database file" of a folder that is missing."""
-    try:
-        folder.stat()
-    except OSError as error:
-        raise DatabaseError(unusable(f"setting database_url: folder {folder}", error)) from error
+def _grow(connection: Connection, name: str) -> None:
+    # In one statement: of two servers that read the number at once one change would be lost.
+    next_number = cast(cast(META.c.value, BigInteger) + 1, String)
+    connection.execute(update(META).where(META.c.name == name).values(value=next_number))
 
 
-def _make_for_owner_only(file: Path) -> None:
-    """SQLite would make it readable for all; what it puts beside the file gets the same mode."""
-    with contextlib.suppress(OSError):  # it is there, or SQLite says what is wrong
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+def _set(connection: Connection, name: str, value: str) -> None:
+    connection.execute(update(META).where(META.c.name == name).values(value=value))
 
 
-def _why_no_engine(url: URL, error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return (
-            f"a {url.get_backend_name()} database needs the package {error.name}: "
-            f"{install_command('shared')}"
-        )
-    return f"setting database_url: {error}"
-
-
-def _patience_of_postgresql(patience_s: float) -> dict[str, Any]:
-    milliseconds = round(patience_s * 1000)
-    return {
-        "connect_timeout": round(patience_s),
-        "tcp_user_timeout": milliseconds,
-        "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
-    }
-
-
-def _set_up_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # Python's driver would begin transactions by itself
-    connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # A writer that begins as a reader fails if another one wrote meanwhile, however long it waits.
-    only_reads = connection.get_execution_options().get("only_reads")
-    connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
+def _found(connection: Connection) -> _Mark:
+    asked = select(META.c.name, META.c.value).where(META.c.name.in_((IDENTITY, NUM_WRITES)))
+    rows = {row.name: row.value for row in connection.execute(asked)}
+    return _Mark(rows.get(IDENTITY, ""), int(rows.get(NUM_WRITES, 0)))
 
 
 def _upgrade(connection: Connection) -> None:
@@ -274,10 +264,10 @@ def _upgrade(connection: Connection) -> None:
     if not inspect(connection).has_table(META.name):
         metadata.create_all(connection)
         first = {VERSION: str(SCHEMA_VERSION), KEYS_VERSION: "0", USER_SALT: secrets.token_hex(16)}
-        rows = [{"name": name, "value": value} for name, value in first.items()]
-        connection.execute(insert(META), rows)
-        return
+        _insert(connection, first)
     version = int(meta(connection, VERSION) or 0)
+    if not version:
+        raise DatabaseError("the database has tables without their version: restore it as a whole")
     if version > SCHEMA_VERSION:
         raise DatabaseError(
             f"the database has the schema of a newer server (version {version}; this one knows "
@@ -286,4 +276,13 @@ def _upgrade(connection: Connection) -> None:
     for older in range(version, SCHEMA_VERSION):
         for statement in UPGRADES[older]:
             connection.execute(text(statement))
-    connection.execute(update(META).where(META.c.name == VERSION).values(value=str(SCHEMA_VERSION)))
+    _set(connection, VERSION, str(SCHEMA_VERSION))
+    if (
+        meta(connection, IDENTITY) is None
+    ):  # servers before did not write them, and do not mind them
+        _insert(connection, {IDENTITY: new_identity(), NUM_WRITES: "0"})
+
+
+def _insert(connection: Connection, values: dict[str, str]) -> None:
+    rows = [{"name": name, "value": value} for name, value in values.items()]
+    connection.execute(insert(META), rows)

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from server.access.database import KEYS, KEYS_VERSION, Database, meta, note_key_change
+from server.access.database import KEYS, Database, note_key_change
 from server.access.keys import (
     DEFAULT_SCOPES,
     NO_LIMITS,
@@ -91,12 +91,12 @@ class KeyStore:
     def version(self) -> str:
         """Another one after each change of a key."""
         with self._database.read() as connection:
-            return meta(connection, KEYS_VERSION) or ""
+            return self._database.keys_version(connection)
 
     def snapshot(self) -> Snapshot:
         """All keys at once."""
         with self._database.read() as connection:
-            version = meta(connection, KEYS_VERSION) or ""
+            version = self._database.keys_version(connection)
             rows = connection.execute(select(KEYS).order_by(KEYS.c.created_at, KEYS.c.id)).all()
         keys = tuple(map(_key, rows))
         digests: dict[str, tuple[Key, int | None]] = {}
@@ -154,6 +154,38 @@ class KeyStore:
             note_key_change(connection)
             return _key(self._row(connection, row.id)), secret
 
+    def keep_ended(self, known: Snapshot, *, older: bool) -> list[str]:
+        """End what had ended before this database came into the place of another one.
+
+        A key is revoked for good, and so is a secret that was rotated out.
+
+        Args:
+            known: the keys of the other one.
+            older: this is an older copy of it: where secrets differ, they were rotated since.
+
+        Returns:
+            The names of the keys that differed.
+
+        Raises:
+            DatabaseError: the database is away.
+        """
+        ended = []
+        with self._database.write() as connection:
+            rows = {row.id: row for row in connection.execute(select(KEYS))}
+            for key in known.keys:
+                row = rows.get(key.id)
+                values: dict[str, Any] = {}
+                if row is not None and key.revoked_at is not None and row.revoked_at is None:
+                    values["revoked_at"] = key.revoked_at
+                if row is not None and older:
+                    values |= _rotated_since(connection, row, known, key)
+                if values:
+                    connection.execute(update(KEYS).where(KEYS.c.id == key.id).values(**values))
+                    ended.append(key.name)
+            if ended:
+                note_key_change(connection)
+        return ended
+
     def knows(self, secret: str) -> bool:
         """Whether a key has this secret."""
         with self._database.read() as connection:
@@ -172,6 +204,23 @@ class KeyStore:
 def _has_digest(connection: Connection, secret_digest: str) -> bool:
     same = or_(KEYS.c.digest == secret_digest, KEYS.c.previous_digest == secret_digest)
     return connection.scalar(select(KEYS.c.id).where(same)) is not None
+
+
+def _rotated_since(
+    connection: Connection, row: Row[Any], known: Snapshot, key: Key
+) -> dict[str, Any]:
+    """What is to be changed of a row that holds a secret from before a rotation."""
+    opening = {one: until for one, (its, until) in known.digests.items() if its.id == key.id}
+    current = next(one for one, until in opening.items() if until is None)
+    if row.digest == current or _has_digest(connection, current):
+        return {}
+    previous = next((one for one, until in opening.items() if until is not None), None)
+    return {
+        "digest": current,
+        "shown": key.shown,
+        "previous_digest": previous,
+        "previous_until": opening[previous] if previous is not None else None,
+    }
 
 
 def _columns(key: Key) -> dict[str, Any]:

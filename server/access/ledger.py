@@ -63,9 +63,8 @@ class Ledger:
         most_users: int = MAX_USERS,
     ) -> None:
         self._database = database
-        with database.read() as connection:
-            salt = meta(connection, USER_SALT) or ""
-        self._salt = salt.encode() if hash_users else None
+        self._hash_users = hash_users
+        self.read_salt()
         self._most_unwritten = most_unwritten
         self._most_users = most_users
         self._users_day = ""
@@ -75,6 +74,12 @@ class Ledger:
         self._unwritten: defaultdict[Account, _Used] = defaultdict(_Used)
         self._writing: defaultdict[Account, _Used] = defaultdict(_Used)
         self._one_writes = threading.Lock()
+
+    def read_salt(self) -> None:
+        """Hash users as the database says; raises DatabaseError if it is away."""
+        with self._database.read() as connection:
+            salt = meta(connection, USER_SALT) or ""
+        self._salt = salt.encode() if self._hash_users else None
 
     def count(self, key: Key, model: str, user: str | None, tokens: int) -> None:
         """Note an answered request; any thread may call."""

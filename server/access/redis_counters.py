@@ -12,7 +12,9 @@ _CONNECTIONS = 32
 # Redis runs a script as a whole, before it hears the next question.
 _TAKE_IF_FITS = """
 local held = tonumber(redis.call('get', KEYS[1])) or 0
-if redis.call('pttl', KEYS[1]) == -1 then  -- restored or persisted by hand: it would never end
+local left = redis.call('pttl', KEYS[1])
+-- Restored or persisted by hand it would never end; and its clock may have been set back.
+if left == -1 or left > tonumber(ARGV[3]) then
     redis.call('pexpire', KEYS[1], ARGV[3])
 end
 local amount, most = tonumber(ARGV[1]), tonumber(ARGV[2])

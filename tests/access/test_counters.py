@@ -164,7 +164,7 @@ async def test_a_counter_that_began_anew_keeps_no_other_in_memory() -> None:
     assert counters.kept == 1
 
 
-async def test_a_counter_in_redis_that_somebody_made_last_for_ever_ends_after_a_minute(
+async def test_a_counter_in_redis_that_lasts_for_ever_or_whose_clock_was_set_back_ends_in_a_minute(
     shared_redis: Redis,
 ) -> None:
     name = new_id()
@@ -174,4 +174,8 @@ async def test_a_counter_in_redis_that_somebody_made_last_for_ever_ends_after_a_
         assert 50 < (await counters.take_if_fits(name, 1, 9)).ends_in_s <= 60
         client.persist(name)
         assert 50 < (await counters.take_if_fits(name, 0, 9)).ends_in_s <= 60
+        client.pexpire(name, 3_660_000)  # as after an hour back: Redis keeps the time of each end
+        assert 50 < (await counters.take_if_fits(name, 0, 9)).ends_in_s <= 60
+        client.pexpire(name, 30_000)
+        assert 20 < (await counters.take_if_fits(name, 0, 9)).ends_in_s <= 30
         await counters.close()

@@ -12,14 +12,16 @@ from sqlalchemy import inspect, text
 
 from server.access import database as database_module
 from server.access.database import (
+    KEYS_VERSION,
     META,
+    NUM_WRITES,
     SCHEMA_VERSION,
     VERSION,
     Database,
     meta,
     note_key_change,
 )
-from server.errors import DatabaseError
+from server.errors import DatabaseError, DatabaseReplaced
 from tests.services import Postgres
 
 
@@ -72,8 +74,55 @@ def test_processes_that_start_together_make_one_schema(database_url: str) -> Non
         assert process.returncode == 0, errors.decode()
     opened = Database(database_url)
     with opened.read() as connection:
-        assert connection.scalar(text(f"SELECT count(*) FROM {META.name}")) == 3
+        assert connection.scalar(text(f"SELECT count(*) FROM {META.name}")) == 5
     opened.close()
+
+
+def test_a_database_of_an_older_server_gets_one_identity_from_many_that_open_it(
+    database_url: str,
+) -> None:
+    opened = Database(database_url)
+    with opened._engine.begin() as connection:
+        connection.execute(
+            text(f"DELETE FROM {META.name} WHERE name IN ('identity', 'num_writes')")
+        )
+    with ThreadPoolExecutor(4) as threads:
+        others = list(threads.map(Database, [database_url] * 4))
+    assert len({other._mark.identity for other in others} - {""}) == 1
+    for other in (opened, *others):
+        other.close()
+
+
+def test_many_writers_count_every_write_and_take_nobody_for_another(database_url: str) -> None:
+    servers = [Database(database_url) for _ in range(2)]
+
+    def work(number: int) -> None:
+        with servers[number % 2].write() as connection:
+            note_key_change(connection)
+        with servers[number % 2].read() as connection:
+            servers[number % 2].keys_version(connection)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(40)))
+    with servers[0].read() as connection:
+        assert meta(connection, NUM_WRITES) == "40"
+    for server in servers:
+        server.close()
+
+
+def test_nothing_is_written_into_an_older_copy(database: Database) -> None:
+    def change() -> None:
+        with database.write() as connection:
+            note_key_change(connection)
+
+    for _ in range(2):
+        change()
+    with database._engine.begin() as connection:
+        connection.execute(text(f"UPDATE {META.name} SET value = '1' WHERE name = '{NUM_WRITES}'"))
+    with pytest.raises(DatabaseReplaced):
+        change()
+    with database.read() as connection:
+        assert meta(connection, KEYS_VERSION) == "2"
 
 
 def test_changes_from_many_threads_are_all_counted(database: Database) -> None:

@@ -1,0 +1,91 @@
+"""A wall clock that is set while a server serves: who is let in, and what is said, as a table.
+
+    python -m scripts.prove.clocks            # two minutes: each limit is waited for
+
+Starts servers of its own on loopback, whose clocks libfaketime sets, and ends them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+from server.access.database import Database
+from server.access.key_store import KeyStore
+from server.access.keys import Limits
+from tests.server_process import ServerProcess
+from tests.services import FakedClock, wait_for
+
+MODEL = "all-MiniLM-L6-v2"
+HOUR_S = 3600
+JUMPS = {"set back an hour": -HOUR_S, "set forward an hour": HOUR_S}
+
+
+class Outcome(NamedTuple):
+    """What clients with keys are answered after the clock was set."""
+
+    clock: str
+    retry_after_s: int  # of a key whose minute was spent before, 0 if it was let in
+    after_waiting: int  # what it is answered then
+    ending: int  # a key with half an hour left
+    ended: int  # a key whose time was over for half an hour
+    said: str  # by the log
+
+
+def attack(folder: Path, *, wait: bool) -> Iterator[Outcome]:
+    """Set the clock of a server, and ask.
+
+    Args:
+        wait: as long as the server says that a spent minute lasts.
+    """
+    for name, jump_s in JUMPS.items():
+        clock = FakedClock(folder / "clock")
+        url, now = f"sqlite:///{folder / name}.db", int(time.time())
+        with closing(Database(url)) as database:
+            store = KeyStore(database)
+            limited = store.create("limited", limits=Limits(requests_per_minute=1))[1]
+            ending = store.create("ending", expires_at=now + HOUR_S // 2)[1]
+            ended = store.create("ended", expires_at=now - HOUR_S // 2)[1]
+        flags = ["--model", MODEL, "--database-url", url]
+        with ServerProcess(*flags, environment=clock.environment) as server:
+
+            def ask(secret: str) -> httpx.Response:
+                headers = {"Authorization": f"Bearer {secret}"}
+                body = {"model": MODEL, "input": "one"}
+                return httpx.post(f"{server.url}/v1/embeddings", json=body, headers=headers)
+
+            ask(limited)
+            clock.set(jump_s)
+            wait_for(lambda: "has jumped" in server.log(), "a line about the clock")
+            answer = ask(limited)
+            retry_after_s = int(answer.headers.get("retry-after", 0))
+            if wait:
+                time.sleep(retry_after_s)
+                answer = ask(limited)
+            said = re.search(r"jumped \d+ s \w+", server.log())
+            yield Outcome(
+                name, retry_after_s, answer.status_code,
+                ask(ending).status_code, ask(ended).status_code, said.group() if said else "",
+            )  # fmt: skip
+
+
+def main() -> None:
+    """Print the table."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
+    print("| clock | Retry-After, s | then | key with 30 min left | 30 min over | log |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for row in attack(Path(folder), wait=True):
+            print(f"| {' | '.join(map(str, row))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
