@@ -10,12 +10,9 @@ import httpx
 import orjson
 import pytest
 from fastapi import FastAPI
-from hypothesis import given
-from hypothesis import strategies as st
 
 from server.access import keyring
 from server.access.keys import digest
-from server.api.record import printable_path
 from server.http.app import create_app
 from server.logs import ACCESS_LOGGER, JsonFormatter, TextFormatter
 from server.settings import Settings
@@ -138,7 +135,7 @@ def test_nothing_that_is_sent_can_write_a_log_line_of_its_own() -> None:
     for line in log.splitlines():
         assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ (server|uvicorn)", line), line
     paths = [fields(line)["path"] for line in log.splitlines() if "request_id=" in line]
-    assert paths[:3] == ["/a%0aforged%1b[31m", ("/a%0d%0a" + "forged" * 100)[:200], "/"]
+    assert paths[:3] == ["/*", "/*", "/"]
     assert len(paths) >= 6
 
 
@@ -153,15 +150,6 @@ def answer(running: ServerProcess, sent: bytes) -> bytes:
             while part := connection.recv(65536):
                 received += part
         return received
-
-
-@given(st.binary(max_size=300))
-def test_a_path_of_any_bytes_is_logged_on_one_line_and_shortened(raw: bytes) -> None:
-    shown = printable_path({"raw_path": b"/" + raw, "path": "/"})
-    assert shown.isascii()
-    assert shown.isprintable()
-    assert shown.startswith("/")
-    assert len(shown) <= 4 * 200
 
 
 def json_lines(running: ServerProcess) -> list[dict[str, Any]]:
@@ -197,7 +185,7 @@ def test_as_json_every_line_is_one_object() -> None:
         ("/v1/embeddings", 200, None, PLAIN, 2, 12),
         ("/v1/embeddings", 404, "model_not_found", None, None, None),
         ("/v1/embeddings", 401, "invalid_api_key", None, None, None),
-        ("/a%0aforged", 404, "unknown_url", None, None, None),
+        ("/*", 404, "unknown_url", None, None, None),
     ]
     assert requests[0]["level"] == "debug"
     assert requests[1]["request_id"] == "trace-8"
