@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,8 +110,7 @@ def startup_errors_table() -> str:
 
 def openapi() -> Schema:
     """The server's own description of its HTTP API."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # GET and HEAD of one function have one operation id
+    with tempfile.TemporaryDirectory() as folder:
         return create_app(Settings(data_dir=Path(folder))).openapi()
 
 

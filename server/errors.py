@@ -526,9 +526,9 @@ class Draining(Unavailable):
         super().__init__("The server is shutting down; send the request again.")
 
 
-def api_errors() -> list[type[ApiError]]:
-    """Every class of answer that there is, ApiError first."""
-    found: list[type[ApiError]] = [ApiError]
+def api_errors(base: type[ApiError] = ApiError) -> list[type[ApiError]]:
+    """Every class of answer that there is, `base` first, without those that are not under it."""
+    found = [base]
     for error in found:  # grows while it is walked
         found += error.__subclasses__()
     return found

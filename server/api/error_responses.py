@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -15,16 +14,6 @@ from server.api.client_words import answered_path
 from server.api.record import RequestRecord
 from server.api.services import services_of
 from server.errors import ApiError, InvalidRequest, MethodNotAllowed, UrlNotFound
-
-# For the OpenAPI description.
-DOCUMENTED: dict[str, Any] = {
-    "description": "OpenAI's error object",
-    "content": {
-        "application/json": {
-            "example": InvalidRequest("Invalid value for 'input'.", param="input").body()
-        }
-    },
-}
 
 
 def right_path(path: str) -> str | None:
@@ -46,7 +35,8 @@ def error_response(error: ApiError, headers: Headers, access: Access) -> JSONRes
     body = error.body()
     told = body["error"]
     for name in ("message", "param"):  # the others are the server's own words
-        told[name] = told[name] and access.conceal(told[name], authorization)
+        if (words := told[name]) is not None:
+            told[name] = access.conceal(words, authorization)
     return JSONResponse(body, status_code=error.status, headers=error.headers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -14,6 +15,7 @@ from server import __version__
 from server.access.access import Access
 from server.api import error_responses
 from server.api.hosts import HostRule
+from server.api.openapi import describe
 from server.api.request_context import RequestContext
 from server.api.routes import embeddings, health
 from server.api.routes import metrics as metrics_route
@@ -77,10 +79,11 @@ def create_app(
         lifespan=_lifespan(services, on_ready, on_failure),
         docs_url=None,
         redoc_url=None,
-        responses={"4XX": error_responses.DOCUMENTED, "5XX": error_responses.DOCUMENTED},
         redirect_slashes=False,  # a redirect of a POST loses its body with many clients
     )
     app.state.services = services
+    described = functools.cache(functools.partial(describe, app))  # which takes some milliseconds
+    app.openapi = lambda: described(asks_for_keys=access.asks_for_keys)  # type: ignore[method-assign]
     hosts = HostRule(settings.trusted_host, listens_locally=settings.listens_locally)
     app.add_middleware(RequestContext, metrics=metrics, access=access, hosts=hosts)
     error_responses.install(app)

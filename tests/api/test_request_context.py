@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -194,12 +196,12 @@ def test_as_json_every_line_is_one_object() -> None:
     assert all(set(line["ms"]) >= {"total"} for line in requests)
 
 
-@pytest.mark.server
 def test_as_json_what_libraries_warn_of_is_one_object_too() -> None:
-    with ServerProcess("--model", PLAIN, "--log-format", "json") as running:
-        assert httpx.get(f"{running.url}/openapi.json").status_code == 200
-        running.stop()
-        json_lines(running)
+    program = "from server import logs; logs.configure('info', 'json'); import warnings; "
+    command = [sys.executable, "-c", program + "warnings.warn('two\\nlines')"]
+    log = subprocess.run(command, capture_output=True, check=True, text=True).stderr
+    (line,) = log.splitlines()
+    assert "two\nlines" in orjson.loads(line)["message"]
 
 
 async def test_what_the_model_fails_on_is_logged_without_the_text(
