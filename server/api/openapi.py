@@ -112,19 +112,24 @@ def describe(app: FastAPI, *, asks_for_keys: bool) -> Schema:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Duplicate Operation ID")  # told apart below
         found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    components: Schema = {"headers": {}}
     for operations in found["paths"].values():
         for method, operation in operations.items():
             if method == "head":  # FastAPI takes it for the GET beside it
                 operation["operationId"] += "Head"
                 for answer in operation["responses"].values():
                     answer.pop("content", None)
+            for answer in operation["responses"].values():
+                components["headers"] |= answer["headers"]
+                answer["headers"] = {
+                    name: {"$ref": f"#/components/headers/{name}"} for name in answer["headers"]
+                }
             if asks_for_keys and "401" in operation["responses"]:
                 is_optional = operation["operationId"] == "metrics"
                 operation["security"] = [*([{}] if is_optional else []), {_SCHEME: []}]
     if asks_for_keys:
-        schemes = found.setdefault("components", {}).setdefault("securitySchemes", {})
-        schemes[_SCHEME] = {"type": "http", "scheme": "bearer"}
-    return found
+        components["securitySchemes"] = {_SCHEME: {"type": "http", "scheme": "bearer"}}
+    return {**found, "components": components}
 
 
 def _refusal(kinds: list[type[ApiError]], more: Schema) -> Schema:
@@ -141,8 +146,9 @@ def _refusal(kinds: list[type[ApiError]], more: Schema) -> Schema:
         "param": {"type": ["string", "null"]},
         "code": {"enum": [code or None for code in codes]},
     }
+    said = [_first_line(error) for error in kinds if error is not ApiError]
     return {
-        "description": "; or: ".join(_first_line(error) for error in kinds[:2]),
+        "description": "; or: ".join(said[:2]) or "The server failed; trying again is safe",
         "headers": _headers(more | required),
         "content": {"application/json": {"schema": exactly(error=exactly(**error))}},
     }
