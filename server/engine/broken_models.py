@@ -6,11 +6,14 @@ as it says itself.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from server.engine.offering import OfferedModel
 from server.engine.patience import PATIENCE, Patience
 from server.errors import GivenUp
+
+log = logging.getLogger(__name__)
 
 
 class BrokenModels:
@@ -36,9 +39,16 @@ class BrokenModels:
             GivenUp: a model has failed for too long.
         """
         for number, model in enumerate(self._models):
-            self._failing_s[number] = 0 if model.state.sound else self._failing_s[number] + 1
-            if self._failing_s[number] >= self._patience.give_up_after_s:
+            failing_s = 0 if model.state.sound else self._failing_s[number] + 1
+            self._failing_s[number] = failing_s
+            if failing_s >= self._patience.give_up_after_s:
                 raise GivenUp(
-                    f"model {model.card.name} has computed nothing for {self._failing_s[number]} s, "
-                    "not even what it could at the start: the server ends, to be started anew"
+                    f"model {model.card.name} has computed nothing for {failing_s} s: the server ends, "
+                    "to be started anew"
+                )
+            if failing_s == 1:  # it may be stuck in a pass, of which nothing else tells
+                log.error(
+                    "model %s does not compute; in %.0f s the server ends",
+                    model.card.name,
+                    self._patience.give_up_after_s,
                 )
