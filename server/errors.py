@@ -32,11 +32,13 @@
           ModelLoading                 model_loading
           ModelLoadFailed              model_load_failed
           ModelFailing                 model_failing
+          EngineSilent                 engine_silent
           Overloaded                   server_overloaded
           RequestTimedOut              request_timeout
           BodyTooSlow                  body_too_slow
           StorageUnavailable           storage_unavailable
           Draining                     server_draining
+      GivenUp                     the command stops with one line and exit code 1
       StartupError                the command stops with one line and exit code 2
         SettingError
         CardError
@@ -468,6 +470,16 @@ class ModelFailing(Unavailable):
                          retry_after_s=5)  # fmt: skip
 
 
+class EngineSilent(Unavailable):
+    """The process that computes for all front ends does not answer: it is stopped, or hangs."""
+
+    code = "engine_silent"
+
+    def __init__(self) -> None:
+        super().__init__("The process that computes does not answer at the moment; try again in a "
+                         "few seconds.", retry_after_s=5)  # fmt: skip
+
+
 class Overloaded(Unavailable):
     """Too much work waits; the request was not begun."""
 
@@ -532,6 +544,10 @@ def api_errors(base: type[ApiError] = ApiError) -> list[type[ApiError]]:
     for error in found:  # grows while it is walked
         found += error.__subclasses__()
     return found
+
+
+class GivenUp(EmbeddingServerError):
+    """What computes has not worked for long: the command prints the message and exits with 1."""
 
 
 class StartupError(EmbeddingServerError):

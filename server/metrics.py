@@ -38,6 +38,8 @@ ROUTES = (
 # loaded, `wait` ends when its first sequence is computed.
 STAGES = ("read", "load", "tokenize", "wait", "compute", "serialize")
 
+RESTART_REASONS = ("ended", "silent")
+
 _ALIKE = ("process_start_time_seconds", "process_max_fds", "python_info")
 _SECONDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120)  # fmt: skip
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -192,6 +194,18 @@ class Metrics:
         Gauge, "request_memory_bytes", "Memory that requests take, of max_memory_bytes."
     )
     ready = Declared(Gauge, "ready", "1 if the server takes work, as /readyz says.", alike=True)
+    engine_silent_seconds = Declared(
+        Gauge,
+        "engine_silent_seconds",
+        "Seconds since the front end that shows this heard the engine process; 0 with one process.",
+        alike=True,
+    )
+    frontend_restarts = Declared(
+        Counter,
+        "frontend_restarts_total",
+        "Front ends replaced: they ended, or were silent and were killed.",
+        "reason",
+    )
     requests = Declared(
         Counter,
         "requests_total",
@@ -257,6 +271,8 @@ class Metrics:
             self.request_seconds.labels(route)
             for status in statuses if route == EMBEDDINGS_ROUTE else ("200",):
                 self.requests.labels(route, status, "")
+        for reason in RESTART_REASONS:
+            self.frontend_restarts.labels(reason)
         for error in api_errors():
             self.refusals.labels(refusal_reason(error))
         for model in models:

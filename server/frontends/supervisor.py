@@ -17,11 +17,14 @@ import sys
 from typing import NamedTuple
 
 from server.access.access import Access
+from server.engine.broken_models import BrokenModels
 from server.engine.offering import Offering
-from server.errors import SettingError, StartupError
+from server.errors import GivenUp, SettingError, StartupError
 from server.frontends.engine_service import EngineService, FrontEndLink
+from server.frontends.silence import TICK_S
 from server.http.listening import SharedAddress, allow_many_connections, announce
 from server.metrics import Metrics
+from server.program.last_resort import end_within
 from server.program.termination import STOP_SIGNALS, ignore_stop_signals
 from server.settings import Settings
 
@@ -78,6 +81,7 @@ class Supervisor:
         self._service = EngineService(offering, self._metrics, settings)
         self._running: dict[int, FrontEndProcess] = {}  # by number
         self._is_ready = False
+        self._given_up: GivenUp | None = None
 
     async def run(self, access: Access) -> None:
         """Serve until a signal.
@@ -87,6 +91,7 @@ class Supervisor:
 
         Raises:
             StartupError: the models cannot be loaded, or a front end cannot start.
+            GivenUp: a model does not compute any more.
         """
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
@@ -97,7 +102,8 @@ class Supervisor:
         numbers = range(self._settings.frontends or 1)
         first = [await self._start_front_end(number) for number in numbers]
         keepers = [asyncio.create_task(self._keep(*numbered)) for numbered in enumerate(first)]
-        watching = asyncio.create_task(self._service.watch_soundness())
+        telling = asyncio.create_task(self._service.tell_state())
+        watching = asyncio.create_task(self._watch())
         starting = asyncio.create_task(self._become_ready([one.link for one in first]))
         stopping = asyncio.create_task(self._offering.draining.wait())
         try:
@@ -113,10 +119,12 @@ class Supervisor:
             for front_end in self._running.values():
                 front_end.process.kill()
             await asyncio.wait(keepers, timeout=_END_TIMEOUT_S)
-            for task in (starting, watching):
+            for task in (starting, telling, watching):
                 task.cancel()
             self._offering.close()
             ignore_stop_signals()
+        if self._given_up is not None:
+            raise self._given_up
 
     async def _become_ready(self, links: list[FrontEndLink]) -> None:
         try:
@@ -128,6 +136,28 @@ class Supervisor:
         except Exception as error:
             log.exception("loading failed")
             raise StartupError(f"loading the models failed: {error}") from error
+
+    async def _watch(self) -> None:
+        """Look every tick for front ends that are silent, and for models that are broken."""
+        broken = BrokenModels(self._offering.models)
+        while self._given_up is None:
+            await asyncio.sleep(TICK_S)
+            for number, front_end in self._running.items():
+                if front_end.link.tick():
+                    log.error("front end %d is silent for too long: it is killed", number)
+                    front_end.process.kill()  # also if it is stopped
+            try:
+                broken.count_second()
+            except GivenUp as error:
+                self._give_up(error)
+
+    def _give_up(self, error: GivenUp) -> None:
+        """Answer what is in flight and end."""
+        log.critical("%s", error.message)
+        self._given_up = error
+        end_within(_END_TIMEOUT_S)
+        self._offering.close()  # front ends get an answer to all that they have asked
+        self._service.drain()
 
     def _stop(self, number: int) -> None:
         """A signal came; the second signal cuts the drain short."""
@@ -144,6 +174,8 @@ class Supervisor:
             if not self._is_ready:  # the start fails
                 return
             why = front_end.link.ready.exception() or f"exit code {code}"
+            reason = "silent" if front_end.link.is_lost else "ended"
+            self._metrics.frontend_restarts.labels(reason).inc()
             another = await self._start_another(number, why)
             if another is None:
                 return

@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -21,11 +21,13 @@ from fastapi import FastAPI
 from uvicorn.server import HANDLED_SIGNALS
 
 from server.access.access import Access
+from server.engine.broken_models import BrokenModels
 from server.engine.offering import Offering
-from server.errors import StartupError
+from server.errors import EmbeddingServerError, GivenUp
 from server.http.app import create_app
 from server.http.listening import BACKLOG, allow_many_connections, announce, bind
 from server.http.protocol import BoundedProtocol
+from server.program.last_resort import end_within
 from server.program.termination import ignore_stop_signals
 from server.settings import Settings
 
@@ -34,6 +36,9 @@ log = logging.getLogger(__name__)
 # After the drain only answers are left to send; a client that stalls its upload is cut then.
 _CLOSE_TIMEOUT_S = 2
 _LAST_WORDS_S = 0.2
+_TICKS_A_SECOND = 10  # of uvicorn
+# A process whose models do not compute any more ends within this, whatever hangs.
+GIVEN_UP_END_S = 10.0
 
 
 def run_server(settings: Settings, offering: Offering, access: Access) -> None:
@@ -41,12 +46,25 @@ def run_server(settings: Settings, offering: Offering, access: Access) -> None:
 
     Raises:
         StartupError: the server could not start, or its models could not be loaded.
+        GivenUp: a model does not compute any more.
     """
-    failure: list[StartupError] = []
+    failure: list[EmbeddingServerError] = []
+    broken = BrokenModels(offering.models)
 
-    def stop(error: StartupError) -> None:
+    def stop(error: EmbeddingServerError) -> None:
         failure.append(error)
         server.should_exit = True
+
+    def look_at_models() -> None:
+        if failure:
+            return
+        try:
+            broken.count_second()
+        except GivenUp as error:
+            log.critical("%s", error.message)
+            end_within(GIVEN_UP_END_S)
+            offering.close()  # who waits for a vector gets an answer
+            stop(error)
 
     def tell_ready() -> None:
         announce(settings, port, asks_for_keys=access.asks_for_keys)
@@ -55,15 +73,21 @@ def run_server(settings: Settings, offering: Offering, access: Access) -> None:
     allow_many_connections()
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
-    server = http_server(app, offering, settings)
+    server = http_server(app, offering, settings, on_second=look_at_models)
     server.run(sockets=[listener])
     offering.join()
     if failure:
         raise failure[0]
 
 
-def http_server(app: FastAPI, offering: Offering, settings: Settings) -> DrainingServer:
-    """The application behind uvicorn, as this server wants it."""
+def http_server(
+    app: FastAPI, offering: Offering, settings: Settings, *, on_second: Callable[[], None]
+) -> DrainingServer:
+    """The application behind uvicorn, as this server wants it.
+
+    Args:
+        on_second: called in its event loop once a second, or less often if that is held up.
+    """
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
@@ -76,14 +100,21 @@ def http_server(app: FastAPI, offering: Offering, settings: Settings) -> Drainin
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
         backlog=BACKLOG,
     )
-    return DrainingServer(config, offering, settings.drain_timeout_s)
+    return DrainingServer(config, offering, settings.drain_timeout_s, on_second)
 
 
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, which drains on the first signal and cuts the drain short on the second."""
 
-    def __init__(self, config: uvicorn.Config, offering: Offering, drain_timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        offering: Offering,
+        drain_timeout_s: float,
+        on_second: Callable[[], None],
+    ) -> None:
         super().__init__(config)
+        self._on_second = on_second
         self._offering = offering
         self._drain_timeout_s = drain_timeout_s
         self._drain_deadline: float | None = None
@@ -119,6 +150,8 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second while serving; True stops."""
         self._loop = asyncio.get_running_loop()
+        if counter % _TICKS_A_SECOND == 0:
+            self._on_second()
         if self._drain_deadline is not None:
             if time.monotonic() >= self._drain_deadline:
                 log.warning("drain timeout: %d requests are cut", len(self.server_state.tasks))

@@ -107,7 +107,7 @@ async def split_over(encoder: Encoder) -> AsyncIterator[SplitOver]:
         models = Offering(ResidentModels.find(given, opener=opener, patience=patience))
         metrics = Metrics([PLAIN], [PLAIN])
         service = EngineService(models, metrics, given)
-        tasks.append(asyncio.create_task(service.watch_soundness()))
+        tasks.append(asyncio.create_task(service.tell_state()))
         split = Split(service, models, metrics, opener)
         made.append((split, backend))
         await split.another_app()
