@@ -205,6 +205,17 @@ class Metrics:
     request_memory_bytes = Declared(
         Gauge, "request_memory_bytes", "Memory that requests take, of max_memory_bytes."
     )
+    open_connections = Declared(Gauge, "open_connections", "Connections of clients.")
+    max_connections = Declared(
+        Gauge,
+        "max_connections",
+        "Connections for which the limit of open files leaves room; idle ones are closed for more.",
+    )
+    closed_idle_connections = Declared(
+        Counter,
+        "closed_idle_connections_total",
+        "Idle connections closed because there was no room for a new one.",
+    )
     dropped_log_lines = Declared(
         WatchedCounter,
         "dropped_log_lines_total",
