@@ -16,6 +16,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+from server import logs
 from server.access.access import Access
 from server.engine.broken_models import BrokenModels
 from server.engine.offering import Offering
@@ -78,6 +79,7 @@ class Supervisor:
             (card.name for card in offering.registry.cards),
             (card.name for card in offering.encoder_cards),
         )
+        self._metrics.dropped_log_lines.set_function(logs.dropped_lines)
         self._service = EngineService(offering, self._metrics, settings)
         self._running: dict[int, FrontEndProcess] = {}  # by number
         self._is_ready = False

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 
-from server import __version__
+from server import __version__, logs
 from server.access.access import Access
 from server.api import error_responses
 from server.api.hosts import HostRule
@@ -70,6 +70,7 @@ def create_app(
     access.report_to(metrics)
     seats = Seats.of(settings)
     metrics.request_memory_bytes.set_function(lambda: seats.held_bytes)
+    metrics.dropped_log_lines.set_function(logs.dropped_lines)
     services = Services(settings, access, offering, metrics, seats, metrics_page)
 
     # The pages at /docs would load their scripts from a CDN, which an air-gapped site cannot reach.

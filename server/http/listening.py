@@ -6,12 +6,16 @@ Knows nothing of the HTTP framework.
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import sys
 from typing import Any
 
 from server.errors import AddressError
+from server.program.standard_streams import print_beside
 from server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 
@@ -110,15 +114,18 @@ def allow_many_connections() -> None:
 
 
 def announce(settings: Settings, port: int, *, asks_for_keys: bool) -> None:
-    """Print the line that tells that the server is ready, and how to try it."""
+    """Print the line that tells that the server is ready, and how to try it.
+
+    Where standard output does not take it the log has it: that is no reason not to serve.
+    """
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     host = f"[{host}]" if ":" in host else host
     key = " -H 'Authorization: Bearer YOUR_KEY'" if asks_for_keys else ""
-    print(
+    line = (
         f"Ready. Try: curl http://{host}:{port}/v1/embeddings -H 'Content-Type: application/json'"
-        f"""{key} -d '{{"model": "{settings.model[0]}", "input": "Hello, world"}}'""",
-        flush=True,
+        f"""{key} -d '{{"model": "{settings.model[0]}", "input": "Hello, world"}}'"""
     )
+    print_beside(line, lambda error: log.warning("standard output: %s. %s", error.strerror, line))
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:

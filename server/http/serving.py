@@ -11,10 +11,12 @@ import contextlib
 import logging
 import math
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,7 +28,9 @@ from server.engine.offering import Offering
 from server.errors import EmbeddingServerError, GivenUp
 from server.http.app import create_app
 from server.http.listening import BACKLOG, allow_many_connections, announce, bind
-from server.http.protocol import BoundedProtocol
+from server.http.protocol import BoundedProtocol, StateWithRoom
+from server.http.room import Connection, Room
+from server.metrics import Metrics
 from server.program.last_resort import end_within
 from server.program.termination import ignore_stop_signals
 from server.settings import Settings
@@ -100,7 +104,8 @@ def http_server(
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
         backlog=BACKLOG,
     )
-    return DrainingServer(config, offering, settings.drain_timeout_s, on_second)
+    metrics: Metrics = app.state.services.metrics
+    return DrainingServer(config, offering, metrics, settings.drain_timeout_s, on_second)
 
 
 class DrainingServer(uvicorn.Server):
@@ -110,15 +115,40 @@ class DrainingServer(uvicorn.Server):
         self,
         config: uvicorn.Config,
         offering: Offering,
+        metrics: Metrics,
         drain_timeout_s: float,
         on_second: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._on_second = on_second
+        state = StateWithRoom()
+        connections = cast("set[Connection]", state.connections)
+        state.room = Room(connections, self._accept, metrics.closed_idle_connections.inc)
+        self.server_state, self._room = state, state.room
+        metrics.open_connections.set_function(lambda: len(connections))
+        metrics.max_connections.set_function(lambda: state.room.max_connections)
         self._offering = offering
         self._drain_timeout_s = drain_timeout_s
         self._drain_deadline: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, but that it only accepts while there is room."""
+        await super().startup(sockets=[])
+        for listener in sockets or ():
+            await self._room.open(listener)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's."""
+        self._room.close()
+        await super().shutdown(sockets=[])
+
+    async def _accept(self, listener: socket.socket) -> asyncio.AbstractServer:
+        def protocol() -> BoundedProtocol:
+            return BoundedProtocol(self.config, self.server_state, self.lifespan.state)
+
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(protocol, sock=listener, backlog=BACKLOG)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
