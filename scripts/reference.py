@@ -41,6 +41,8 @@ def spelled(schema: Schema) -> str:
     """The values that a schema allows, in JSON Schema's words, with its bounds."""
     if "anyOf" in schema:
         return "; ".join(spelled(kind) for kind in schema["anyOf"] if kind["type"] != "null")
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     kind: str = schema["type"]

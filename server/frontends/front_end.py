@@ -41,12 +41,15 @@ log = logging.getLogger(__name__)
 ORPHANED_TIMEOUT_S = 2.0
 
 
-def run(stream: socket.socket, listener: socket.socket) -> None:
+def run(
+    stream: socket.socket, listener: socket.socket, metrics_listener: socket.socket | None = None
+) -> None:
     """Be a front end until told to end.
 
     Args:
         stream: the channel to the engine process.
         listener: where requests come in.
+        metrics_listener: where those for /metrics come in, if it has a port of its own.
     """
     first = receive_frame(stream)
     if first is None:  # the engine process is gone already
@@ -61,6 +64,7 @@ def run(stream: socket.socket, listener: socket.socket) -> None:
             stream,
             on_orphaned=functools.partial(end_within, ORPHANED_TIMEOUT_S),
             on_engine_lost=functools.partial(_kill_parent, os.getppid()),
+            metrics_listener=metrics_listener,
         )
     except StartupError as error:
         content = write(messages.CannotStart(error.message))
@@ -84,6 +88,7 @@ class FrontEnd:
     Args:
         on_orphaned: called when the engine process is gone, and this front end is to end.
         on_engine_lost: called before that if it is still there, and does not answer any more.
+        metrics_listener: where requests for /metrics come in, if it has a port of its own.
 
     Raises:
         StartupError: its surroundings are not those in which the engine process began.
@@ -96,6 +101,7 @@ class FrontEnd:
         *,
         on_orphaned: Callable[[], None] = lambda: None,
         on_engine_lost: Callable[[], None] = lambda: None,
+        metrics_listener: socket.socket | None = None,
     ) -> None:
         settings = welcome.settings
         self._channel = Channel(stream, self._answer, self._told, self._lost)
@@ -114,7 +120,13 @@ class FrontEnd:
             metrics_page=self._metrics_page,
         )
         self._metrics.engine_silent_seconds.set_function(lambda: self._models.silent_s)
-        self._server = http_server(self.app, self._offering, settings, on_second=self.tick)
+        self._server = http_server(
+            self.app,
+            self._offering,
+            settings,
+            on_second=self.tick,
+            metrics_listener=metrics_listener,
+        )
 
     def run(self, listener: socket.socket) -> None:
         """Serve until told to end."""

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from server import logs
@@ -23,7 +24,7 @@ from server.engine.offering import Offering
 from server.errors import GivenUp, SettingError, StartupError
 from server.frontends.engine_service import EngineService, FrontEndLink
 from server.frontends.silence import TICK_S
-from server.http.listening import SharedAddress, allow_many_connections, announce
+from server.http.listening import SharedAddress, allow_many_connections, announce, tell_metrics_port
 from server.metrics import Metrics
 from server.program.last_resort import end_within
 from server.program.termination import STOP_SIGNALS, ignore_stop_signals
@@ -47,8 +48,16 @@ def run_processes(settings: Settings, offering: Offering, access: Access) -> Non
         raise SettingError("setting frontends: more than 1 needs Linux, macOS or the like")
     allow_many_connections()
     try:
-        with contextlib.closing(SharedAddress(settings.host, settings.port)) as address:
-            supervisor = Supervisor(settings, offering, address)
+        with contextlib.ExitStack() as open_ones:
+            wanted = [(settings.host, settings.port), settings.metrics_address]
+            addresses = [
+                open_ones.enter_context(contextlib.closing(SharedAddress(*one)))
+                for one in wanted
+                if one is not None
+            ]
+            if settings.metrics_address is not None:
+                tell_metrics_port(settings.metrics_address[0], addresses[-1].port)
+            supervisor = Supervisor(settings, offering, addresses)
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 runner.run(supervisor.run(access))
     finally:
@@ -71,10 +80,12 @@ class FrontEndProcess(NamedTuple):
 class Supervisor:
     """The engine process's life, and that of its front ends; belongs to the event loop's thread."""
 
-    def __init__(self, settings: Settings, offering: Offering, address: SharedAddress) -> None:
+    def __init__(
+        self, settings: Settings, offering: Offering, addresses: Sequence[SharedAddress]
+    ) -> None:
         self._settings = settings
         self._offering = offering
-        self._address = address
+        self._addresses = addresses  # the first is that of requests
         self._metrics = Metrics(
             (card.name for card in offering.registry.cards),
             (card.name for card in offering.encoder_cards),
@@ -113,7 +124,7 @@ class Supervisor:
             if starting.done():
                 starting.result()
                 self._is_ready = True
-                announce(self._settings, self._address.port, asks_for_keys=asks_for_keys)
+                announce(self._settings, self._addresses[0].port, asks_for_keys=asks_for_keys)
                 await stopping
             await asyncio.wait(keepers, timeout=self._settings.drain_timeout_s + _END_TIMEOUT_S)
         finally:
@@ -199,8 +210,10 @@ class Supervisor:
     async def _start_front_end(self, number: int) -> FrontEndProcess:
         ours, theirs = socket.socketpair()
         try:
-            with theirs, self._address.listener() as listener:
-                process = _spawn(theirs, listener)
+            with contextlib.ExitStack() as files:
+                files.enter_context(theirs)
+                listeners = [files.enter_context(one.listener()) for one in self._addresses]
+                process = _spawn(theirs, *listeners)
         except BaseException:
             ours.close()
             raise
@@ -209,12 +222,12 @@ class Supervisor:
         return front_end
 
 
-def _spawn(channel: socket.socket, listener: socket.socket) -> subprocess.Popen[bytes]:
-    """A process that has these two sockets, finds the same modules, and gets no signals to stop.
+def _spawn(*sockets: socket.socket) -> subprocess.Popen[bytes]:
+    """A process that has these sockets, finds the same modules, and gets no signals to stop.
 
     Settings come by the channel: a command line is for everybody to see.
     """
-    files = (channel.fileno(), listener.fileno())
+    files = [one.fileno() for one in sockets]
     # Control-C and supervisors tell every process at once; the drain must be this one's.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

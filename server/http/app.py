@@ -85,12 +85,31 @@ def create_app(
     app.state.services = services
     described = functools.cache(functools.partial(describe, app))  # which takes some milliseconds
     app.openapi = lambda: described(asks_for_keys=access.asks_for_keys)  # type: ignore[method-assign]
-    hosts = HostRule(settings.trusted_host, listens_locally=settings.listens_locally)
-    app.add_middleware(RequestContext, metrics=metrics, access=access, hosts=hosts)
-    error_responses.install(app)
-    for route in (embeddings, models_routes, health, metrics_route):
+    _surround(app, listens_locally=settings.listens_locally)
+    for route in (embeddings, models_routes, health):
         app.include_router(route.router)
+    if settings.metrics_port is None:
+        app.include_router(metrics_route.router)
     return app
+
+
+def create_metrics_app(services: Services) -> FastAPI:
+    """An application that answers for /metrics alone, on a port of its own."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.state.services = services
+    _surround(app, listens_locally=services.settings.metrics_listen_locally)
+    app.include_router(metrics_route.router)
+    return app
+
+
+def _surround(app: FastAPI, *, listens_locally: bool) -> None:
+    """What every request goes through, on each port."""
+    services: Services = app.state.services
+    hosts = HostRule(services.settings.trusted_host, listens_locally=listens_locally)
+    app.add_middleware(
+        RequestContext, metrics=services.metrics, access=services.access, hosts=hosts
+    )
+    error_responses.install(app)
 
 
 def _lifespan(

@@ -17,6 +17,8 @@ from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
+log = logging.getLogger(__name__)
+
 BACKLOG = 2048
 
 
@@ -126,6 +128,11 @@ def announce(settings: Settings, port: int, *, asks_for_keys: bool) -> None:
         f"""{key} -d '{{"model": "{settings.model[0]}", "input": "Hello, world"}}'"""
     )
     print_beside(line, lambda error: log.warning("standard output: %s. %s", error.strerror, line))
+
+
+def tell_metrics_port(host: str, port: int) -> None:
+    """Tell the log where /metrics is, if it has a port of its own: that may be a free one."""
+    log.info("/metrics is on %s port %d", host, port)
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from server.errors import InvalidRequest
-from server.http.room import Room
+from server.http.room import FewPlaces, Room
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -41,7 +41,7 @@ _NO_HTTP = "Invalid HTTP request received."
 class StateWithRoom(ServerState):
     """What all connections share."""
 
-    room: Room
+    room: Room | FewPlaces
 
 
 class _NotForGood(asyncio.Protocol):

@@ -164,3 +164,21 @@ class Room:
             "%d connections are open, and no room is left for more: %s. The limit of open files is %d; %s",
             len(self._connections), what, self._limit, _HOW_TO_RAISE,
         )  # fmt: skip
+
+
+class FewPlaces:
+    """Takes a few connections and closes what comes beyond, with the descriptors that Room leaves.
+
+    Args:
+        connections: those that are open.
+        most: how many there may be.
+    """
+
+    def __init__(self, connections: Collection[Connection], most: int) -> None:
+        self._connections = connections
+        self._most = most
+
+    def take(self, new: Connection) -> None:
+        """A connection was accepted."""
+        if len(self._connections) > self._most:
+            new.transport.close()

@@ -23,13 +23,16 @@ from fastapi import FastAPI
 from uvicorn.server import HANDLED_SIGNALS
 
 from server.access.access import Access
+from server.api.services import Services
 from server.engine.broken_models import BrokenModels
 from server.engine.offering import Offering
 from server.errors import EmbeddingServerError, GivenUp
 from server.http.app import create_app
 from server.http.listening import BACKLOG, allow_many_connections, announce, bind
+from server.http.metrics_port import MetricsServer, bind_metrics
 from server.http.protocol import BoundedProtocol, StateWithRoom
 from server.http.room import Connection, Room
+from server.http.uvicorn_config import CLOSE_TIMEOUT_S, uvicorn_config
 from server.metrics import Metrics
 from server.program.last_resort import end_within
 from server.program.termination import ignore_stop_signals
@@ -37,8 +40,6 @@ from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# After the drain only answers are left to send; a client that stalls its upload is cut then.
-_CLOSE_TIMEOUT_S = 2
 _LAST_WORDS_S = 0.2
 _TICKS_A_SECOND = 10  # of uvicorn
 # A process whose models do not compute any more ends within this, whatever hangs.
@@ -77,7 +78,13 @@ def run_server(settings: Settings, offering: Offering, access: Access) -> None:
     allow_many_connections()
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
-    server = http_server(app, offering, settings, on_second=look_at_models)
+    server = http_server(
+        app,
+        offering,
+        settings,
+        on_second=look_at_models,
+        metrics_listener=bind_metrics(settings),
+    )
     server.run(sockets=[listener])
     offering.join()
     if failure:
@@ -85,27 +92,28 @@ def run_server(settings: Settings, offering: Offering, access: Access) -> None:
 
 
 def http_server(
-    app: FastAPI, offering: Offering, settings: Settings, *, on_second: Callable[[], None]
+    app: FastAPI,
+    offering: Offering,
+    settings: Settings,
+    *,
+    on_second: Callable[[], None],
+    metrics_listener: socket.socket | None = None,
 ) -> DrainingServer:
     """The application behind uvicorn, as this server wants it.
 
     Args:
         on_second: called in its event loop once a second, or less often if that is held up.
+        metrics_listener: where /metrics is, if it has a port of its own.
     """
-    config = uvicorn.Config(
-        app,
-        http=BoundedProtocol,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=settings.keep_alive_timeout_s,
-        timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
-        backlog=BACKLOG,
+    services: Services = app.state.services
+    return DrainingServer(
+        uvicorn_config(app, settings),
+        offering,
+        services.metrics,
+        settings.drain_timeout_s,
+        on_second,
+        None if metrics_listener is None else MetricsServer(services, metrics_listener),
     )
-    metrics: Metrics = app.state.services.metrics
-    return DrainingServer(config, offering, metrics, settings.drain_timeout_s, on_second)
 
 
 class DrainingServer(uvicorn.Server):
@@ -118,15 +126,17 @@ class DrainingServer(uvicorn.Server):
         metrics: Metrics,
         drain_timeout_s: float,
         on_second: Callable[[], None],
+        metrics_server: MetricsServer | None,
     ) -> None:
         super().__init__(config)
         self._on_second = on_second
+        self._metrics_server = metrics_server
         state = StateWithRoom()
         connections = cast("set[Connection]", state.connections)
-        state.room = Room(connections, self._accept, metrics.closed_idle_connections.inc)
-        self.server_state, self._room = state, state.room
+        room = state.room = Room(connections, self._accept, metrics.closed_idle_connections.inc)
+        self.server_state, self._room = state, room
         metrics.open_connections.set_function(lambda: len(connections))
-        metrics.max_connections.set_function(lambda: state.room.max_connections)
+        metrics.max_connections.set_function(lambda: room.max_connections)
         self._offering = offering
         self._drain_timeout_s = drain_timeout_s
         self._drain_deadline: float | None = None
@@ -137,11 +147,15 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets=[])
         for listener in sockets or ():
             await self._room.open(listener)
+        if self._metrics_server is not None:
+            self._metrics_server.begin()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's."""
+        """As uvicorn's; what can be seen of it can be seen until then."""
         self._room.close()
         await super().shutdown(sockets=[])
+        if self._metrics_server is not None:
+            await self._metrics_server.end()
 
     async def _accept(self, listener: socket.socket) -> asyncio.AbstractServer:
         def protocol() -> BoundedProtocol:
@@ -190,7 +204,7 @@ class DrainingServer(uvicorn.Server):
             elif not self._offering.is_busy:
                 # Slow readers of answers and slow writers of requests have the rest of the time.
                 left_s = math.ceil(self._drain_deadline - time.monotonic())
-                self.config.timeout_graceful_shutdown = max(left_s, _CLOSE_TIMEOUT_S)
+                self.config.timeout_graceful_shutdown = max(left_s, CLOSE_TIMEOUT_S)
                 self.should_exit = True
         return await super().on_tick(counter)
 
