@@ -14,7 +14,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import cast
 
@@ -23,13 +24,13 @@ from fastapi import FastAPI
 from uvicorn.server import HANDLED_SIGNALS
 
 from server.access.access import Access
+from server.api.services import Services
 from server.engine.offering import Offering
 from server.errors import StartupError
 from server.http.app import create_app
+from server.http.connection_limit import HOW_TO_RAISE, Connection, ConnectionLimit
 from server.http.listening import BACKLOG, allow_many_connections, announce, bind
-from server.http.protocol import BoundedProtocol, StateWithRoom
-from server.http.room import Connection, Room
-from server.metrics import Metrics
+from server.http.protocol import BoundedProtocol, LimitedState
 from server.program.termination import ignore_stop_signals
 from server.settings import Settings
 
@@ -80,25 +81,25 @@ def http_server(app: FastAPI, offering: Offering, settings: Settings) -> Drainin
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
         backlog=BACKLOG,
     )
-    metrics: Metrics = app.state.services.metrics
-    return DrainingServer(config, offering, metrics, settings.drain_timeout_s)
+    return DrainingServer(config, app.state.services)
 
 
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, which drains on the first signal and cuts the drain short on the second."""
 
-    def __init__(
-        self, config: uvicorn.Config, offering: Offering, metrics: Metrics, drain_timeout_s: float
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
-        state = StateWithRoom()
+        self._services, metrics = services, services.metrics
+        state = LimitedState()
         connections = cast("set[Connection]", state.connections)
-        state.room = Room(connections, self._accept, metrics.closed_idle_connections.inc)
-        self.server_state, self._room = state, state.room
+        self._limit = state.connection_limit = ConnectionLimit(
+            connections, self._accept, metrics.closed_idle_connections.inc
+        )
+        self.server_state = state
         metrics.open_connections.set_function(lambda: len(connections))
-        metrics.max_connections.set_function(lambda: state.room.max_connections)
-        self._offering = offering
-        self._drain_timeout_s = drain_timeout_s
+        metrics.max_connections.set_function(lambda: self._limit.max_connections)
+        self._offering = services.models
+        self._drain_timeout_s = services.settings.drain_timeout_s
         self._drain_deadline: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -106,17 +107,24 @@ class DrainingServer(uvicorn.Server):
         """As uvicorn's, but that it only accepts while there is room."""
         await super().startup(sockets=[])
         for listener in sockets or ():
-            await self._room.open(listener)
+            await self._limit.open(listener)
+            # Who holds a seat may stall, but not on every connection: others are to be answered.
+            seats = max(1, self._limit.max_connections * 3 // 4)
+            if self._services.seats.limit_to(seats):
+                log.warning(
+                    "the limit of open files allows %d connections, so that %d requests for "
+                    "embeddings are answered at a time; %s",
+                    self._limit.max_connections, seats, HOW_TO_RAISE,
+                )  # fmt: skip
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's."""
-        self._room.close()
+        self._limit.close()
         await super().shutdown(sockets=[])
 
     async def _accept(self, listener: socket.socket) -> asyncio.AbstractServer:
-        def protocol() -> BoundedProtocol:
-            return BoundedProtocol(self.config, self.server_state, self.lifespan.state)
-
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        protocol = partial(make, self.config, self.server_state, self.lifespan.state)
         loop = asyncio.get_running_loop()
         return await loop.create_server(protocol, sock=listener, backlog=BACKLOG)
 
