@@ -27,6 +27,7 @@ ATTACKS = {
     "nothing": b"",
     "half a head": HEAD,
     "a whole request, and stays": b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a head, and no body": HEAD + b"Content-Length: 100\r\n\r\n",
 }
 
 

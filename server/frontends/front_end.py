@@ -122,7 +122,6 @@ class FrontEnd:
         self._metrics.engine_silent_seconds.set_function(lambda: self._models.silent_s)
         self._server = http_server(
             self.app,
-            self._offering,
             settings,
             on_second=self.tick,
             metrics_listener=metrics_listener,

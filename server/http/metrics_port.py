@@ -15,9 +15,9 @@ import uvicorn
 
 from server.api.services import Services
 from server.http.app import create_metrics_app
+from server.http.connection_limit import Connection, FewConnections
 from server.http.listening import bind, tell_metrics_port
-from server.http.protocol import StateWithRoom
-from server.http.room import Connection, FewPlaces
+from server.http.protocol import LimitedState
 from server.http.uvicorn_config import uvicorn_config
 from server.settings import Settings
 
@@ -44,8 +44,9 @@ class MetricsServer(uvicorn.Server):
     def __init__(self, services: Services, listener: socket.socket) -> None:
         app = create_metrics_app(services)
         super().__init__(uvicorn_config(app, services.settings, lifespan="off"))
-        state = StateWithRoom()
-        state.room = FewPlaces(cast("set[Connection]", state.connections), MAX_CONNECTIONS)
+        state = LimitedState()
+        connections = cast("set[Connection]", state.connections)
+        state.connection_limit = FewConnections(connections, MAX_CONNECTIONS)
         self.server_state = state
         self._listener = listener
         self._serving: asyncio.Task[None] | None = None

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from server.errors import InvalidRequest
-from server.http.room import FewPlaces, Room
+from server.http.connection_limit import ConnectionLimit, FewConnections
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -38,10 +38,10 @@ MIN_READ_BYTES_PER_S = 1024  # of an answer: whoever reads it holds memory and a
 _NO_HTTP = "Invalid HTTP request received."
 
 
-class StateWithRoom(ServerState):
+class LimitedState(ServerState):
     """What all connections share."""
 
-    room: Room | FewPlaces
+    connection_limit: ConnectionLimit | FewConnections
 
 
 class _NotForGood(asyncio.Protocol):
@@ -130,7 +130,7 @@ class _NotForGood(asyncio.Protocol):
 class BoundedProtocol(_NotForGood, HttpToolsProtocol):
     """Refuses heads, trailers and chunk extensions that are too long, and keeps every body."""
 
-    server_state: StateWithRoom
+    server_state: LimitedState
     _bytes_without_progress = 0
     _progress = False
     _answering: RequestResponseCycle | None = None  # the request whose answer is next
@@ -139,7 +139,7 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
         """Wait for the first head, no longer than for a later one."""
         super().connection_made(transport)
         self._set_keepalive()
-        self.server_state.room.take(self)
+        self.server_state.connection_limit.take(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell it the request that is answered, too; uvicorn tells the last one that has come."""

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import cast
 
@@ -28,12 +29,11 @@ from server.engine.broken_models import BrokenModels
 from server.engine.offering import Offering
 from server.errors import EmbeddingServerError, GivenUp
 from server.http.app import create_app
+from server.http.connection_limit import HOW_TO_RAISE, Connection, ConnectionLimit
 from server.http.listening import BACKLOG, allow_many_connections, announce, bind
 from server.http.metrics_port import MetricsServer, bind_metrics
-from server.http.protocol import BoundedProtocol, StateWithRoom
-from server.http.room import Connection, Room
+from server.http.protocol import LimitedState
 from server.http.uvicorn_config import CLOSE_TIMEOUT_S, uvicorn_config
-from server.metrics import Metrics
 from server.program.last_resort import end_within
 from server.program.termination import ignore_stop_signals
 from server.settings import Settings
@@ -80,7 +80,6 @@ def run_server(settings: Settings, offering: Offering, access: Access) -> None:
     port = listener.getsockname()[1]
     server = http_server(
         app,
-        offering,
         settings,
         on_second=look_at_models,
         metrics_listener=bind_metrics(settings),
@@ -93,7 +92,6 @@ def run_server(settings: Settings, offering: Offering, access: Access) -> None:
 
 def http_server(
     app: FastAPI,
-    offering: Offering,
     settings: Settings,
     *,
     on_second: Callable[[], None],
@@ -108,9 +106,7 @@ def http_server(
     services: Services = app.state.services
     return DrainingServer(
         uvicorn_config(app, settings),
-        offering,
-        services.metrics,
-        settings.drain_timeout_s,
+        services,
         on_second,
         None if metrics_listener is None else MetricsServer(services, metrics_listener),
     )
@@ -122,23 +118,24 @@ class DrainingServer(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        offering: Offering,
-        metrics: Metrics,
-        drain_timeout_s: float,
+        services: Services,
         on_second: Callable[[], None],
         metrics_server: MetricsServer | None,
     ) -> None:
         super().__init__(config)
         self._on_second = on_second
         self._metrics_server = metrics_server
-        state = StateWithRoom()
+        self._services, metrics = services, services.metrics
+        state = LimitedState()
         connections = cast("set[Connection]", state.connections)
-        room = state.room = Room(connections, self._accept, metrics.closed_idle_connections.inc)
-        self.server_state, self._room = state, room
+        self._limit = state.connection_limit = ConnectionLimit(
+            connections, self._accept, metrics.closed_idle_connections.inc
+        )
+        self.server_state = state
         metrics.open_connections.set_function(lambda: len(connections))
-        metrics.max_connections.set_function(lambda: room.max_connections)
-        self._offering = offering
-        self._drain_timeout_s = drain_timeout_s
+        metrics.max_connections.set_function(lambda: self._limit.max_connections)
+        self._offering = services.models
+        self._drain_timeout_s = services.settings.drain_timeout_s
         self._drain_deadline: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -146,21 +143,28 @@ class DrainingServer(uvicorn.Server):
         """As uvicorn's, but that it only accepts while there is room."""
         await super().startup(sockets=[])
         for listener in sockets or ():
-            await self._room.open(listener)
+            await self._limit.open(listener)
+            # Who holds a seat may stall, but not on every connection: others are to be answered.
+            seats = max(1, self._limit.max_connections * 3 // 4)
+            if self._services.seats.limit_to(seats):
+                log.warning(
+                    "the limit of open files allows %d connections, so that %d requests for "
+                    "embeddings are answered at a time; %s",
+                    self._limit.max_connections, seats, HOW_TO_RAISE,
+                )  # fmt: skip
         if self._metrics_server is not None:
             self._metrics_server.begin()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; what can be seen of it can be seen until then."""
-        self._room.close()
+        self._limit.close()
         await super().shutdown(sockets=[])
         if self._metrics_server is not None:
             await self._metrics_server.end()
 
     async def _accept(self, listener: socket.socket) -> asyncio.AbstractServer:
-        def protocol() -> BoundedProtocol:
-            return BoundedProtocol(self.config, self.server_state, self.lifespan.state)
-
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        protocol = partial(make, self.config, self.server_state, self.lifespan.state)
         loop = asyncio.get_running_loop()
         return await loop.create_server(protocol, sock=listener, backlog=BACKLOG)
 

@@ -23,7 +23,7 @@ RESERVED = 64  # descriptors at most that connections leave to others
 _CLOSED_AT_ONCE = 16  # this part of the idle ones: looking for the oldest takes a while
 _RETRY_S = 0.05
 _TELL_INTERVAL_S = 60.0
-_HOW_TO_RAISE = "raise it: ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of docker"
+HOW_TO_RAISE = "raise that limit by ulimit -n, systemd's LimitNOFILE or docker's --ulimit nofile"
 
 
 class Connection(Protocol):
@@ -46,7 +46,7 @@ def limit_of_files() -> int:
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
-class Room:
+class ConnectionLimit:
     """Accepts on a socket while there is room.
 
     Args:
@@ -66,6 +66,7 @@ class Room:
         self._count_closed = count_closed
         self._limit = self._most = limit_of_files()
         self._listener: socket.socket | None = None
+        self._is_closed = False
         self._server: asyncio.AbstractServer | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._beginning: asyncio.Task[None] | None = None
@@ -84,12 +85,12 @@ class Room:
 
     def close(self) -> None:
         """Accept no more; what is open stays so."""
+        self._is_closed = True
         if self._retry is not None:
             self._retry.cancel()
         for closable in (self._server, self._listener):
             if closable is not None:
                 closable.close()
-        self._server = self._listener = None
 
     def take(self, new: Connection) -> None:
         """A connection was accepted: see to it that the next one can be, too."""
@@ -108,8 +109,6 @@ class Room:
         self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._go_on)
 
     def _go_on(self) -> None:
-        if self._listener is None:
-            return
         if self._has_room():
             self._beginning = asyncio.create_task(self._begin())
         else:
@@ -130,7 +129,7 @@ class Room:
         """Accept on a copy, since closing a server closes its socket, and the backlog with it."""
         assert self._listener is not None
         server = await self._accept(self._listener.dup())
-        if self._listener is None:  # closed meanwhile
+        if self._is_closed:  # meanwhile
             server.close()
         else:
             self._server = server
@@ -162,12 +161,30 @@ class Room:
         self._told_s = now_s
         log.warning(
             "%d connections are open, and no room is left for more: %s. The limit of open files is %d; %s",
-            len(self._connections), what, self._limit, _HOW_TO_RAISE,
+            len(self._connections), what, self._limit, HOW_TO_RAISE,
         )  # fmt: skip
 
 
 class FewPlaces:
     """Takes a few connections and closes what comes beyond, with the descriptors that Room leaves.
+
+    Args:
+        connections: those that are open.
+        most: how many there may be.
+    """
+
+    def __init__(self, connections: Collection[Connection], most: int) -> None:
+        self._connections = connections
+        self._most = most
+
+    def take(self, new: Connection) -> None:
+        """A connection was accepted."""
+        if len(self._connections) > self._most:
+            new.transport.close()
+
+
+class FewConnections:
+    """Takes a few and closes what comes beyond; for those the last descriptors are enough.
 
     Args:
         connections: those that are open.
