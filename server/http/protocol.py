@@ -26,6 +26,7 @@ from uvicorn.server import ServerState
 
 from server.errors import InvalidRequest
 from server.http.connection_limit import ConnectionLimit, FewConnections
+from server.http.half_closed import HalfClosed
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -44,7 +45,7 @@ class LimitedState(ServerState):
     connection_limit: ConnectionLimit | FewConnections
 
 
-class _NotForGood(asyncio.Protocol):
+class _NotForGood(HalfClosed):
     """What keeps both protocols from waiting for a client for ever."""
 
     loop: asyncio.AbstractEventLoop
@@ -92,7 +93,7 @@ class _NotForGood(asyncio.Protocol):
     def on_response_complete(self) -> None:
         """Its body may still be on its way, for a while."""
         self._unwanted_bytes, self._answered_s = 0, self.loop.time()
-        super().on_response_complete()  # type: ignore[misc]  # both protocols have it
+        super().on_response_complete()
 
     def _set_keepalive(self) -> None:
         self._unset_keepalive_if_required()
