@@ -166,9 +166,14 @@ class Settings(BaseSettings):
         "(sha256), sizes looks whether each file is there in its size, off trusts the disk.",
     )
     api_key: SecretList = Field(
-        [], description="Key that clients must send (repeatable). Without any, no key is asked."
+        [],
+        description="Key that clients must send (repeatable). Without any, no key is asked. On a "
+        "command line every user of the machine sees it (ps): --api-key-file and the variable "
+        "EMBEDDING_SERVER_API_KEY keep it private.",
     )
-    api_key_file: Path | None = Field(None, description="File with one API key a line.")
+    api_key_file: Path | None = Field(
+        None, description="File with one API key a line; of it, a command line shows the name alone."
+    )
     allow_no_keys: bool = Field(
         False, description="Allow listening beyond this machine without API keys."
     )
@@ -470,8 +475,8 @@ class Settings(BaseSettings):
         make_one = own_command("keys", "create", "--name", "NAME")
         raise SettingError(
             f"refusing to listen on {hosts[0]} without API keys: anybody who reaches this address "
-            f"could use the server. Make one with `{make_one}`, set --api-key (or "
-            "--api-key-file), or allow it with --allow-no-keys"
+            f"could use the server. Make one with `{make_one}`, give one with "
+            "--api-key-file or EMBEDDING_SERVER_API_KEY, or allow it with --allow-no-keys"
         )
 
 

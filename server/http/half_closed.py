@@ -26,7 +26,7 @@ class HalfClosed(asyncio.Protocol):
     _answering: Any = None  # the one whose answer is next, if several have come
     _is_half_closed = False
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> Any:  # bool; uvicorn says None
         """The client sends no more; True keeps the connection for what it has asked."""
         if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
             return False
