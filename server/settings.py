@@ -172,7 +172,8 @@ class Settings(BaseSettings):
         "EMBEDDING_SERVER_API_KEY keep it private.",
     )
     api_key_file: Path | None = Field(
-        None, description="File with one API key a line; of it, a command line shows the name alone."
+        None,
+        description="File with one API key a line; of it, a command line shows the name alone.",
     )
     allow_no_keys: bool = Field(
         False, description="Allow listening beyond this machine without API keys."
