@@ -197,7 +197,8 @@ class Supervisor:
     async def _start_front_end(self, number: int) -> FrontEndProcess:
         ours, theirs = socket.socketpair()
         try:
-            with theirs, self._address.listener() as listener:
+            # No client waits for one that takes another one's place.
+            with theirs, self._address.listener(at_once=not self._is_ready) as listener:
                 process = _spawn(theirs, listener)
         except BaseException:
             ours.close()
