@@ -40,7 +40,6 @@ ROUTES = (
 STAGES = ("read", "load", "tokenize", "wait", "compute", "serialize")
 
 RESTART_REASONS = ("ended", "silent")
-
 _ALIKE = ("process_start_time_seconds", "process_max_fds", "python_info")
 _SECONDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120)  # fmt: skip
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -225,16 +224,10 @@ class Metrics:
     )
     ready = Declared(Gauge, "ready", "1 if the server takes work, as /readyz says.", alike=True)
     engine_silent_seconds = Declared(
-        Gauge,
-        "engine_silent_seconds",
-        "Seconds since the front end that shows this heard the engine process; 0 with one process.",
-        alike=True,
+        Gauge, "engine_silent_seconds", "Age of a front end's news of the engine.", alike=True
     )
     frontend_restarts = Declared(
-        Counter,
-        "frontend_restarts_total",
-        "Front ends replaced: they ended, or were silent and were killed.",
-        "reason",
+        Counter, "frontend_restarts_total", "Front ends that were replaced.", "reason"
     )
     requests = Declared(
         Counter,

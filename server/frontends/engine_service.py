@@ -90,6 +90,7 @@ class FrontEndLink:
                 if (held := self.tickets.pop(message.ticket, None)) is not None:
                     held.release.close()
             case messages.Ready() if not self.ready.done():
+                self._silence.hear()
                 self.ready.set_result(None)
             case messages.CannotStart() if not self.ready.done():
                 self.ready.set_exception(StartupError(message.why))

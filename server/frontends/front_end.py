@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 # Without the engine process nothing is left to do but last answers.
 ORPHANED_TIMEOUT_S = 2.0
+# Without requests only what time changes is told, this often: the processor's seconds and the like.
+IDLE_TICKS = 10
 
 
 def run(
@@ -108,6 +110,9 @@ class FrontEnd:
         self._on_orphaned = on_orphaned
         self._on_engine_lost = on_engine_lost
         self._changes = Changes()
+        self._ticks = 0
+        self._requests_seen = 0
+        self._was_busy = False
         self._others: list[Samples] = []  # the metrics of the other processes, as told last
         self._models = RemoteModels(registry_of(welcome), settings, self._channel)
         self._offering = Offering(self._models)
@@ -135,7 +140,7 @@ class FrontEnd:
     def tick(self) -> None:
         """One more tick has gone by: tell that it has, and look whether the engine process has."""
         if self._channel.is_open:
-            self._tell_alive(self._metrics.families())
+            self._tell_alive(self._metrics.families() if self._has_news() else ())
         if self._models.tick() and not self._server.should_exit:
             log.critical(
                 "the engine process is silent for %.0f s: it is killed, and this front end ends",
@@ -143,6 +148,15 @@ class FrontEnd:
             )
             self._on_engine_lost()
             self._end()
+
+    def _has_news(self) -> bool:
+        """Whether to look at the metrics: the most of a tick's millisecond."""
+        self._ticks += 1
+        served = self._server.server_state
+        was_busy, self._was_busy = self._was_busy, bool(served.tasks)
+        news = served.total_requests - self._requests_seen
+        self._requests_seen = served.total_requests
+        return was_busy or self._was_busy or news > 0 or self._ticks % IDLE_TICKS == 1
 
     async def _answer(self, question: messages.Question[Any]) -> None:
         raise BadFrame(f"{type(question).__name__} as a question to a front end")

@@ -212,7 +212,11 @@ class Supervisor:
         try:
             with contextlib.ExitStack() as files:
                 files.enter_context(theirs)
-                listeners = [files.enter_context(one.listener()) for one in self._addresses]
+                # No client waits for one that takes another one's place.
+                listeners = [
+                    files.enter_context(address.listener(at_once=not self._is_ready))
+                    for address in self._addresses
+                ]
                 process = _spawn(theirs, *listeners)
         except BaseException:
             ours.close()

@@ -74,15 +74,21 @@ class SharedAddress:
         port: int = self._address[1]
         return port
 
-    def listener(self) -> socket.socket:
-        """A listening socket for one process."""
+    def listener(self, *, at_once: bool = True) -> socket.socket:
+        """A socket for one process, which listens.
+
+        Args:
+            at_once: if not, only once that process has it listen: clients are then sent to others
+                that listen, where the kernel spreads them.
+        """
         if not self._kernel_spreads:
             return self._first.dup()
         listener = socket.socket(self._family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._bind(listener, self._address)
-            listener.listen(BACKLOG)
+            if at_once:
+                listener.listen(BACKLOG)
         except BaseException:
             listener.close()
             raise

@@ -162,10 +162,10 @@ def test_the_metrics_of_any_front_end_are_those_of_all() -> None:
             body = {"model": PLAIN, "input": ["some text"] * (number % 3 + 1)}
             with client(server) as http:  # on a connection of its own
                 assert http.post("/v1/embeddings", json=body).status_code == 200
+        labels = {"route": "/v1/embeddings", "status": "200", "model": PLAIN}
+        wait_for(lambda: page(server).value("requests_total", **labels) == 25, "what both counted")
         with one_connection_each(server) as connections:
             for connection in connections:
-                labels = {"route": "/v1/embeddings", "status": "200", "model": PLAIN}
-                wait_for(lambda: page(server).value("requests_total", **labels) == 25, "news")
                 found = MetricsPage(connection.client.get("/metrics").content)
                 assert found.value("requests_total", **labels) == 25
                 assert found.value("request_seconds_count", route="/v1/embeddings") == 25
