@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 import pytest
 import uvloop
@@ -38,8 +39,7 @@ class Served(asyncio.Protocol):
         self.house = house
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
         self.house.connections.append(self)
         self.house.made += 1
         self.number = self.house.made
