@@ -194,19 +194,13 @@ class Metrics:
     )
     open_connections = Declared(Gauge, "open_connections", "Connections of clients.")
     max_connections = Declared(
-        Gauge,
-        "max_connections",
-        "Connections for which the limit of open files leaves room; idle ones are closed for more.",
+        Gauge, "max_connections", "Most that the limit of open files leaves room for."
     )
     closed_idle_connections = Declared(
-        Counter,
-        "closed_idle_connections_total",
-        "Idle connections closed because there was no room for a new one.",
+        Counter, "closed_idle_connections_total", "Idle ones closed to make room for a new one."
     )
     dropped_log_lines = Declared(
-        WatchedCounter,
-        "dropped_log_lines_total",
-        "Lines of the log that standard error did not take.",
+        WatchedCounter, "dropped_log_lines_total", "Lines that standard error did not take."
     )
     ready = Declared(Gauge, "ready", "1 if the server takes work, as /readyz says.", alike=True)
     requests = Declared(
