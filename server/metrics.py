@@ -22,10 +22,10 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
 from server import __version__
 from server.errors import ApiError, api_errors
+from server.program.watched_counter import WatchedCounter
 
 PREFIX = "embedding_server"
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -47,19 +47,6 @@ _TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 6
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each, which nobody asks for
-
-
-class WatchedCounter(Counter):
-    """A counter without labels that is counted elsewhere."""
-
-    _read: Callable[[], float] = float
-
-    def set_function(self, read: Callable[[], float]) -> None:
-        """Read it from this function whenever the page is asked for, as a gauge's."""
-        self._read = read
-
-    def _child_samples(self) -> Iterable[Sample]:
-        return (Sample("_total", {}, float(self._read()), None, None),)
 
 
 M = TypeVar("M", bound=Counter | Gauge | Histogram)
@@ -208,19 +195,13 @@ class Metrics:
     )
     open_connections = Declared(Gauge, "open_connections", "Connections of clients.")
     max_connections = Declared(
-        Gauge,
-        "max_connections",
-        "Connections for which the limit of open files leaves room; idle ones are closed for more.",
+        Gauge, "max_connections", "Most that the limit of open files leaves room for."
     )
     closed_idle_connections = Declared(
-        Counter,
-        "closed_idle_connections_total",
-        "Idle connections closed because there was no room for a new one.",
+        Counter, "closed_idle_connections_total", "Idle ones closed to make room for a new one."
     )
     dropped_log_lines = Declared(
-        WatchedCounter,
-        "dropped_log_lines_total",
-        "Lines of the log that standard error did not take.",
+        WatchedCounter, "dropped_log_lines_total", "Lines that standard error did not take."
     )
     ready = Declared(Gauge, "ready", "1 if the server takes work, as /readyz says.", alike=True)
     engine_silent_seconds = Declared(
