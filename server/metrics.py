@@ -21,7 +21,6 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.registry import Collector
 
 from server import __version__
 from server.errors import ApiError, api_errors
@@ -288,19 +287,6 @@ class Metrics:
             self.input_tokens.labels(model)
         for encoder in encoders:
             EngineMetrics(self, encoder)
-
-
-def page_of(families: Iterable[Metric]) -> bytes:
-    """These families in Prometheus' text format."""
-    return generate_latest(_Collected(families))
-
-
-class _Collected(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
 
 
 def refusal_reason(error: type[ApiError] | ApiError) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 
-from prometheus_client import Metric
+from prometheus_client import Metric, generate_latest
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
-
-from server.metrics import page_of
 
 Labels = tuple[tuple[str, str], ...]
 # Plain enough for messages: family, whether it counts, and for each of its samples name, labels, value.
@@ -101,7 +100,7 @@ def summed_page(families: Iterable[Metric], others: Iterable[Samples]) -> bytes:
     families = list(families)
     for family in families:
         _add_to(family, sums[family.name])
-    return page_of(families)
+    return generate_latest(_Collected(families))
 
 
 def _no_sums() -> Sums:
@@ -125,3 +124,11 @@ def _add_to(family: Metric, sums: dict[tuple[str, Labels], float]) -> None:
 
 def _labels(sample: Sample) -> Labels:
     return tuple(sample.labels.items())
+
+
+class _Collected(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
