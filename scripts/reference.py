@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +41,8 @@ def spelled(schema: Schema) -> str:
     """The values that a schema allows, in JSON Schema's words, with its bounds."""
     if "anyOf" in schema:
         return "; ".join(spelled(kind) for kind in schema["anyOf"] if kind["type"] != "null")
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     kind: str = schema["type"]
@@ -111,8 +112,7 @@ def startup_errors_table() -> str:
 
 def openapi() -> Schema:
     """The server's own description of its HTTP API."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # GET and HEAD of one function have one operation id
+    with tempfile.TemporaryDirectory() as folder:
         return create_app(Settings(data_dir=Path(folder))).openapi()
 
 

@@ -32,11 +32,13 @@
           ModelLoading                 model_loading
           ModelLoadFailed              model_load_failed
           ModelFailing                 model_failing
+          EngineSilent                 engine_silent
           Overloaded                   server_overloaded
           RequestTimedOut              request_timeout
           BodyTooSlow                  body_too_slow
           StorageUnavailable           storage_unavailable
           Draining                     server_draining
+      GivenUp                     the command stops with one line and exit code 1
       StartupError                the command stops with one line and exit code 2
         SettingError
         CardError
@@ -471,6 +473,16 @@ class ModelFailing(Unavailable):
                          retry_after_s=5)  # fmt: skip
 
 
+class EngineSilent(Unavailable):
+    """The process that computes for all front ends does not answer: it is stopped, or hangs."""
+
+    code = "engine_silent"
+
+    def __init__(self) -> None:
+        super().__init__("The process that computes does not answer at the moment; try again in a "
+                         "few seconds.", retry_after_s=5)  # fmt: skip
+
+
 class Overloaded(Unavailable):
     """Too much work waits; the request was not begun."""
 
@@ -529,12 +541,16 @@ class Draining(Unavailable):
         super().__init__("The server is shutting down; send the request again.")
 
 
-def api_errors() -> list[type[ApiError]]:
-    """Every class of answer that there is, ApiError first."""
-    found: list[type[ApiError]] = [ApiError]
+def api_errors(base: type[ApiError] = ApiError) -> list[type[ApiError]]:
+    """Every class of answer that there is, `base` first, without those that are not under it."""
+    found = [base]
     for error in found:  # grows while it is walked
         found += error.__subclasses__()
     return found
+
+
+class GivenUp(EmbeddingServerError):
+    """What computes has not worked for long: the command prints the message and exits with 1."""
 
 
 class StartupError(EmbeddingServerError):

@@ -21,10 +21,10 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.registry import Collector
 
 from server import __version__
 from server.errors import ApiError, api_errors
+from server.program.watched_counter import WatchedCounter
 
 PREFIX = "embedding_server"
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -38,6 +38,7 @@ ROUTES = (
 # loaded, `wait` ends when its first sequence is computed.
 STAGES = ("read", "load", "tokenize", "wait", "compute", "serialize")
 
+RESTART_REASONS = ("ended", "silent")
 _ALIKE = ("process_start_time_seconds", "process_max_fds", "python_info")
 _SECONDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120)  # fmt: skip
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -191,7 +192,23 @@ class Metrics:
     request_memory_bytes = Declared(
         Gauge, "request_memory_bytes", "Memory that requests take, of max_memory_bytes."
     )
+    open_connections = Declared(Gauge, "open_connections", "Connections of clients.")
+    max_connections = Declared(
+        Gauge, "max_connections", "Most that the limit of open files leaves room for."
+    )
+    closed_idle_connections = Declared(
+        Counter, "closed_idle_connections_total", "Idle ones closed to make room for a new one."
+    )
+    dropped_log_lines = Declared(
+        WatchedCounter, "dropped_log_lines_total", "Lines that standard error did not take."
+    )
     ready = Declared(Gauge, "ready", "1 if the server takes work, as /readyz says.", alike=True)
+    engine_silent_seconds = Declared(
+        Gauge, "engine_silent_seconds", "Age of a front end's news of the engine.", alike=True
+    )
+    frontend_restarts = Declared(
+        Counter, "frontend_restarts_total", "Front ends that were replaced.", "reason"
+    )
     requests = Declared(
         Counter,
         "requests_total",
@@ -263,6 +280,8 @@ class Metrics:
             self.request_seconds.labels(route)
             for status in statuses if route == EMBEDDINGS_ROUTE else ("200",):
                 self.requests.labels(route, status, "")
+        for reason in RESTART_REASONS:
+            self.frontend_restarts.labels(reason)
         for error in api_errors():
             self.refusals.labels(refusal_reason(error))
         for model in models:
@@ -274,19 +293,6 @@ class Metrics:
             self.input_tokens.labels(model)
         for encoder in encoders:
             EngineMetrics(self, encoder)
-
-
-def page_of(families: Iterable[Metric]) -> bytes:
-    """These families in Prometheus' text format."""
-    return generate_latest(_Collected(families))
-
-
-class _Collected(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
 
 
 def refusal_reason(error: type[ApiError] | ApiError) -> str:

@@ -77,6 +77,18 @@ def _only_with_trust(file: Path | None, others: ValidationInfo) -> Path | None:
     return file
 
 
+def _port_or_off(value: object) -> object:
+    if value is None or value == "off" or str(value).isdecimal():
+        return value
+    raise PydanticCustomError("port_or_off", "must be a port (0 to 65535) or off")
+
+
+def _only_with_metrics_port(host: str, others: ValidationInfo) -> str:
+    if not isinstance(others.data.get("metrics_port", 0), int):
+        raise PydanticCustomError("only_with_port", "needs metrics_port: a port of its own")
+    return host
+
+
 def _host_alone(host: str) -> str:
     """Take an IPv6 address out of the brackets that URLs have around it; refuse a port behind."""
     bracketed = re.fullmatch(r"\[(.*)\]", host)
@@ -160,9 +172,15 @@ class Settings(BaseSettings):
         "(sha256), sizes looks whether each file is there in its size, off trusts the disk.",
     )
     api_key: SecretList = Field(
-        [], description="Key that clients must send (repeatable). Without any, no key is asked."
+        [],
+        description="Key that clients must send (repeatable). Without any, no key is asked. On a "
+        "command line every user of the machine sees it (ps): --api-key-file and the variable "
+        "EMBEDDING_SERVER_API_KEY keep it private.",
     )
-    api_key_file: Path | None = Field(None, description="File with one API key a line.")
+    api_key_file: Path | None = Field(
+        None,
+        description="File with one API key a line; of it, a command line shows the name alone.",
+    )
     allow_no_keys: bool = Field(
         False, description="Allow listening beyond this machine without API keys."
     )
@@ -295,6 +313,17 @@ class Settings(BaseSettings):
         False,
         description="Show /metrics to everybody; default: only to this machine or with a key.",
     )
+    metrics_port: Annotated[
+        Annotated[int, Field(ge=0, le=65535)] | Literal["off"] | None,
+        BeforeValidator(_port_or_off),
+    ] = Field(
+        None,
+        description="Port of its own for /metrics, which `port` then does not show; 0 takes a free "
+        "one, off shows it nowhere. Default: `port`.",
+    )
+    metrics_host: (
+        Annotated[str, AfterValidator(_host_alone), AfterValidator(_only_with_metrics_port)] | None
+    ) = Field(None, description="Address of `metrics_port`; default: that of `host`.")
     log_format: Literal["text", "json"] = Field("text", description="How log lines are written.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
@@ -434,19 +463,37 @@ class Settings(BaseSettings):
         """Whether only this machine can connect."""
         return self.host == "localhost" or is_loopback(self.host)
 
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Host and port of /metrics, if it has a port of its own."""
+        port = self.metrics_port
+        return (self.metrics_host or self.host, port) if isinstance(port, int) else None
+
+    @property
+    def metrics_listen_locally(self) -> bool:
+        """Whether only this machine can connect to the port of /metrics."""
+        host = self.metrics_host or self.host
+        return host == "localhost" or is_loopback(host)
+
     def check_exposure(self, *, asks_for_keys: bool) -> None:
         """Refuse to listen beyond this machine when anybody could use the server.
 
         Raises:
-            SettingError: `host` is not loopback, no key is asked for and `allow_no_keys` is off.
+            SettingError: `host` or `metrics_host` is not loopback, no key is asked for and
+                `allow_no_keys` is off.
         """
-        if self.listens_locally or self.allow_no_keys or asks_for_keys:
+        if self.allow_no_keys or asks_for_keys:
+            return
+        hosts = [] if self.listens_locally else [self.host]
+        if self.metrics_address and not (self.metrics_listen_locally or self.public_metrics):
+            hosts.append(self.metrics_address[0])
+        if not hosts:
             return
         make_one = own_command("keys", "create", "--name", "NAME")
         raise SettingError(
-            f"refusing to listen on {self.host} without API keys: anybody who reaches this address "
-            f"could use the server. Make one with `{make_one}`, set --api-key (or "
-            "--api-key-file), or allow it with --allow-no-keys"
+            f"refusing to listen on {hosts[0]} without API keys: anybody who reaches this address "
+            f"could use the server. Make one with `{make_one}`, give one with "
+            "--api-key-file or EMBEDDING_SERVER_API_KEY, or allow it with --allow-no-keys"
         )
 
 

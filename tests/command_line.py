@@ -131,6 +131,9 @@ def _exit_code() -> int:
         main()
     except SystemExit as end:
         return int(end.code or 0)
+    finally:
+        for handler in logging.getLogger().handlers:
+            handler.flush()  # as the end of the process does
     return 0
 
 

@@ -23,6 +23,7 @@ from server.errors import (
     ContextLengthExceeded,
     Draining,
     EmbeddingServerError,
+    EngineSilent,
     FingerprintMismatch,
     IncorrectApiKey,
     InferenceFailed,
@@ -139,6 +140,7 @@ EXAMPLES: dict[
         (503, "model_load_failed", None),
     ),
     ModelFailing: (ModelFailing, (503, "model_failing", None)),
+    EngineSilent: (EngineSilent, (503, "engine_silent", None)),
     Overloaded: (
         lambda: Overloaded("too much waits", retry_after_s=3),
         (503, "server_overloaded", None),

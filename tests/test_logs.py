@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.logs import JsonFormatter, TextFormatter, request_id
+from server.logs import JsonFormatter, TextFormatter, configure, dropped_lines, request_id
 
 SANE = string.ascii_letters + string.digits + "._:/+=-"
 OWN = re.compile(r"req_[0-9a-f]{32}")
@@ -121,3 +121,27 @@ def test_a_text_line_is_followed_by_its_traceback() -> None:
     assert first.endswith("it failed status=500")
     assert rest[0] == "Traceback (most recent call last):"
     assert rest[-1] == "ValueError: why"
+
+
+def test_the_log_and_what_is_printed_to_standard_error_come_in_their_order(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    with open(2, "w", closefd=False) as ours:
+        monkeypatch.setattr(sys, "stderr", ours)
+        try:
+            configure("info", "json")
+            for number in range(100):
+                logging.getLogger("x").info("logged %d", number)
+                print("printed", number, file=sys.stderr)
+        finally:
+            logging.captureWarnings(capture=False)
+        root.handlers[0].flush()
+    lines = capfd.readouterr().err.splitlines()
+    assert [orjson.loads(one)["message"] for one in lines[::2]] == [
+        f"logged {number}" for number in range(100)
+    ]
+    assert lines[1::2] == [f"printed {number}" for number in range(100)]
+    assert dropped_lines() == 0

@@ -149,3 +149,12 @@ def test_two_servers_in_one_process_count_for_themselves(metrics: Metrics) -> No
     other = Metrics(models=MODELS, encoders=[PLAIN])
     other.inputs.labels(PLAIN).inc()
     assert MetricsPage(metrics.page()).value("inputs_total", model=PLAIN) == 0
+
+
+def test_a_counter_that_is_counted_elsewhere_is_read_when_the_page_is_asked_for(
+    metrics: Metrics,
+) -> None:
+    name = b"embedding_server_dropped_log_lines_total"
+    assert name + b" 0.0\n" in metrics.page()
+    metrics.dropped_log_lines.set_function(lambda: 7)
+    assert name + b" 7.0\n" in metrics.page()

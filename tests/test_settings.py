@@ -452,3 +452,28 @@ def test_an_ipv4_loopback_in_ipv6s_form_is_this_machine() -> None:
     Settings(host="::ffff:127.0.0.1").check_exposure(asks_for_keys=False)
     with pytest.raises(SettingError, match="refusing to listen"):
         Settings(host="::ffff:10.0.0.1").check_exposure(asks_for_keys=False)
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "on", "", "80.5"])
+def test_a_port_of_the_metrics_is_a_port_or_off(port: str) -> None:
+    with pytest.raises(SettingError, match=r"setting metrics_port \(--metrics-port\): "):
+        load_settings({"metrics_port": port})
+    assert load_settings({"metrics_port": "off"}).metrics_port == "off"
+    assert load_settings({"metrics_port": "9464"}).metrics_address == ("127.0.0.1", 9464)
+
+
+def test_an_address_of_the_metrics_needs_a_port_of_theirs() -> None:
+    for flags in ({"metrics_host": "::1"}, {"metrics_host": "::1", "metrics_port": "off"}):
+        with pytest.raises(SettingError, match=r"metrics_host .*needs metrics_port"):
+            load_settings(flags)
+    flags = {"metrics_host": "::1", "metrics_port": "1"}
+    assert load_settings(flags).metrics_address == ("::1", 1)
+
+
+def test_metrics_are_shown_beyond_this_machine_only_with_keys_or_with_leave() -> None:
+    flags = {"metrics_host": "0.0.0.0", "metrics_port": "1"}
+    with pytest.raises(SettingError, match=r"refusing to listen on 0\.0\.0\.0 without API keys"):
+        load_settings(flags).check_exposure(asks_for_keys=False)
+    load_settings(flags).check_exposure(asks_for_keys=True)
+    for leave in ("allow_no_keys", "public_metrics"):
+        load_settings({**flags, leave: True}).check_exposure(asks_for_keys=False)

@@ -14,6 +14,7 @@ import logging
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
+from server.access.concealing import conceal, sent_secrets
 from server.access.keyring import Keyring
 from server.access.keys import Key
 from server.errors import StartupError, StorageUnavailable
@@ -69,6 +70,15 @@ class Access:
         if self._trouble and not self._keyring.asks:
             raise StorageUnavailable("keys")
         return self._keyring.find(authorization)
+
+    def conceal(self, text: str, authorization: str | None = None) -> str:
+        """What a client has sent, without keys that it may hold: any of this server's, or its own.
+
+        Args:
+            authorization: the request's header, whose secret is concealed whatever it is.
+        """
+        secrets = (*sent_secrets(authorization), *self._secrets)
+        return conceal(text, secrets, self._keyring.knows)
 
     def limits_of(self, key: Key) -> KeyLimits | None:
         """Counts one request against its key's limits; None if the key has none a minute."""

@@ -31,6 +31,11 @@ class Keyring:
         self._stored = dict(stored.digests)
         self.asks = self.asks or bool(stored.keys)
 
+    def knows(self, secret: str) -> bool:
+        """Whether this is a key, also one that is valid no more."""
+        sent = digest(secret)
+        return sent in self._static or sent in self._stored
+
     def find(self, authorization: str | None) -> Key:
         """The key in an Authorization header; ANONYMOUS while none is asked for.
 

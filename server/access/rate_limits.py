@@ -20,6 +20,7 @@ from server.errors import (
     RequestAboveTokenLimit,
     SettingError,
     StorageUnavailable,
+    Unavailable,
 )
 from server.program.command_lines import install_command
 
@@ -185,7 +186,7 @@ class KeyLimits:
     async def headers(self) -> dict[str, str]:
         """The state of every limit the key has, for the answer."""
         found: dict[str, str] = {}
-        with contextlib.suppress(StorageUnavailable):
+        with contextlib.suppress(Unavailable):
             for unit in self._most:
                 if unit not in self._windows:
                     await self._ask(unit, 0)

@@ -21,6 +21,7 @@ from server.access.access import Access
 from server.access.keys import ANONYMOUS, Key, Scope
 from server.api.body import read_body
 from server.api.client_watch import ClientWatch
+from server.api.client_words import counted_user
 from server.api.fingerprint_pin import FINGERPRINT, check_fingerprint
 from server.api.reading import Reading
 from server.api.record import RequestRecord
@@ -88,6 +89,7 @@ class AdmittedRequest:
             InferenceFailed, Draining, Overloaded: see `TextEngine.embed`.
         """
         record, tokens = self.record, self.record.num_tokens
+        user = counted_user(user, self.access)
         async with self.access.spend(
             self.key, record.limits, tokens, model=self.card.name, user=user
         ):

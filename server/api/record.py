@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from server import logs
 from server.access import keys
 from server.access.keys import Key
+from server.api.client_words import logged_method, logged_path
 from server.errors import ApiError, MissingApiKey
 from server.metrics import OTHER_ROUTE, ROUTES, STAGES, Metrics, refusal_reason
 
@@ -28,7 +28,6 @@ access_log = logging.getLogger(logs.ACCESS_LOGGER)
 
 # Supervisors ask these every few seconds; only a refusal is worth a line.
 PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
-LOGGED_PATH_BYTES = 200
 _STATE_KEY = "request_record"
 
 
@@ -80,9 +79,9 @@ class RequestRecord:
     give_back: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, scope: Scope, headers: Headers) -> RequestRecord:
+    def begin(cls, scope: Scope, request_id: str) -> RequestRecord:
         """The record of a request whose head has come; kept where `of` finds it."""
-        record = cls(logs.request_id(headers.get("x-request-id")))
+        record = cls(request_id)
         record.whole.begin_s = time.perf_counter()
         scope.setdefault("state", {})[_STATE_KEY] = record
         return record
@@ -160,8 +159,8 @@ class RequestRecord:
             return
         fields: dict[str, Any] = {
             "request_id": self.request_id,
-            "method": scope["method"],
-            "path": printable_path(scope),
+            "method": logged_method(scope["method"]),
+            "path": logged_path(scope["path"]),
             "status": status,
         }
         if self.error is not None:
@@ -173,9 +172,3 @@ class RequestRecord:
         stages = {"total": self.whole, **{s: self.stages[s] for s in STAGES if s in self.stages}}
         fields["ms"] = {name: round(stage.seconds * 1000.0, 2) for name, stage in stages.items()}
         access_log.log(level, "request", extra={"fields": fields})
-
-
-def printable_path(scope: Scope) -> str:
-    """The path as it was sent, percent-encoded: decoded, it could hold a log line of its own."""
-    raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    return repr(raw[:LOGGED_PATH_BYTES])[2:-1]

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.access import Access
+from server.api.client_words import request_id
 from server.api.error_responses import error_response
 from server.api.hosts import HostRule
 from server.api.record import RequestRecord
@@ -38,7 +39,7 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        record = RequestRecord.begin(scope, headers)
+        record = RequestRecord.begin(scope, request_id(headers, self._access))
         self._identify(record, headers.get("authorization"))
         status = CLIENT_CLOSED_REQUEST
 
@@ -68,13 +69,15 @@ class RequestContext:
                 log.warning("request %s: its answer was not read to its end", record.request_id)
                 return
             record.error = Draining()
-            await error_response(record.error)(scope, receive, send_with_headers)
+            answer = error_response(record.error, headers, self._access)
+            await answer(scope, receive, send_with_headers)
         except Exception as error:
             told = _told(error, record.request_id)
             if status != CLIENT_CLOSED_REQUEST:  # the answer has begun; only cutting it is left
                 raise
             record.error = told
-            await error_response(told)(scope, receive, send_with_headers)
+            answer = error_response(told, headers, self._access)
+            await answer(scope, receive, send_with_headers)
         finally:
             record.end()
             # uvloop writes to the socket when the loop's turn ends: what the client need not wait

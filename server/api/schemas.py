@@ -27,12 +27,15 @@ from server.inference.inputs import Inputs, TextInputs, TokenIdInputs
 from server.inference.vector_form import JsonEncoding, json_values
 
 MAX_USER_CHARS = 512
+MAX_NAME_CHARS = 5_000  # in any spelling of JSON they are a field that a large body may hold, too
+MAX_DIMENSIONS = 65_536
 LARGE_BODY_BYTES = 64 * 1024  # a longer one is looked at before anything is made of it
 JSON_BYTES: dict[JsonEncoding, int] = {"float": 14, "base64": 6}  # of a number, with its comma
 
 _ITEMS = {"minItems": 1, "maxItems": MAX_INPUTS}
 _TEXT = {"type": "string", "minLength": 1}
-_TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TOKEN_ID = {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
+_TOKEN_IDS = {"type": "array", "items": _TOKEN_ID, "minItems": 1}
 _INPUT_SCHEMA = {
     "description": "A text, a list of texts, a list of token ids, or a list of such lists.",
     "anyOf": [
@@ -154,7 +157,9 @@ class RequestBody(BaseModel):
             raise _explain(error) from None
 
 
-ModelName = Annotated[str, Field(description="Name or alias of a served model.")]
+ModelName = Annotated[
+    str, Field(max_length=MAX_NAME_CHARS, description="Name or alias of a served model.")
+]
 InputField = Annotated[Inputs, PlainValidator(read_inputs), WithJsonSchema(_INPUT_SCHEMA)]
 # Part of a database's key, which cannot be of any length.
 User = Annotated[str, Field(max_length=MAX_USER_CHARS)] | None
@@ -165,7 +170,7 @@ class EmbeddingRequest(RequestBody):
 
     model: ModelName
     input: InputField
-    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+    dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)] | None = Field(
         None,
         description="Size of the vectors; below the native size for Matryoshka-capable models only.",
     )
@@ -175,7 +180,7 @@ class EmbeddingRequest(RequestBody):
     user: User = Field(None, description="Who this request is for.")
     safety_identifier: User = Field(None, description="The newer name of `user`.")
     truncate: bool | None = Field(None, description="Cut an over-long input, do not refuse it.")
-    input_type: str | None = Field(
+    input_type: Annotated[str, Field(max_length=MAX_NAME_CHARS)] | None = Field(
         None,
         description="Puts the model's own prompt for this purpose before each input: `query`, "
         "`document`, the name of one of its prompts, or another name for the same purpose.",

@@ -53,6 +53,12 @@ class Seats:
             math.ceil(max_bytes / frontends),
         )
 
+    def limit_to(self, most: int) -> bool:
+        """Have no more seats than this, before any is taken; returns whether that is fewer."""
+        is_fewer = most < self._seats
+        self._seats = self._free = min(self._seats, most)
+        return is_fewer
+
     def take(self, whose: str) -> Seat:
         """A seat, until it is given back.
 

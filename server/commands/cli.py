@@ -13,9 +13,10 @@ import typer
 
 from server import __version__
 from server.commands.on_demand import commands_on_demand
-from server.errors import EmbeddingServerError
+from server.errors import EmbeddingServerError, GivenUp
 from server.program.termination import INTERRUPTED, raise_when_terminated
 
+BROKEN = 1  # exit code of a server that cannot go on, and may after a restart
 MISTAKE = 2  # exit code of every error that a user can mend
 # In the order in which the help shows them: what is called, a command or a group of them.
 COMMANDS: Mapping[str, str] = {
@@ -47,7 +48,7 @@ def main() -> None:
         app()
     except EmbeddingServerError as error:
         print(f"embedding-server: {error.message}", file=sys.stderr)
-        raise SystemExit(MISTAKE) from None
+        raise SystemExit(BROKEN if isinstance(error, GivenUp) else MISTAKE) from None
     except KeyboardInterrupt:  # typer turns it into the same code while a command runs
         raise SystemExit(INTERRUPTED) from None
 

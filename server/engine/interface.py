@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import Draining, ModelLoading
+from server.errors import Draining, EngineSilent, ModelLoading
 from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs
 
@@ -24,16 +24,19 @@ class Phase(enum.Enum):
 
     LOADING = "loading"
     READY = "ready"
+    SILENT = "silent"  # the process that computes does not answer
     DRAINING = "draining"
 
     def check_ready(self) -> None:
         """Refuse new work unless it is READY.
 
         Raises:
-            ModelLoading, Draining: the server is in that phase.
+            ModelLoading, EngineSilent, Draining: the server is in that phase.
         """
         if self is Phase.LOADING:
             raise ModelLoading
+        if self is Phase.SILENT:
+            raise EngineSilent
         if self is Phase.DRAINING:
             raise Draining
 

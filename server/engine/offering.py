@@ -87,6 +87,11 @@ class Source(Protocol):
         ...
 
     @property
+    def answers(self) -> bool:
+        """Whether the process in which they compute has been heard lately."""
+        ...
+
+    @property
     def drains_elsewhere(self) -> bool:
         """Whether another process still has requests in flight while all of them drain."""
         ...
@@ -131,6 +136,8 @@ class Offering:
         """Whether new work is taken."""
         if self.draining.is_set():
             return Phase.DRAINING
+        if not self._source.answers:
+            return Phase.SILENT
         return Phase.READY if self.is_ready else Phase.LOADING
 
     @property
@@ -170,7 +177,7 @@ class Offering:
 
         Raises:
             ModelNotFound: no served model has this name.
-            ModelLoading, Draining, ModelFailing: it takes no work yet, or no more.
+            ModelLoading, EngineSilent, Draining, ModelFailing: it takes no work now.
         """
         card = self.registry.resolve(name)
         self.phase.check_ready()
@@ -182,7 +189,7 @@ class Offering:
         """A request for the model with this name or alias: in flight while the context lasts.
 
         Raises:
-            ModelNotFound, ModelLoading, Draining, ModelFailing: as `resolve`.
+            ApiError: those of `resolve`.
         """
         return _InFlight(self.resolve(name), self._note_end)
 
@@ -196,7 +203,7 @@ class Offering:
             self._on_change()
 
     def check_ready(self) -> None:
-        """Raise ModelLoading, Draining or ModelFailing unless every model takes work.
+        """Raise what `resolve` would for each model, unless every model takes work.
 
         A model that is not in memory takes work as well: it will be loaded.
         """

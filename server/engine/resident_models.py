@@ -30,6 +30,7 @@ class ResidentModels:
     """
 
     drains_elsewhere = False
+    answers = True
 
     def __init__(
         self,

@@ -54,6 +54,12 @@ class Channel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._connected = asyncio.Event()
         self._over = False
+        self._refusal: Callable[[], ApiError] | None = None  # of whoever asks
+
+    @property
+    def is_open(self) -> bool:
+        """Whether what is told now will arrive, if the other end lives."""
+        return self._transport is not None and not self._over
 
     @property
     def open_questions(self) -> int:
@@ -69,13 +75,13 @@ class Channel(asyncio.Protocol):
         """The other end's answer; who is cancelled while waiting takes the question back.
 
         Raises:
-            ApiError: the other end's.
+            ApiError: the other end's, or that of `refuse_questions`.
             Draining: the channel is over.
         """
         if self._transport is None:
             await self._connected.wait()
-        if self._over:
-            raise Draining
+        if self._refusal is not None:
+            raise self._refusal()
         request = next(self._numbers) & 0xFFFFFFFF
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[request] = question, answer
@@ -91,11 +97,21 @@ class Channel(asyncio.Protocol):
         """Send what wants no answer."""
         self._write(Kind.TELL, 0, write(message))
 
-    def withdraw_questions(self) -> None:
-        """Take all questions back; who waits for an answer gets Draining."""
+    def withdraw_questions(self, why: Callable[[], ApiError] = Draining) -> None:
+        """Take all questions back; who waits for an answer gets this error."""
         for _, answer in self._asked.values():
             if not answer.done():
-                answer.set_exception(Draining())
+                answer.set_exception(why())
+
+    def refuse_questions(self, why: Callable[[], ApiError]) -> None:
+        """Take all questions back and refuse new ones, until `accept_questions`."""
+        self._refusal = why
+        self.withdraw_questions(why)
+
+    def accept_questions(self) -> None:
+        """The other end answers again."""
+        if not self._over:
+            self._refusal = None
 
     def abort(self) -> None:
         """Hang up."""
@@ -115,6 +131,7 @@ class Channel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._over = True
+        self._refusal = Draining
         for task in list(self._answering.values()):
             task.cancel()
         self.withdraw_questions()

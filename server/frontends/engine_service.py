@@ -21,7 +21,8 @@ from server.errors import ApiError, StartupError
 from server.frontends import messages
 from server.frontends.channel import Channel
 from server.frontends.framing import BadFrame
-from server.frontends.summed_metrics import Counted, Samples, samples_of
+from server.frontends.silence import FRONT_END_LOST_TICKS, FRONT_END_START_TICKS, Silence
+from server.frontends.summed_metrics import Counted, Samples, Told, samples_of
 from server.metrics import Metrics
 from server.program.unseen_failures import ignore_failure
 from server.settings import Settings
@@ -30,10 +31,8 @@ log = logging.getLogger(__name__)
 
 # A model's soundness is also a matter of time (a pass takes too long), which nobody tells: so it is
 # looked at. A front end that has old news refuses nothing wrongly for longer than this, and lets
-# nothing in: the engine process decides. All other changes are told when they happen.
-SOUNDNESS_INTERVAL_S = 0.5
-# A front end that does not tell its metrics in time is shown as it was before.
-SAMPLES_TIMEOUT_S = 2.0
+# nothing in: the engine process decides. All other changes are told when they happen, too.
+STATE_INTERVAL_S = 0.5
 
 
 class HeldTicket(NamedTuple):
@@ -52,18 +51,17 @@ class FrontEndLink:
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ready.add_done_callback(ignore_failure)
         self.lost = asyncio.Event()
-        self.samples: Samples = []  # as it told them last
+        self.told = Told()  # its metrics
+        self.is_lost = False  # it has been silent for too long
         self.tickets: dict[int, HeldTicket] = {}  # by the numbers that it chose
         self._service = service
+        self._silence = Silence()
 
-    async def ask_samples(self) -> Samples:
-        """Its metrics now, or as they were if it does not answer."""
-        try:
-            async with asyncio.timeout(SAMPLES_TIMEOUT_S):
-                self.samples = await self.channel.ask(messages.AskSamples())
-        except (ApiError, TimeoutError):  # it is about to end, or busy
-            log.warning("a front end does not tell its metrics")
-        return self.samples
+    def tick(self) -> bool:
+        """One more tick has gone by; returns whether it is lost since then."""
+        most = FRONT_END_LOST_TICKS if self._silence.ever_heard else FRONT_END_START_TICKS
+        was_lost, self.is_lost = self.is_lost, self._silence.tick() >= most
+        return self.is_lost and not was_lost
 
     async def _answer(self, question: messages.Question[Any]) -> object:
         service = self._service
@@ -80,16 +78,19 @@ class FrontEndLink:
                     question.name, question.amount, question.most
                 )
             case messages.SamplesOfOthers():
-                self.samples = question.mine
-                return await service.samples_of_others(self)
+                return service.samples_of_others(self)
         raise BadFrame(f"{type(question).__name__} as a question of a front end")
 
     def _told(self, message: messages.Message) -> None:
         match message:
+            case messages.Alive():
+                self._silence.hear()
+                self.told.update(message.counted)
             case messages.GiveBack():
                 if (held := self.tickets.pop(message.ticket, None)) is not None:
                     held.release.close()
             case messages.Ready() if not self.ready.done():
+                self._silence.hear()
                 self.ready.set_result(None)
             case messages.CannotStart() if not self.ready.done():
                 self.ready.set_exception(StartupError(message.why))
@@ -133,7 +134,7 @@ class EngineService:
         """A front end is gone."""
         if link in self._links:
             self._links.remove(link)
-            self._counted_by_gone.add(link.samples)
+            self._counted_by_gone.add(link.told.samples())
 
     def drain(self) -> None:
         """Have all front ends finish what they have, and end; the second call cuts that short."""
@@ -141,11 +142,13 @@ class EngineService:
         for link in self._links:
             link.channel.tell(messages.Drain())
 
-    async def watch_soundness(self) -> None:
-        """Tell every front end when a model fails or works again."""
+    async def tell_state(self) -> None:
+        """Tell every front end the state again and again, also that this process goes on."""
         while True:
-            self._tell_state()
-            await asyncio.sleep(SOUNDNESS_INTERVAL_S)
+            self._state = self._read_state()
+            for link in self._links:
+                link.channel.tell(self._state)
+            await asyncio.sleep(STATE_INTERVAL_S)
 
     async def admit(self, asked: messages.Admit, tickets: dict[int, HeldTicket]) -> None:
         """Hold a ticket for a request; see `Engine.admit`."""
@@ -185,11 +188,11 @@ class EngineService:
             rotation = (await self._take(asked.model, release)).rotation
             return None if rotation is None else messages.Matrix.of(rotation)
 
-    async def samples_of_others(self, asking: FrontEndLink) -> list[Samples]:
+    def samples_of_others(self, asking: FrontEndLink) -> list[Samples]:
         """The metrics of all processes but the one that asks, and of those that are gone."""
-        others = [link.ask_samples() for link in self._links if link is not asking]
-        told = await asyncio.gather(*others)
-        return [samples_of(self._metrics), self._counted_by_gone.samples(), *told]
+        mine = samples_of(self._metrics.families(), alike=self._metrics.alike)
+        others = [link.told.samples() for link in self._links if link is not asking]
+        return [mine, self._counted_by_gone.samples(), *others]
 
     async def _take(self, number: int, release: contextlib.ExitStack) -> LoadedModel:
         """A front end's request for this model, in flight until `release` is closed.

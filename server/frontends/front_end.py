@@ -6,42 +6,52 @@ is told to, or when the engine process is gone.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
+import signal
 import socket
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from prometheus_client import Metric
 
 from server import logs
 from server.access.access import Access
 from server.catalog.registry import Registry, read_registry
 from server.engine.offering import Offering
-from server.errors import CardError, StartupError
+from server.errors import CardError, EngineSilent, StartupError
 from server.frontends import messages
 from server.frontends.channel import Channel
 from server.frontends.framing import BadFrame, Kind, head_of, receive_frame
 from server.frontends.remote_counters import RemoteCounters
 from server.frontends.remote_models import RemoteModels
-from server.frontends.summed_metrics import Samples, samples_of, summed_page
+from server.frontends.summed_metrics import Changes, Samples, samples_of, summed_page
 from server.frontends.wire import read_message, write
 from server.http.app import create_app
 from server.http.serving import http_server
 from server.metrics import Metrics
+from server.program.last_resort import end_within
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
 # Without the engine process nothing is left to do but last answers.
 ORPHANED_TIMEOUT_S = 2.0
+# Without requests only what time changes is told, this often: the processor's seconds and the like.
+IDLE_TICKS = 10
 
 
-def run(stream: socket.socket, listener: socket.socket) -> None:
+def run(
+    stream: socket.socket, listener: socket.socket, metrics_listener: socket.socket | None = None
+) -> None:
     """Be a front end until told to end.
 
     Args:
         stream: the channel to the engine process.
         listener: where requests come in.
+        metrics_listener: where those for /metrics come in, if it has a port of its own.
     """
     first = receive_frame(stream)
     if first is None:  # the engine process is gone already
@@ -51,7 +61,13 @@ def run(stream: socket.socket, listener: socket.socket) -> None:
         raise BadFrame(f"{type(welcome).__name__} in place of a welcome")
     logs.configure(welcome.settings.log_level, welcome.settings.log_format)
     try:
-        front_end = FrontEnd(welcome, stream, on_orphaned=_end_soon)
+        front_end = FrontEnd(
+            welcome,
+            stream,
+            on_orphaned=functools.partial(end_within, ORPHANED_TIMEOUT_S),
+            on_engine_lost=functools.partial(_kill_parent, os.getppid()),
+            metrics_listener=metrics_listener,
+        )
     except StartupError as error:
         content = write(messages.CannotStart(error.message))
         stream.sendall(head_of(Kind.TELL, 0, content) + content)
@@ -59,11 +75,13 @@ def run(stream: socket.socket, listener: socket.socket) -> None:
     front_end.run(listener)
 
 
-def _end_soon() -> None:
-    """End this process, also if something holds it up."""
-    timer = threading.Timer(ORPHANED_TIMEOUT_S, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
+def _kill_parent(parent: int) -> None:
+    """Kill the engine process if it is still there; it may be stopped, or hang in a library.
+
+    It is not killed where it is the first process of a container.
+    """
+    if os.getppid() == parent:
+        os.kill(parent, signal.SIGKILL)
 
 
 class FrontEnd:
@@ -71,6 +89,8 @@ class FrontEnd:
 
     Args:
         on_orphaned: called when the engine process is gone, and this front end is to end.
+        on_engine_lost: called before that if it is still there, and does not answer any more.
+        metrics_listener: where requests for /metrics come in, if it has a port of its own.
 
     Raises:
         StartupError: its surroundings are not those in which the engine process began.
@@ -82,10 +102,18 @@ class FrontEnd:
         stream: socket.socket,
         *,
         on_orphaned: Callable[[], None] = lambda: None,
+        on_engine_lost: Callable[[], None] = lambda: None,
+        metrics_listener: socket.socket | None = None,
     ) -> None:
         settings = welcome.settings
         self._channel = Channel(stream, self._answer, self._told, self._lost)
         self._on_orphaned = on_orphaned
+        self._on_engine_lost = on_engine_lost
+        self._changes = Changes()
+        self._ticks = 0
+        self._requests_seen = 0
+        self._was_busy = False
+        self._others: list[Samples] = []  # the metrics of the other processes, as told last
         self._models = RemoteModels(registry_of(welcome), settings, self._channel)
         self._offering = Offering(self._models)
         self.app = create_app(
@@ -96,17 +124,42 @@ class FrontEnd:
             on_failure=self._cannot_start,
             metrics_page=self._metrics_page,
         )
-        self._server = http_server(self.app, self._offering, settings)
+        self._metrics.engine_silent_seconds.set_function(lambda: self._models.silent_s)
+        self._server = http_server(
+            self.app,
+            settings,
+            on_second=self.tick,
+            metrics_listener=metrics_listener,
+        )
 
     def run(self, listener: socket.socket) -> None:
         """Serve until told to end."""
         self._server.run(sockets=[listener])
         self._offering.join()
 
-    async def _answer(self, question: messages.Question[Any]) -> Samples:
-        if not isinstance(question, messages.AskSamples):
-            raise BadFrame(f"{type(question).__name__} as a question to a front end")
-        return samples_of(self._metrics)
+    def tick(self) -> None:
+        """One more tick has gone by: tell that it has, and look whether the engine process has."""
+        if self._channel.is_open:
+            self._tell_alive(self._metrics.families() if self._has_news() else ())
+        if self._models.tick() and not self._server.should_exit:
+            log.critical(
+                "the engine process is silent for %.0f s: it is killed, and this front end ends",
+                self._models.silent_s,
+            )
+            self._on_engine_lost()
+            self._end()
+
+    def _has_news(self) -> bool:
+        """Whether to look at the metrics: the most of a tick's millisecond."""
+        self._ticks += 1
+        served = self._server.server_state
+        was_busy, self._was_busy = self._was_busy, bool(served.tasks)
+        news = served.total_requests - self._requests_seen
+        self._requests_seen = served.total_requests
+        return was_busy or self._was_busy or news > 0 or self._ticks % IDLE_TICKS == 1
+
+    async def _answer(self, question: messages.Question[Any]) -> None:
+        raise BadFrame(f"{type(question).__name__} as a question to a front end")
 
     def _told(self, message: messages.Message) -> None:
         match message:
@@ -121,6 +174,9 @@ class FrontEnd:
         if self._server.should_exit:
             return
         log.error("the engine process is gone: this front end ends")
+        self._end()
+
+    def _end(self) -> None:
         self._server.drain()
         self._server.drain()
         self._on_orphaned()
@@ -130,8 +186,15 @@ class FrontEnd:
         self._server.should_exit = True
 
     async def _metrics_page(self, metrics: Metrics) -> bytes:
-        others = await self._channel.ask(messages.SamplesOfOthers(samples_of(metrics)))
-        return summed_page(metrics, others)
+        families = metrics.families()
+        self._tell_alive(families)  # first, so that no page of another front end shows less
+        with contextlib.suppress(EngineSilent):
+            self._others = await self._channel.ask(messages.SamplesOfOthers())
+        return summed_page(families, self._others)
+
+    def _tell_alive(self, families: Iterable[Metric]) -> None:
+        samples = samples_of(families, alike=self._metrics.alike)
+        self._channel.tell(messages.Alive(self._changes.take(samples)))
 
     @property
     def _metrics(self) -> Metrics:

@@ -158,16 +158,7 @@ class TakeIfFits(Question[Taken]):
 
 
 class SamplesOfOthers(Question[list[Samples]]):
-    """The metrics of all other processes, for those of this one."""
-
-    mine: Samples
-
-
-# Question of the engine process
-
-
-class AskSamples(Question[Samples]):
-    """The metrics of this front end."""
+    """The metrics of all other processes, as they were told last."""
 
 
 # Told by a front end
@@ -177,6 +168,12 @@ class GiveBack(Message):
     """A request that asked to be let in has ended; its ticket, if it got one, is free."""
 
     ticket: int
+
+
+class Alive(Message):
+    """The front end's event loop goes round; told every tick, and before metrics are asked for."""
+
+    counted: Samples  # its metrics, as far as they have changed since it told them last
 
 
 class Ready(Message):
@@ -200,7 +197,7 @@ class Welcome(Message):
 
 
 class EngineState(Message):
-    """What changes about the engine process."""
+    """What changes about the engine process; told again and again, as it lives."""
 
     is_ready: bool = False
     models: list[ModelState] = []  # in the order of Welcome.served
@@ -217,7 +214,7 @@ def served_by(registry: Registry) -> list[tuple[str, Dtype, str]]:
 
 
 ANY_MESSAGE = (
-    Admit | Embed | Load | TakeIfFits | SamplesOfOthers | AskSamples | GiveBack | Ready
+    Admit | Embed | Load | TakeIfFits | SamplesOfOthers | GiveBack | Alive | Ready
     | CannotStart | Welcome | EngineState | Drain
 )  # fmt: skip
 

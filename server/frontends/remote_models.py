@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,14 +22,18 @@ from server.engine.interface import LoadedModel, ModelState
 from server.engine.offering import OfferedModel
 from server.engine.on_demand import OnDemand
 from server.engine.request_tokenizer import RequestTokenizer
+from server.errors import EngineSilent
 from server.frontends.channel import Channel
 from server.frontends.framing import BadFrame
 from server.frontends.messages import Admit, Embed, EngineState, GiveBack, Load
+from server.frontends.silence import ENGINE_LOST_TICKS, ENGINE_SILENT_TICKS, TICK_S, Silence
 from server.inference.backend import TokenIds
 from server.inference.inputs import Inputs
 from server.inference.tokenizer import Tokenizer
 from server.metrics import Metrics
 from server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class RemoteTicket(NamedTuple):
@@ -103,6 +108,7 @@ class RemoteModels:
         self._settings = settings
         self._channel = channel
         self._engine = EngineState()
+        self._silence = Silence()
         self._engine_ready = asyncio.Event()
         self._ticket_numbers = itertools.count()
         encoders: dict[str, Card] = {}  # by what they compute
@@ -125,6 +131,16 @@ class RemoteModels:
     def is_ready(self) -> bool:
         """Whether the engine process is."""
         return self._engine.is_ready
+
+    @property
+    def answers(self) -> bool:
+        """Whether the engine process has been heard lately."""
+        return self._silence.ticks < ENGINE_SILENT_TICKS
+
+    @property
+    def silent_s(self) -> float:
+        """How old the state of the engine process is, in ticks of this process."""
+        return self._silence.ticks * TICK_S
 
     @property
     def drains_elsewhere(self) -> bool:
@@ -154,12 +170,33 @@ class RemoteModels:
         """
         if len(engine.models) != len(self.models):
             raise BadFrame(f"the state of {len(engine.models)} models")
+        if not self.answers:
+            log.warning("the engine process answers again, after %.0f s", self.silent_s)
+            self._channel.accept_questions()
+        self._silence.hear()
         before, self._engine = self._engine, engine
         for model, was, told in zip(self.models, before.models, engine.models, strict=False):
             if was.loaded and not told.loaded:
                 model.on_demand.forget()
         if engine.is_ready:
             self._engine_ready.set()
+
+    def tick(self) -> bool:
+        """One more tick has gone by.
+
+        Requests that the engine process has are answered with EngineSilent once it has been silent
+        for too long, and no more are sent.
+
+        Returns:
+            Whether it is lost. At the start it may be silent for long: it loads libraries.
+        """
+        if not self._engine.is_ready:
+            return False
+        ticks = self._silence.tick()
+        if ticks == ENGINE_SILENT_TICKS:
+            log.error("the engine process is silent for %.0f s: requests get 503", self.silent_s)
+            self._channel.refuse_questions(EngineSilent)
+        return ticks >= ENGINE_LOST_TICKS
 
     def close(self) -> None:
         """Answer what is still in flight with Draining."""

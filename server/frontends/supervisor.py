@@ -14,14 +14,19 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from server import logs
 from server.access.access import Access
+from server.engine.broken_models import BrokenModels
 from server.engine.offering import Offering
-from server.errors import SettingError, StartupError
+from server.errors import GivenUp, SettingError, StartupError
 from server.frontends.engine_service import EngineService, FrontEndLink
-from server.http.listening import SharedAddress, allow_many_connections, announce
+from server.frontends.silence import TICK_S
+from server.http.listening import SharedAddress, allow_many_connections, announce, tell_metrics_port
 from server.metrics import Metrics
+from server.program.last_resort import end_within
 from server.program.termination import STOP_SIGNALS, ignore_stop_signals
 from server.settings import Settings
 
@@ -43,8 +48,16 @@ def run_processes(settings: Settings, offering: Offering, access: Access) -> Non
         raise SettingError("setting frontends: more than 1 needs Linux, macOS or the like")
     allow_many_connections()
     try:
-        with contextlib.closing(SharedAddress(settings.host, settings.port)) as address:
-            supervisor = Supervisor(settings, offering, address)
+        with contextlib.ExitStack() as open_ones:
+            wanted = [(settings.host, settings.port), settings.metrics_address]
+            addresses = [
+                open_ones.enter_context(contextlib.closing(SharedAddress(*one)))
+                for one in wanted
+                if one is not None
+            ]
+            if settings.metrics_address is not None:
+                tell_metrics_port(settings.metrics_address[0], addresses[-1].port)
+            supervisor = Supervisor(settings, offering, addresses)
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 runner.run(supervisor.run(access))
     finally:
@@ -67,17 +80,21 @@ class FrontEndProcess(NamedTuple):
 class Supervisor:
     """The engine process's life, and that of its front ends; belongs to the event loop's thread."""
 
-    def __init__(self, settings: Settings, offering: Offering, address: SharedAddress) -> None:
+    def __init__(
+        self, settings: Settings, offering: Offering, addresses: Sequence[SharedAddress]
+    ) -> None:
         self._settings = settings
         self._offering = offering
-        self._address = address
+        self._addresses = addresses  # the first is that of requests
         self._metrics = Metrics(
             (card.name for card in offering.registry.cards),
             (card.name for card in offering.encoder_cards),
         )
+        self._metrics.dropped_log_lines.set_function(logs.dropped_lines)
         self._service = EngineService(offering, self._metrics, settings)
         self._running: dict[int, FrontEndProcess] = {}  # by number
         self._is_ready = False
+        self._given_up: GivenUp | None = None
 
     async def run(self, access: Access) -> None:
         """Serve until a signal.
@@ -87,6 +104,7 @@ class Supervisor:
 
         Raises:
             StartupError: the models cannot be loaded, or a front end cannot start.
+            GivenUp: a model does not compute any more.
         """
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
@@ -97,7 +115,8 @@ class Supervisor:
         numbers = range(self._settings.frontends or 1)
         first = [await self._start_front_end(number) for number in numbers]
         keepers = [asyncio.create_task(self._keep(*numbered)) for numbered in enumerate(first)]
-        watching = asyncio.create_task(self._service.watch_soundness())
+        telling = asyncio.create_task(self._service.tell_state())
+        watching = asyncio.create_task(self._watch())
         starting = asyncio.create_task(self._become_ready([one.link for one in first]))
         stopping = asyncio.create_task(self._offering.draining.wait())
         try:
@@ -105,7 +124,7 @@ class Supervisor:
             if starting.done():
                 starting.result()
                 self._is_ready = True
-                announce(self._settings, self._address.port, asks_for_keys=asks_for_keys)
+                announce(self._settings, self._addresses[0].port, asks_for_keys=asks_for_keys)
                 await stopping
             await asyncio.wait(keepers, timeout=self._settings.drain_timeout_s + _END_TIMEOUT_S)
         finally:
@@ -113,10 +132,12 @@ class Supervisor:
             for front_end in self._running.values():
                 front_end.process.kill()
             await asyncio.wait(keepers, timeout=_END_TIMEOUT_S)
-            for task in (starting, watching):
+            for task in (starting, telling, watching):
                 task.cancel()
             self._offering.close()
             ignore_stop_signals()
+        if self._given_up is not None:
+            raise self._given_up
 
     async def _become_ready(self, links: list[FrontEndLink]) -> None:
         try:
@@ -128,6 +149,28 @@ class Supervisor:
         except Exception as error:
             log.exception("loading failed")
             raise StartupError(f"loading the models failed: {error}") from error
+
+    async def _watch(self) -> None:
+        """Look every tick for front ends that are silent, and for models that are broken."""
+        broken = BrokenModels(self._offering.models)
+        while self._given_up is None:
+            await asyncio.sleep(TICK_S)
+            for number, front_end in self._running.items():
+                if front_end.link.tick():
+                    log.error("front end %d is silent for too long: it is killed", number)
+                    front_end.process.kill()  # also if it is stopped
+            try:
+                broken.count_second()
+            except GivenUp as error:
+                self._give_up(error)
+
+    def _give_up(self, error: GivenUp) -> None:
+        """Answer what is in flight and end."""
+        log.critical("%s", error.message)
+        self._given_up = error
+        end_within(_END_TIMEOUT_S)
+        self._offering.close()  # front ends get an answer to all that they have asked
+        self._service.drain()
 
     def _stop(self, number: int) -> None:
         """A signal came; the second signal cuts the drain short."""
@@ -144,6 +187,8 @@ class Supervisor:
             if not self._is_ready:  # the start fails
                 return
             why = front_end.link.ready.exception() or f"exit code {code}"
+            reason = "silent" if front_end.link.is_lost else "ended"
+            self._metrics.frontend_restarts.labels(reason).inc()
             another = await self._start_another(number, why)
             if another is None:
                 return
@@ -165,8 +210,14 @@ class Supervisor:
     async def _start_front_end(self, number: int) -> FrontEndProcess:
         ours, theirs = socket.socketpair()
         try:
-            with theirs, self._address.listener() as listener:
-                process = _spawn(theirs, listener)
+            with contextlib.ExitStack() as files:
+                files.enter_context(theirs)
+                # No client waits for one that takes another one's place.
+                listeners = [
+                    files.enter_context(address.listener(at_once=not self._is_ready))
+                    for address in self._addresses
+                ]
+                process = _spawn(theirs, *listeners)
         except BaseException:
             ours.close()
             raise
@@ -175,12 +226,12 @@ class Supervisor:
         return front_end
 
 
-def _spawn(channel: socket.socket, listener: socket.socket) -> subprocess.Popen[bytes]:
-    """A process that has these two sockets, finds the same modules, and gets no signals to stop.
+def _spawn(*sockets: socket.socket) -> subprocess.Popen[bytes]:
+    """A process that has these sockets, finds the same modules, and gets no signals to stop.
 
     Settings come by the channel: a command line is for everybody to see.
     """
-    files = (channel.fileno(), listener.fileno())
+    files = [one.fileno() for one in sockets]
     # Control-C and supervisors tell every process at once; the drain must be this one's.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

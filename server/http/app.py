@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 
-from server import __version__
+from server import __version__, logs
 from server.access.access import Access
 from server.api import error_responses
 from server.api.hosts import HostRule
+from server.api.openapi import describe
 from server.api.request_context import RequestContext
 from server.api.routes import embeddings, health
 from server.api.routes import metrics as metrics_route
@@ -68,6 +70,7 @@ def create_app(
     access.report_to(metrics)
     seats = Seats.of(settings)
     metrics.request_memory_bytes.set_function(lambda: seats.held_bytes)
+    metrics.dropped_log_lines.set_function(logs.dropped_lines)
     services = Services(settings, access, offering, metrics, seats, metrics_page)
 
     # The pages at /docs would load their scripts from a CDN, which an air-gapped site cannot reach.
@@ -77,16 +80,36 @@ def create_app(
         lifespan=_lifespan(services, on_ready, on_failure),
         docs_url=None,
         redoc_url=None,
-        responses={"4XX": error_responses.DOCUMENTED, "5XX": error_responses.DOCUMENTED},
         redirect_slashes=False,  # a redirect of a POST loses its body with many clients
     )
     app.state.services = services
-    hosts = HostRule(settings.trusted_host, listens_locally=settings.listens_locally)
-    app.add_middleware(RequestContext, metrics=metrics, access=access, hosts=hosts)
-    error_responses.install(app)
-    for route in (embeddings, models_routes, health, metrics_route):
+    described = functools.cache(functools.partial(describe, app))  # which takes some milliseconds
+    app.openapi = lambda: described(asks_for_keys=access.asks_for_keys)  # type: ignore[method-assign]
+    _surround(app, listens_locally=settings.listens_locally)
+    for route in (embeddings, models_routes, health):
         app.include_router(route.router)
+    if settings.metrics_port is None:
+        app.include_router(metrics_route.router)
     return app
+
+
+def create_metrics_app(services: Services) -> FastAPI:
+    """An application that answers for /metrics alone, on a port of its own."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.state.services = services
+    _surround(app, listens_locally=services.settings.metrics_listen_locally)
+    app.include_router(metrics_route.router)
+    return app
+
+
+def _surround(app: FastAPI, *, listens_locally: bool) -> None:
+    """What every request goes through, on each port."""
+    services: Services = app.state.services
+    hosts = HostRule(services.settings.trusted_host, listens_locally=listens_locally)
+    app.add_middleware(
+        RequestContext, metrics=services.metrics, access=services.access, hosts=hosts
+    )
+    error_responses.install(app)
 
 
 def _lifespan(

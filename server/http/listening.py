@@ -6,12 +6,18 @@ Knows nothing of the HTTP framework.
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import sys
 from typing import Any
 
 from server.errors import AddressError
+from server.program.standard_streams import print_beside
 from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 
@@ -68,15 +74,21 @@ class SharedAddress:
         port: int = self._address[1]
         return port
 
-    def listener(self) -> socket.socket:
-        """A listening socket for one process."""
+    def listener(self, *, at_once: bool = True) -> socket.socket:
+        """A socket for one process, which listens.
+
+        Args:
+            at_once: if not, only once that process has it listen: clients are then sent to others
+                that listen, where the kernel spreads them.
+        """
         if not self._kernel_spreads:
             return self._first.dup()
         listener = socket.socket(self._family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._bind(listener, self._address)
-            listener.listen(BACKLOG)
+            if at_once:
+                listener.listen(BACKLOG)
         except BaseException:
             listener.close()
             raise
@@ -110,15 +122,23 @@ def allow_many_connections() -> None:
 
 
 def announce(settings: Settings, port: int, *, asks_for_keys: bool) -> None:
-    """Print the line that tells that the server is ready, and how to try it."""
+    """Print the line that tells that the server is ready, and how to try it.
+
+    Where standard output does not take it the log has it: that is no reason not to serve.
+    """
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     host = f"[{host}]" if ":" in host else host
     key = " -H 'Authorization: Bearer YOUR_KEY'" if asks_for_keys else ""
-    print(
+    line = (
         f"Ready. Try: curl http://{host}:{port}/v1/embeddings -H 'Content-Type: application/json'"
-        f"""{key} -d '{{"model": "{settings.model[0]}", "input": "Hello, world"}}'""",
-        flush=True,
+        f"""{key} -d '{{"model": "{settings.model[0]}", "input": "Hello, world"}}'"""
     )
+    print_beside(line, lambda error: log.warning("standard output: %s. %s", error.strerror, line))
+
+
+def tell_metrics_port(host: str, port: int) -> None:
+    """Tell the log where /metrics is, if it has a port of its own: that may be a free one."""
+    log.info("/metrics is on %s port %d", host, port)
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:

@@ -22,8 +22,11 @@ import httptools
 import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from server.errors import InvalidRequest
+from server.http.connection_limit import ConnectionLimit, FewConnections
+from server.http.half_closed import HalfClosed
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -36,7 +39,13 @@ MIN_READ_BYTES_PER_S = 1024  # of an answer: whoever reads it holds memory and a
 _NO_HTTP = "Invalid HTTP request received."
 
 
-class _NotForGood(asyncio.Protocol):
+class LimitedState(ServerState):
+    """What all connections share."""
+
+    connection_limit: ConnectionLimit | FewConnections
+
+
+class _NotForGood(HalfClosed):
     """What keeps both protocols from waiting for a client for ever."""
 
     loop: asyncio.AbstractEventLoop
@@ -49,6 +58,14 @@ class _NotForGood(asyncio.Protocol):
     _answered_s = 0.0
     _unread_bytes = 0
     _reader_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle_order(self) -> float | None:
+        """When it is closed for its silence; None while a request or an answer is on its way."""
+        timer = self.timeout_keep_alive_task
+        if timer is None or self.transport.is_closing() or self.transport.get_write_buffer_size():
+            return None
+        return timer.when()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Keep nothing alive, however it ended."""
@@ -76,7 +93,7 @@ class _NotForGood(asyncio.Protocol):
     def on_response_complete(self) -> None:
         """Its body may still be on its way, for a while."""
         self._unwanted_bytes, self._answered_s = 0, self.loop.time()
-        super().on_response_complete()  # type: ignore[misc]  # both protocols have it
+        super().on_response_complete()
 
     def _set_keepalive(self) -> None:
         self._unset_keepalive_if_required()
@@ -114,6 +131,7 @@ class _NotForGood(asyncio.Protocol):
 class BoundedProtocol(_NotForGood, HttpToolsProtocol):
     """Refuses heads, trailers and chunk extensions that are too long, and keeps every body."""
 
+    server_state: LimitedState
     _bytes_without_progress = 0
     _progress = False
     _answering: RequestResponseCycle | None = None  # the request whose answer is next
@@ -122,6 +140,7 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
         """Wait for the first head, no longer than for a later one."""
         super().connection_made(transport)
         self._set_keepalive()
+        self.server_state.connection_limit.take(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell it the request that is answered, too; uvicorn tells the last one that has come."""

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import pytest
-from starlette.datastructures import Headers
 
 from server.access import keys
 from server.access.keys import Key, Scope
@@ -24,7 +23,7 @@ def scope() -> dict[str, Any]:
 
 @pytest.fixture
 def record(scope: dict[str, Any]) -> RequestRecord:
-    return RequestRecord.begin(scope, Headers({"x-request-id": "trace-1"}))
+    return RequestRecord.begin(scope, "trace-1")
 
 
 def test_what_answers_a_request_finds_its_record(

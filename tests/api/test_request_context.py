@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,12 +12,9 @@ import httpx
 import orjson
 import pytest
 from fastapi import FastAPI
-from hypothesis import given
-from hypothesis import strategies as st
 
 from server.access import keyring
 from server.access.keys import digest
-from server.api.record import printable_path
 from server.http.app import create_app
 from server.logs import ACCESS_LOGGER, JsonFormatter, TextFormatter
 from server.settings import Settings
@@ -138,7 +137,7 @@ def test_nothing_that_is_sent_can_write_a_log_line_of_its_own() -> None:
     for line in log.splitlines():
         assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ (server|uvicorn)", line), line
     paths = [fields(line)["path"] for line in log.splitlines() if "request_id=" in line]
-    assert paths[:3] == ["/a%0aforged%1b[31m", ("/a%0d%0a" + "forged" * 100)[:200], "/"]
+    assert paths[:3] == ["/*", "/*", "/"]
     assert len(paths) >= 6
 
 
@@ -153,15 +152,6 @@ def answer(running: ServerProcess, sent: bytes) -> bytes:
             while part := connection.recv(65536):
                 received += part
         return received
-
-
-@given(st.binary(max_size=300))
-def test_a_path_of_any_bytes_is_logged_on_one_line_and_shortened(raw: bytes) -> None:
-    shown = printable_path({"raw_path": b"/" + raw, "path": "/"})
-    assert shown.isascii()
-    assert shown.isprintable()
-    assert shown.startswith("/")
-    assert len(shown) <= 4 * 200
 
 
 def json_lines(running: ServerProcess) -> list[dict[str, Any]]:
@@ -197,7 +187,7 @@ def test_as_json_every_line_is_one_object() -> None:
         ("/v1/embeddings", 200, None, PLAIN, 2, 12),
         ("/v1/embeddings", 404, "model_not_found", None, None, None),
         ("/v1/embeddings", 401, "invalid_api_key", None, None, None),
-        ("/a%0aforged", 404, "unknown_url", None, None, None),
+        ("/*", 404, "unknown_url", None, None, None),
     ]
     assert requests[0]["level"] == "debug"
     assert requests[1]["request_id"] == "trace-8"
@@ -206,12 +196,12 @@ def test_as_json_every_line_is_one_object() -> None:
     assert all(set(line["ms"]) >= {"total"} for line in requests)
 
 
-@pytest.mark.server
 def test_as_json_what_libraries_warn_of_is_one_object_too() -> None:
-    with ServerProcess("--model", PLAIN, "--log-format", "json") as running:
-        assert httpx.get(f"{running.url}/openapi.json").status_code == 200
-        running.stop()
-        json_lines(running)
+    program = "from server import logs; logs.configure('info', 'json'); import warnings; "
+    command = [sys.executable, "-c", program + "warnings.warn('two\\nlines')"]
+    log = subprocess.run(command, capture_output=True, check=True, text=True).stderr
+    (line,) = log.splitlines()
+    assert "two\nlines" in orjson.loads(line)["message"]
 
 
 async def test_what_the_model_fails_on_is_logged_without_the_text(

@@ -38,6 +38,8 @@ class Split:
     opener: FakeOpener
     apps: list[FastAPI] = field(default_factory=list)
     links: list[FrontEndLink] = field(default_factory=list)
+    front_ends: list[FrontEnd] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)  # what front ends have ended, and how
 
     @property
     def app(self) -> FastAPI:
@@ -68,7 +70,14 @@ class Split:
         """One more front end, ready; with the first one the engine loads."""
         ours, theirs = socket.socketpair()
         self.links.append(await self.service.connect(ours))
-        app = FrontEnd(await welcomed(theirs), theirs).app
+        front_end = FrontEnd(
+            await welcomed(theirs),
+            theirs,
+            on_orphaned=lambda: self.ends.append("itself"),
+            on_engine_lost=lambda: self.ends.append("the engine process"),
+        )
+        self.front_ends.append(front_end)
+        app = front_end.app
         self.apps.append(app)
         loading = app.state.services.models.load(app.state.services.metrics)
         if self.models.phase is Phase.LOADING:
@@ -107,7 +116,7 @@ async def split_over(encoder: Encoder) -> AsyncIterator[SplitOver]:
         models = Offering(ResidentModels.find(given, opener=opener, patience=patience))
         metrics = Metrics([PLAIN], [PLAIN])
         service = EngineService(models, metrics, given)
-        tasks.append(asyncio.create_task(service.watch_soundness()))
+        tasks.append(asyncio.create_task(service.tell_state()))
         split = Split(service, models, metrics, opener)
         made.append((split, backend))
         await split.another_app()

@@ -12,11 +12,11 @@ from server.errors import ApiError, Draining, Overloaded
 from server.frontends.channel import Channel
 from server.frontends.framing import HEAD, BadFrame, Kind, head_of
 from server.frontends.messages import (
-    AskSamples,
     CannotStart,
     Message,
     Question,
     Ready,
+    SamplesOfOthers,
     TakeIfFits,
 )
 from server.frontends.wire import write
@@ -208,7 +208,7 @@ class TestChannel:
     ) -> None:
         here, _ = ends
         with pytest.raises(Draining):
-            await here.channel.ask(AskSamples())
+            await here.channel.ask(SamplesOfOthers())
         await soon(here.lost)
         assert "a message that cannot be read" in caplog.text
 

@@ -29,7 +29,6 @@ from server.frontends.engine_service import FrontEndLink
 from server.frontends.front_end import registry_of
 from server.frontends.messages import (
     Admit,
-    AskSamples,
     Drain,
     Embed,
     EngineState,
@@ -328,7 +327,7 @@ async def test_a_model_that_fails_turns_the_front_end_unready_until_it_works_aga
 async def test_a_model_that_fails_is_told_with_the_failure_that_shows_it(
     split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_service, "SOUNDNESS_INTERVAL_S", 3600)
+    monkeypatch.setattr(engine_service, "STATE_INTERVAL_S", 3600)
     backend = FakeBackend()
     split = await split_over(backend, **OWN_IDS)
     backend.broken.set()
@@ -364,7 +363,7 @@ async def test_a_state_of_other_models_ends_the_front_end(split_over: SplitOver)
 async def test_a_model_is_loaded_when_asked_for_and_told_when_unloaded(
     split_over: SplitOver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_service, "SOUNDNESS_INTERVAL_S", 3600)  # the news come without it
+    monkeypatch.setattr(engine_service, "STATE_INTERVAL_S", 3600)  # the news come without it
     backend = FakeBackend()
     backend.turnstile = threading.Semaphore(0)
     split = await split_over(backend, **OWN_IDS, lazy=True, unload_after_s=0.2)
@@ -452,7 +451,6 @@ ONE_TOKEN = Embed.of(0, "key", None, [np.array([1], np.int32)])
         Embed(0, "key", 3, ONE_TOKEN.lengths, ONE_TOKEN.token_ids),  # no such ticket
         Load(7),
         Admit(7, "key", 1, 0),
-        AskSamples(),  # a question of the other side
     ],
     ids=lambda question: type(question).__name__,
 )

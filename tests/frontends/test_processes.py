@@ -162,10 +162,11 @@ def test_the_metrics_of_any_front_end_are_those_of_all() -> None:
             body = {"model": PLAIN, "input": ["some text"] * (number % 3 + 1)}
             with client(server) as http:  # on a connection of its own
                 assert http.post("/v1/embeddings", json=body).status_code == 200
+        labels = {"route": "/v1/embeddings", "status": "200", "model": PLAIN}
+        wait_for(lambda: page(server).value("requests_total", **labels) == 25, "what both counted")
         with one_connection_each(server) as connections:
             for connection in connections:
                 found = MetricsPage(connection.client.get("/metrics").content)
-                labels = {"route": "/v1/embeddings", "status": "200", "model": PLAIN}
                 assert found.value("requests_total", **labels) == 25
                 assert found.value("request_seconds_count", route="/v1/embeddings") == 25
                 tokens = found.value("input_tokens_total", model=PLAIN)
@@ -253,7 +254,7 @@ def test_a_front_end_that_is_killed_is_replaced_and_the_others_go_on(
         for connection in (killed, other):
             assert connection.post(QUERY).status_code == 200
         labels = {"route": "/v1/embeddings", "status": "200", "model": PLAIN}
-        assert page(server).value("requests_total", **labels) == 2
+        wait_for(lambda: page(server).value("requests_total", **labels) == 2, "what both counted")
         lost = computing(pool, killed, server)
         killed.front_end.kill()
         with pytest.raises(httpx.TransportError):
@@ -269,7 +270,9 @@ def test_a_front_end_that_is_killed_is_replaced_and_the_others_go_on(
         )
         with one_connection_each(server) as connections:
             assert [each.post(QUERY).status_code for each in connections] == [200, 200]
-        assert page(server).value("requests_total", **labels) == 5  # the killed one's, too
+        # The killed one's, too.
+        wait_for(lambda: page(server).value("requests_total", **labels) == 5, "what all counted")
+        assert page(server).value("frontend_restarts_total", reason="ended") == 1
         assert "starting another one" in server.log()
         assert server.stop() == 0
 

@@ -15,7 +15,7 @@ from server.errors import ApiError
 from server.frontends.framing import BadFrame
 from server.frontends.messages import (
     Admit,
-    AskSamples,
+    Alive,
     CannotStart,
     Drain,
     Embed,
@@ -40,8 +40,7 @@ SAMPLES = [("family", True, [("sample", (("label", "text"),), 0.5), ("other", ()
 ANSWERS: list[tuple[Question[Any], object]] = [
     (Admit(1, "key", 7, 9), None),
     (TakeIfFits("a/ü", -7, 2**53), Taken(False, 2**40, 59.5)),
-    (SamplesOfOthers(SAMPLES), [SAMPLES, []]),
-    (AskSamples(), SAMPLES),
+    (SamplesOfOthers(), [SAMPLES, []]),
 ]
 
 
@@ -119,19 +118,19 @@ def test_nonsense_is_refused(content: bytes) -> None:
 )
 def test_lengths_that_cannot_be_are_refused_before_there_is_memory_for_them(content: bytes) -> None:
     begin = write(EngineState())[:-2]  # before the models
-    samples = write(SamplesOfOthers([]))[:-1]
+    samples = write(Alive([]))[:-1]
     for told in (content, begin + content, samples + content):
         with pytest.raises(BadFrame):
             read_message(told)
     with pytest.raises(BadFrame):
-        read_answer(AskSamples(), content)
+        read_answer(SamplesOfOthers(), content)
     with pytest.raises(BadFrame):
         read_failure(b"\x92\xa1x" + content)
 
 
 def check_refused_or_read(content: bytes) -> None:
     """Nothing but BadFrame may come out of reading; a token id's message may still be refused."""
-    for read in (read_message, read_failure, lambda told: read_answer(AskSamples(), told)):
+    for read in (read_message, read_failure, lambda told: read_answer(SamplesOfOthers(), told)):
         try:
             found = read(content)
             if isinstance(found, Embed):

@@ -33,6 +33,21 @@ def test_a_socket_that_is_closed_leaves_its_connections_to_the_others() -> None:
             socket.create_connection(("127.0.0.1", address.port), timeout=10)
 
 
+def test_a_socket_that_does_not_listen_yet_leaves_connections_to_the_others() -> None:
+    with (
+        contextlib.closing(SharedAddress("127.0.0.1", 0)) as address,
+        address.listener() as others,
+        address.listener(at_once=False) as later,
+    ):
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", address.port), timeout=10):
+                others.accept()[0].close()
+        others.close()
+        later.listen()
+        with socket.create_connection(("127.0.0.1", address.port), timeout=10):
+            later.accept()[0].close()
+
+
 def test_an_address_in_use_is_refused_whoever_uses_it() -> None:
     with contextlib.closing(SharedAddress("127.0.0.1", 0)) as address, address.listener():
         for take in (SharedAddress, bind):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from server.access.keys import Scope
+from server.api.answer_shapes import EMBEDDINGS
+from server.api.openapi import OF_WORK, answers
 from server.api.pipeline import Pipeline
 from server.api.plain_route import PlainRoute, described
 from server.api.schemas import EmbeddingRequest, answer_bytes, embeddings_json
@@ -16,7 +18,12 @@ THREAD_FROM_VECTORS = 64
 router = APIRouter(route_class=PlainRoute)
 
 
-@router.post("/v1/embeddings", openapi_extra=described(EmbeddingRequest))
+@router.post(
+    "/v1/embeddings",
+    operation_id="createEmbedding",
+    openapi_extra=described(EmbeddingRequest),
+    responses=answers({"application/json": EMBEDDINGS}, *OF_WORK, limited=True, fingerprinted=True),
+)
 async def create_embeddings(request: Request) -> Response:
     """Turn texts (or token ids) into vectors."""
     async with Pipeline.enter(request, Scope.EMBEDDINGS) as pipeline:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from server.access.keys import Scope
+from server.api.openapi import OF_KEYS, answers
 from server.api.record import RequestRecord
 from server.api.services import Services, services_of
 from server.errors import Unavailable
@@ -14,7 +16,12 @@ from server.settings import is_loopback
 router = APIRouter()
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=PlainTextResponse,
+    responses=answers({"text/plain": {"type": "string"}}, *OF_KEYS, limited=True),
+)
 async def metrics(request: Request) -> Response:
     """The metrics; needs a key with the scope `admin` unless it is asked for on this machine or made public."""
     services = services_of(request)

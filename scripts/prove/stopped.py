@@ -1,0 +1,177 @@
+"""Processes that are stopped or killed, and a device that fails for good: what is seen, as a table.
+
+    python -m scripts.prove.stopped            # five minutes
+
+Starts servers of its own on loopback, stops, kills and breaks their processes, and ends them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.faults.faults import with_faults
+from tests.metrics_page import MetricsPage
+from tests.server_process import ServerProcess
+
+MODEL = "all-MiniLM-L6-v2"
+PATIENCE_S = 90.0
+ONLY_ONE_PROCESS = "device fails for good"
+
+
+@dataclass
+class Target:
+    """A server under attack, and what is seen of it."""
+
+    server: ServerProcess
+    faults: Path
+    seen: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The process that was started."""
+        return psutil.Process(self.server.process.pid)
+
+    def get(self, path: str) -> int | str:
+        """The status, or what the connection ended with; each time on a connection of its own."""
+        return _outcome(lambda: httpx.get(self.server.url + path, timeout=5))
+
+    def embed(self, timeout_s: float = 60.0) -> int | str:
+        """The same for a short text."""
+        body = {"model": MODEL, "input": "a text"}
+        url = f"{self.server.base_url}/embeddings"
+        return _outcome(lambda: httpx.post(url, json=body, timeout=timeout_s))
+
+    def counted(self) -> float:
+        """Answered requests, as /metrics has them."""
+        page = MetricsPage(httpx.get(f"{self.server.url}/metrics", timeout=60).content)
+        return page.total("requests_total", route="/v1/embeddings", status="200")
+
+    def until(self, what: str, condition: Callable[[], object]) -> None:
+        """Wait for it; note after how many seconds it came, or that it did not."""
+        begun_s = time.perf_counter()
+        while not (came := bool(condition())) and time.perf_counter() - begun_s < PATIENCE_S:
+            time.sleep(0.1)
+        self.seen[what] = round(time.perf_counter() - begun_s, 1) if came else "never"
+
+    def until_ended(self) -> None:
+        """Wait until it has ended."""
+        self.until("ended after, s", lambda: self.server.process.poll() is not None)
+        self.seen |= {"exit code": self.server.process.poll(), "livez": self.get("/livez")}
+
+
+def _outcome(ask: Callable[[], httpx.Response]) -> int | str:
+    try:
+        return ask().status_code
+    except httpx.TransportError as error:
+        return type(error).__name__
+
+
+def stop_engine(target: Target) -> None:
+    """Stop the engine process, and have it go on."""
+    target.engine.suspend()
+    waiting = threading.Thread(target=lambda: target.seen.update(waiting=target.embed()))
+    waiting.start()
+    target.until("readyz 503 after, s", lambda: target.get("/readyz") == 503)
+    waiting.join()
+    target.seen |= {"request": target.embed(), "livez": target.get("/livez")}
+    target.engine.resume()
+    target.until("ready again after, s", lambda: target.get("/readyz") == 200)
+    target.seen["request then"] = target.embed()
+
+
+def lose_engine(target: Target) -> None:
+    """Stop the engine process for good."""
+    target.engine.suspend()
+    target.until_ended()
+
+
+def stop_front_end(target: Target) -> None:
+    """Stop a front end for good."""
+    stopped = target.engine.children()[0]
+    stopped.suspend()
+    target.until("taken out after, s", lambda: not stopped.is_running())
+    target.until("replaced after, s", lambda: len(target.engine.children()) == 2)
+    target.seen["requests then"] = sorted({target.embed() for _ in range(20)}, key=str)
+
+
+def kill_front_end(target: Target) -> None:
+    """Kill a front end whose requests nobody has seen on /metrics."""
+    target.seen["answered"] = [target.embed() for _ in range(20)].count(200)
+    time.sleep(2)  # it tells once a second
+    killed = target.engine.children()[0]
+    killed.kill()
+    target.until("replaced after, s", lambda: len({*target.engine.children()} - {killed}) == 2)
+    target.until("all counted after, s", lambda: target.counted() >= 20)
+    target.seen["counted"] = target.counted()
+
+
+def stop_all(target: Target) -> None:
+    """Stop all processes for 15 s, as Control-Z does."""
+    processes = [target.engine, *target.engine.children()]
+    for process in processes:
+        process.suspend()
+    time.sleep(15)
+    for process in processes:
+        process.resume()
+    time.sleep(3)  # ticks of theirs
+    same = set(processes[1:]) == set(target.engine.children())
+    target.seen |= {"the same processes": same, "request": target.embed()}
+
+
+def break_device(target: Target) -> None:
+    """Have every pass fail from now on."""
+    (target.faults / "fails").touch()
+    target.seen["requests"] = [target.embed() for _ in range(4)]
+    target.until_ended()
+
+
+ATTACKS: Mapping[str, Callable[[Target], None]] = {
+    "engine stopped, then continued": stop_engine,
+    "engine stopped for good": lose_engine,
+    "front end stopped": stop_front_end,
+    "front end killed": kill_front_end,
+    "all stopped for 15 s": stop_all,
+    ONLY_ONE_PROCESS: break_device,
+    "device fails for good, two front ends": break_device,
+}
+
+
+def attack(name: str, waits: dict[str, float] | None = None) -> dict[str, object]:
+    """What is seen of a server of its own.
+
+    Args:
+        waits: see `with_faults`.
+    """
+    frontends = "1" if name == ONLY_ONE_PROCESS else "2"
+    with tempfile.TemporaryDirectory() as folder:
+        faults = with_faults(Path(folder), waits)
+        flags = ("--frontends", frontends, "--threads", "1", "--model", MODEL)
+        with ServerProcess(*flags, environment=faults) as server:
+            target = Target(server, Path(folder))
+            ATTACKS[name](target)
+            left = target.engine.children() if server.process.poll() is None else []
+        for process in left:  # those that are stopped do not see that the server has ended
+            if process.is_running():
+                process.kill()
+        return target.seen
+
+
+def main() -> None:
+    """Print the table."""
+    print("| attack | what was seen |")
+    print("|---|---|")
+    for name in ATTACKS:
+        seen = ", ".join(f"{what}: {found}" for what, found in attack(name).items())
+        print(f"| {name} | {seen} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Standard streams that are closed, full or not read: whether the server serves, and what it tells.
+
+    python -m scripts.prove.streams                  # half a minute
+    python -m scripts.prove.streams --frontends 2
+
+Starts servers of its own on loopback and ends them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import httpx
+
+REQUESTS = 1500  # a line each; a pipe holds 300
+START_TIMEOUT_S, STOP_TIMEOUT_S = 30.0, 15.0
+# What is done to a stream: as a shell says it, or the name of a file that is made for it.
+ATTACKS = {
+    "stdin closed": "<&-",
+    "stdout closed": ">&-",
+    "stdout on a full disk": ">/dev/full",
+    "stdout a pipe whose reader is gone": ("stdout", "left"),
+    "stdout a stopped terminal": ("stdout", "stopped"),
+    "stderr closed": "2>&-",
+    "stderr on a full disk": "2>/dev/full",
+    "stderr a pipe whose reader is gone": ("stderr", "left"),
+    "stderr a pipe that nobody reads": ("stderr", "unread"),
+    "stderr a stopped terminal": ("stderr", "stopped"),
+    "all closed": "<&- >&- 2>&-",
+}
+
+
+class Seen(NamedTuple):
+    """What became of a server."""
+
+    ready: bool
+    answered: int  # of REQUESTS
+    exit_code: int  # after SIGTERM; -9 had to be killed
+    stop_s: float
+    log: str  # where it can be read
+
+
+@contextlib.contextmanager
+def stream(kind: str) -> Iterator[int]:
+    """The number of a file of this kind, for a process to write to."""
+    reading, writing = pty.openpty() if kind == "stopped" else os.pipe()
+    if kind == "stopped":
+        termios.tcflow(writing, termios.TCOOFF)
+    if kind == "left":
+        os.close(reading)
+    yield writing
+    os.close(writing)
+    if kind != "left":
+        os.close(reading)
+
+
+def attack(name: str, *flags: str, requests: int = REQUESTS) -> Seen:
+    """Start a server whose streams are like this, ask it, and end it."""
+    how = ATTACKS[name]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "server", "serve", "--port", str(port), *flags]
+    if isinstance(how, str):
+        command = ["sh", "-c", f'exec "$@" {how}', "sh", *command]
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(open(os.memfd_create("log"), "w+"))  # noqa: PTH123
+        streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": log}
+        if not isinstance(how, str):
+            streams[how[0]] = stack.enter_context(stream(how[1]))
+        server = subprocess.Popen(command, **streams)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=5) as client:
+                ready = is_ready(server, client)
+                answered = answers(client, requests) if ready else 0
+            code, stop_s = ended(server)
+        finally:
+            server.kill()
+            server.wait()
+        log.seek(0)
+        return Seen(ready, answered, code, stop_s, log.read())
+
+
+def is_ready(server: subprocess.Popen[bytes], client: httpx.Client) -> bool:
+    """Wait until it takes work, or will not."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while server.poll() is None and time.monotonic() < deadline_s:
+        with contextlib.suppress(httpx.HTTPError):
+            if client.get("/readyz").status_code == 200:
+                return True
+        time.sleep(0.05)
+    return False
+
+
+def answers(client: httpx.Client, requests: int) -> int:
+    """How many requests are answered, up to the first that is not."""
+    for number in range(requests):
+        try:
+            client.get("/v1/models")
+        except httpx.HTTPError:
+            return number
+    return requests
+
+
+def ended(server: subprocess.Popen[bytes]) -> tuple[int, float]:
+    """The exit code after SIGTERM, and the seconds it took."""
+    begun_s = time.monotonic()
+    server.send_signal(signal.SIGTERM)
+    try:
+        code = server.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        code = server.wait()
+    return code, time.monotonic() - begun_s
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--frontends", default="1")
+    flags = ("--model", "all-MiniLM-L6-v2", "--frontends", parser.parse_args().frontends)
+    print("| stream | ready | answered | exit code | end, s | last line of the log |")
+    print("|---|---|---|---|---|---|")
+    for name in ATTACKS:
+        seen = attack(name, *flags)
+        last = (seen.log.splitlines() or [""])[-1][:110]
+        print(
+            f"| {name} | {'yes' if seen.ready else 'no'} | {seen.answered} of {REQUESTS} | "
+            f"{seen.exit_code} | {seen.stop_s:.1f} | {last} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

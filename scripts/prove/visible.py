@@ -1,0 +1,88 @@
+"""What a client's mistakes show to others, and what its way to hang up costs it, as a table.
+
+    python -m scripts.prove.visible
+
+Starts a server of its own on loopback and ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import httpx
+
+from tests.server_process import ServerProcess
+
+MODEL = "all-MiniLM-L6-v2"
+KEYS = ("sk-visible-0123456789abcdef0123456789", "correct-horse.battery")
+BODY = json.dumps({"model": MODEL, "input": "x"}).encode()
+
+
+def requests_with(key: str) -> Iterator[httpx.Request]:
+    """Requests that have the key at a wrong place each."""
+    url, headers = "http://localhost", {"Authorization": f"Bearer {key}"}
+    for path in (f"/{key}", f"/v1/models/{key}", f"/v1/{quote(key, safe='')}", f"/livez?key={key}"):
+        yield httpx.Request("GET", url + path, headers=headers)
+    for name in ("x-request-id", "user-agent", "content-type", "x-expect-embedding-fingerprint"):
+        yield httpx.Request("POST", f"{url}/v1/embeddings", headers={**headers, name: key})
+    for field in ("model", "user", "input_type", "dimensions", key):
+        fields = {"model": MODEL, "input": "x", field: key}
+        yield httpx.Request("POST", f"{url}/v1/embeddings", headers=headers, json=fields)
+
+
+def told_keys(server: ServerProcess) -> tuple[int, int, int]:
+    """How many requests were sent, in how many answers the key was, and in how many log lines."""
+    sent = answers = 0
+    with httpx.Client(timeout=60) as client:
+        for key in KEYS:
+            for request in requests_with(key):
+                request.url = request.url.copy_with(port=httpx.URL(server.url).port)
+                answer = client.send(request)
+                sent += 1
+                answers += key in answer.text or key in str(answer.headers.multi_items())
+    lines = server.log().splitlines()
+    return sent, answers, sum(any(key in line for key in KEYS) for line in lines)
+
+
+def half_closed(server: ServerProcess, sent: bytes) -> int:
+    """How many answers a client gets that closes its sending half behind its requests."""
+    url, received = httpx.URL(server.url), b""
+    with socket.create_connection((url.host, url.port or 0), timeout=60) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(65536):
+                received += part
+    return received.count(b"HTTP/1.1 200 OK")
+
+
+def post(version: str = "1.1", body: bytes = BODY) -> bytes:
+    """One request, as it is sent."""
+    head = f"POST /v1/embeddings HTTP/{version}\r\nHost: localhost\r\nContent-Length: {len(body)}"
+    return f"{head}\r\nAuthorization: Bearer {KEYS[0]}\r\n\r\n".encode() + body
+
+
+HALF_CLOSED = {"HTTP/1.1": post(), "HTTP/1.0": post("1.0"), "three at once": 3 * post()}
+
+
+def main() -> None:
+    """Print the table."""
+    flags = [flag for key in KEYS for flag in ("--api-key", key)]
+    print("| attack | what was sent | what happened |")
+    print("|---|---|---|")
+    with ServerProcess("--model", MODEL, *flags) as server:
+        for name, sent in HALF_CLOSED.items():
+            print(f"| a half-closed connection | {name} | {half_closed(server, sent)} answers |")
+        sent_requests, answers, lines = told_keys(server)
+        print(
+            f"| a key in the wrong place | {sent_requests} requests | "
+            f"in {answers} answers and {lines} log lines |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Room for connections: each takes a descriptor, and the system gives a process only so many.
+
+A new connection gets in as long as there is an idle one to close for it, the longest idle first. If
+all are busy it waits in the kernel's backlog. The last descriptors are for others: databases, model
+files, the log. Without this the event loop's library would close new connections without a word.
+Belongs to the event loop's thread; knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import select
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Collection
+from typing import Protocol
+
+log = logging.getLogger(__name__)
+
+RESERVED = 64  # descriptors at most that connections leave to others
+_CLOSED_AT_ONCE = 16  # this part of the idle ones: looking for the oldest takes a while
+_RETRY_S = 0.05
+_TELL_INTERVAL_S = 60.0
+HOW_TO_RAISE = "raise that limit by ulimit -n, systemd's LimitNOFILE or docker's --ulimit nofile"
+
+
+class Connection(Protocol):
+    """What has a transport, and may be idle."""
+
+    transport: asyncio.Transport
+
+    @property
+    def idle_order(self) -> float | None:
+        """The smaller, the longer it is idle; None while it is busy."""
+
+
+def limit_of_files() -> int:
+    """How many descriptors this process may have."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
+
+
+class ConnectionLimit:
+    """Accepts on a socket while there is room.
+
+    Args:
+        connections: those that are open.
+        accept: begins to accept on a socket.
+        count_closed: called with how many idle connections were closed for new ones.
+    """
+
+    def __init__(
+        self,
+        connections: Collection[Connection],
+        accept: Callable[[socket.socket], Awaitable[asyncio.AbstractServer]],
+        count_closed: Callable[[int], object],
+    ) -> None:
+        self._connections = connections
+        self._accept = accept
+        self._count_closed = count_closed
+        self._limit = self._most = limit_of_files()
+        self._listener: socket.socket | None = None
+        self._is_closed = False
+        self._server: asyncio.AbstractServer | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._beginning: asyncio.Task[None] | None = None
+        self._told_s = -_TELL_INTERVAL_S
+        self.max_connections = 0
+
+    async def open(self, listener: socket.socket) -> None:
+        """Begin to accept."""
+        self._listener = listener
+        # The system gives the lowest number that is free, so that it tells how many are taken.
+        with listener.dup() as next_file:
+            taken = next_file.fileno()
+        self._most = self._limit - min(RESERVED, (self._limit - taken) // 2)
+        self.max_connections = self._most - taken
+        await self._begin()
+
+    def close(self) -> None:
+        """Accept no more; what is open stays so."""
+        self._is_closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        for closable in (self._server, self._listener):
+            if closable is not None:
+                closable.close()
+
+    def take(self, new: Connection) -> None:
+        """A connection was accepted: see to it that the next one can be, too."""
+        file = new.transport.get_extra_info("socket").fileno()
+        if file < self._most and len(self._connections) <= self.max_connections:
+            return
+        if self._close_idle(new):
+            self._tell("idle ones are closed for new ones")
+        elif self._server is not None:
+            self._tell("all are busy, and new ones wait")
+            self._server.close()
+            self._server = None
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._has_room():
+            self._beginning = asyncio.create_task(self._begin())
+        else:
+            self._close_idle(None)
+            self._look_again()
+
+    def _has_room(self) -> bool:
+        assert self._listener is not None
+        try:
+            with self._listener.dup() as next_file:
+                file = next_file.fileno()
+        except OSError:  # others have taken the rest
+            return False
+        open_ones = len(self._connections)
+        return not open_ones or (file < self._most and open_ones < self.max_connections)
+
+    async def _begin(self) -> None:
+        """Accept on a copy, since closing a server closes its socket, and the backlog with it."""
+        assert self._listener is not None
+        server = await self._accept(self._listener.dup())
+        if self._is_closed:  # meanwhile
+            server.close()
+        else:
+            self._server = server
+
+    def _close_idle(self, new: Connection | None) -> int:
+        """Close those that are idle longest, but for the new one; returns how many."""
+        idle = [
+            (order, place, one.transport)
+            for place, one in enumerate(self._connections)
+            if one is not new and (order := one.idle_order) is not None
+        ]
+        oldest = heapq.nsmallest(max(1, len(idle) // _CLOSED_AT_ONCE), idle)
+        # A request that has come meanwhile shall be answered.
+        asks = select.poll()
+        transports = {t.get_extra_info("socket").fileno(): t for *_, t in oldest}
+        for file in transports:
+            asks.register(file, select.POLLIN)
+        for file, _ in asks.poll(0):
+            del transports[file]
+        for transport in transports.values():
+            transport.close()
+        self._count_closed(len(transports))
+        return len(transports)
+
+    def _tell(self, what: str) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._told_s < _TELL_INTERVAL_S:
+            return
+        self._told_s = now_s
+        log.warning(
+            "%d connections are open, and no room is left for more: %s. The limit of open files is %d; %s",
+            len(self._connections), what, self._limit, HOW_TO_RAISE,
+        )  # fmt: skip
+
+
+class FewPlaces:
+    """Takes a few connections and closes what comes beyond, with the descriptors that Room leaves.
+
+    Args:
+        connections: those that are open.
+        most: how many there may be.
+    """
+
+    def __init__(self, connections: Collection[Connection], most: int) -> None:
+        self._connections = connections
+        self._most = most
+
+    def take(self, new: Connection) -> None:
+        """A connection was accepted."""
+        if len(self._connections) > self._most:
+            new.transport.close()
+
+
+class FewConnections:
+    """Takes a few and closes what comes beyond; for those the last descriptors are enough.
+
+    Args:
+        connections: those that are open.
+        most: how many there may be.
+    """
+
+    def __init__(self, connections: Collection[Connection], most: int) -> None:
+        self._connections = connections
+        self._most = most
+
+    def take(self, new: Connection) -> None:
+        """A connection was accepted."""
+        if len(self._connections) > self._most:
+            new.transport.close()

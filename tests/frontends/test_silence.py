@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from server.frontends.silence import ENGINE_LOST_TICKS, ENGINE_SILENT_TICKS, Silence
+
+
+def test_ticks_are_counted_until_the_other_is_heard() -> None:
+    silence = Silence()
+    assert not silence.ever_heard
+    assert [silence.tick() for _ in range(3)] == [1, 2, 3]
+    silence.hear()
+    assert (silence.ticks, silence.ever_heard, silence.tick()) == (0, True, 1)
+
+
+def test_an_engine_process_is_told_to_be_silent_long_before_it_is_lost() -> None:
+    assert 1 < ENGINE_SILENT_TICKS < ENGINE_LOST_TICKS / 5

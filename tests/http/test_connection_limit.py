@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import cast
+
+import pytest
+import uvloop
+
+from server.http import connection_limit
+from server.http.connection_limit import ConnectionLimit
+
+MOST = 8
+
+
+class Client:
+    """One end of a connection, which the other may take to be idle."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.socket = socket.create_connection(address, timeout=10)
+
+    def is_open(self) -> bool:
+        self.socket.setblocking(False)
+        try:
+            return self.socket.recv(1) != b""
+        except BlockingIOError:
+            return True
+
+
+class Served(asyncio.Protocol):
+    """A connection that is idle since it was made, unless it is busy."""
+
+    transport: asyncio.Transport
+    made = 0
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.house.connections.append(self)
+        self.house.made += 1
+        self.number = self.house.made
+        self.house.limit.take(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.house.connections.remove(self)
+
+    @property
+    def idle_order(self) -> float | None:
+        is_busy = self.house.are_busy or self.transport.is_closing()
+        return None if is_busy else float(self.number)
+
+
+class House:
+    """A server that has room for MOST connections."""
+
+    def __init__(self) -> None:
+        self.connections: list[Served] = []
+        self.made = self.closed = 0
+        self.are_busy = False
+        self.limit = ConnectionLimit(self.connections, self._accept, self._count)
+
+    async def _accept(self, listener: socket.socket) -> asyncio.AbstractServer:
+        return await asyncio.get_running_loop().create_server(lambda: Served(self), sock=listener)
+
+    def _count(self, number: int) -> None:
+        self.closed += number
+
+
+class Surroundings:
+    """A server that has room for MOST connections, and its clients."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.server = House()
+        self._address = listener.getsockname()
+        self.clients: list[Client] = []
+
+    async def come(self, number: int) -> None:
+        """So many new clients connect, one after the other."""
+        for _ in range(number):
+            made = self.server.made
+            self.clients.append(Client(self._address))
+            await until(lambda made=made: self.server.made > made)  # type: ignore[misc]
+
+    def open_clients(self) -> list[int]:
+        return [number for number, one in enumerate(self.clients) if one.is_open()]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  # sockets tell no event
+            await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def surroundings() -> AsyncIterator[Surroundings]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        around = Surroundings(listener)
+        await around.server.limit.open(listener)
+        around.server.limit.max_connections = MOST
+        yield around
+        around.server.limit.close()
+    for client in around.clients:
+        client.socket.close()
+    await until(lambda: not around.server.connections)
+
+
+def test_the_connection_that_is_idle_longest_gives_way() -> None:
+    async def act() -> None:
+        async with surroundings() as around:
+            await around.come(MOST + 3)
+            await until(lambda: len(around.server.connections) == MOST)
+            assert around.open_clients() == list(range(3, MOST + 3))
+            assert around.server.closed == 3
+
+    uvloop.run(act())
+
+
+def test_a_connection_with_an_unread_request_is_not_idle() -> None:
+    async def act() -> None:
+        async with surroundings() as around:
+            await around.come(MOST)
+            around.server.connections[0].transport.pause_reading()
+            around.clients[0].socket.sendall(b"GET")
+            await around.come(1)
+            assert around.open_clients() == list(range(MOST + 1))
+            around.server.connections[0].transport.resume_reading()
+
+    uvloop.run(act())
+
+
+def test_new_connections_wait_while_all_are_busy_and_then_get_in(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def act() -> None:
+        async with surroundings() as around:
+            around.server.are_busy = True
+            await around.come(MOST + 1)
+            coming = asyncio.create_task(around.come(1))
+            await asyncio.sleep(3 * connection_limit._RETRY_S)
+            assert not coming.done()
+            around.server.are_busy = False
+            await coming
+            assert around.open_clients()[-1] == MOST + 1
+
+    uvloop.run(act())
+    (line,) = caplog.records
+    assert "all are busy, and new ones wait. The limit of open files is" in line.message
+
+
+def test_closing_turns_away_who_comes_and_keeps_who_is_there() -> None:
+    async def act() -> None:
+        async with surroundings() as around:
+            around.server.are_busy = True
+            await around.come(MOST + 1)
+            around.server.limit.close()
+            with pytest.raises(ConnectionRefusedError):
+                await around.come(1)
+            assert around.open_clients() == list(range(MOST + 1))
+
+    uvloop.run(act())
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(20_000, 64), (100, None)])
+def test_connections_leave_descriptors_to_others(
+    limit: int, kept: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            house = House()
+            with listener.dup() as other:
+                taken = other.fileno()
+            await house.limit.open(listener)
+            house.limit.close()
+            left = limit - taken - house.limit.max_connections
+            assert left == (kept or (limit - taken) // 2)
+        return left
+
+    monkeypatch.setattr(connection_limit, "limit_of_files", lambda: limit)
+    assert uvloop.run(act()) > 0

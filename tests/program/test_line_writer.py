@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from server.program import line_writer
+from server.program.line_writer import LineStream, LineWriter
+
+LINE = b"x" * 99 + b"\n"
+
+
+def dropped_line(number: int) -> bytes:
+    return b"dropped %d\n" % number
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def piped() -> Iterator[tuple[LineWriter, int]]:
+    """A writer to a pipe, and the end from which its lines can be read."""
+    reading, writing = os.pipe()
+    writer = LineWriter(writing, dropped_line)
+    try:
+        yield writer, reading
+    finally:
+        os.close(reading)  # what still waits cannot be written
+        wait_until(lambda: writer._handled_bytes == writer._accepted_bytes)
+        os.close(writing)
+
+
+def numbered(number: int) -> bytes:
+    return b"%098d\n" % number
+
+
+def test_lines_come_in_the_order_in_which_they_were_given() -> None:
+    with piped() as (writer, reading):
+        for number in range(300):
+            writer.write(numbered(number))
+        writer.flush()
+        assert os.read(reading, 65536) == b"".join(map(numbered, range(300)))
+        assert writer.dropped == 0
+
+
+def test_nobody_waits_for_a_reader_and_what_was_dropped_is_told_in_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(line_writer, "MAX_WAITING_BYTES", 100_000)
+    with piped() as (writer, reading):
+        given = 0
+        while not writer.dropped:  # the pipe is full, and so is the queue
+            writer.write(numbered(given))
+            given += 1
+        for _ in range(9):
+            writer.write(LINE)
+        dropped = writer.dropped
+        assert dropped == 10
+        read = b""
+        while b"dropped" not in read:
+            read += os.read(reading, 65536)
+        lines = read.splitlines(keepends=True)
+        assert lines == [*map(numbered, range(given - 1)), b"dropped 10\n"]
+        writer.write(b"again\n")
+        writer.flush()
+        assert os.read(reading, 65536) == b"again\n"
+
+
+def test_the_end_waits_for_a_reader_but_once_and_not_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(line_writer, "FLUSH_TIMEOUT_S", 0.1)
+    with piped() as (writer, _):
+        for _ in range(2000):
+            writer.write(LINE)
+        for _ in range(100):
+            writer.flush()  # would be ten seconds
+
+
+def test_a_full_disk_is_told_once_it_takes_lines_again(tmp_path: Path) -> None:
+    file = os.open("/dev/full", os.O_WRONLY)
+    writer = LineWriter(file, dropped_line)
+    for _ in range(3):
+        writer.write(LINE)
+    wait_until(lambda: writer.dropped == 3)
+    place = tmp_path / "log"
+    with place.open("wb") as now:
+        os.dup2(now.fileno(), file)
+    writer.write(b"again\n")
+    writer.flush()
+    os.close(file)
+    assert place.read_bytes() == b"dropped 3\nagain\n"
+
+
+def test_a_pipe_that_others_made_non_blocking_gets_every_line() -> None:
+    with piped() as (writer, reading):
+        os.set_blocking(writer._file, False)
+        for number in range(2000):
+            writer.write(numbered(number))
+        read = b""
+        while len(read) < 2000 * 99:
+            read += os.read(reading, 65536)
+        assert read == b"".join(map(numbered, range(2000)))
+
+
+def test_a_signals_handler_may_write_while_its_thread_writes() -> None:
+    with piped() as (writer, reading):
+        before = signal.signal(signal.SIGALRM, lambda *_: writer.write(b"signal\n"))
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        try:
+            for _ in range(200):
+                writer.write(LINE)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        writer.flush()
+        lines = os.read(reading, 65536).splitlines(keepends=True)
+        assert lines.count(LINE) == 200
+        assert set(lines) <= {LINE, b"signal\n"}
+
+
+def test_a_stream_gives_whole_lines_of_each_thread() -> None:
+    with piped() as (writer, reading):
+        stream = LineStream(writer, writer._file, "utf-8")
+
+        def say(what: str) -> None:
+            for _ in range(100):
+                print("say", what, file=stream)  # in four pieces
+
+        threads = [threading.Thread(target=say, args=(what,)) for what in ("ä\udcff", "b")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        writer.flush()
+        lines = os.read(reading, 65536).decode().splitlines()
+        assert sorted(lines) == ["say b"] * 100 + ["say ä\\udcff"] * 100
+        assert stream.fileno() == writer._file
+        assert not stream.isatty()

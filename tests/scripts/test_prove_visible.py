@@ -1,0 +1,19 @@
+"""`scripts/prove/visible.py`, which is short already."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.prove.visible import HALF_CLOSED, KEYS, MODEL, half_closed, told_keys
+from tests.server_process import ServerProcess
+
+pytestmark = pytest.mark.server
+
+
+def test_no_key_is_told_again_and_who_closes_half_is_answered() -> None:
+    flags = [flag for key in KEYS for flag in ("--api-key", key)]
+    with ServerProcess("--model", MODEL, "--log-level", "debug", *flags) as server:
+        assert [half_closed(server, sent) for sent in HALF_CLOSED.values()] == [1, 1, 3]
+        sent, answers, lines = told_keys(server)
+    assert sent == 2 * 13
+    assert (answers, lines) == (0, 0)
