@@ -1,6 +1,6 @@
 """Standard streams that are closed, full or not read: whether the server serves, and what it tells.
 
-    python -m scripts.prove.streams                  # half a minute
+    python -m scripts.prove.streams                  # a minute
     python -m scripts.prove.streams --frontends 2
 
 Starts servers of its own on loopback and ends them.
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import os
 import pty
+import random
 import signal
 import socket
 import subprocess
@@ -68,8 +69,8 @@ def stream(kind: str) -> Iterator[int]:
 def attack(name: str, *flags: str, requests: int = REQUESTS) -> Seen:
     """Start a server whose streams are like this, ask it, and end it."""
     how = ATTACKS[name]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    # Below those that the system gives to others meanwhile.
+    port = next(one for one in iter(lambda: random.randrange(20_000, 32_000), 0) if is_free(one))
     command = [sys.executable, "-m", "server", "serve", "--port", str(port), *flags]
     if isinstance(how, str):
         command = ["sh", "-c", f'exec "$@" {how}', "sh", *command]
@@ -89,6 +90,13 @@ def attack(name: str, *flags: str, requests: int = REQUESTS) -> Seen:
             server.wait()
         log.seek(0)
         return Seen(ready, answered, code, stop_s, log.read())
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens there."""
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def is_ready(server: subprocess.Popen[bytes], client: httpx.Client) -> bool:

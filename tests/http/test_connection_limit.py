@@ -50,7 +50,7 @@ class Served(asyncio.Protocol):
 
     @property
     def idle_order(self) -> float | None:
-        is_busy = self.house.are_busy or self.transport.is_closing()
+        is_busy = self.number <= self.house.busy or self.transport.is_closing()
         return None if is_busy else float(self.number)
 
 
@@ -60,7 +60,7 @@ class House:
     def __init__(self) -> None:
         self.connections: list[Served] = []
         self.made = self.closed = 0
-        self.are_busy = False
+        self.busy = 0  # so many of those that came first
         self.limit = ConnectionLimit(self.connections, self._accept, self._count)
 
     async def _accept(self, listener: socket.socket) -> asyncio.AbstractServer:
@@ -132,17 +132,28 @@ def test_a_connection_with_an_unread_request_is_not_idle() -> None:
     uvloop.run(act())
 
 
+def test_the_new_connection_is_not_the_one_that_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act() -> None:
+        async with surroundings() as around:
+            around.server.busy = MOST
+            await around.come(MOST + 1)
+            assert around.server.closed == 0
+
+    monkeypatch.setattr(connection_limit, "_RETRY_S", 3600.0)  # later it may have to
+    uvloop.run(act())
+
+
 def test_new_connections_wait_while_all_are_busy_and_then_get_in(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def act() -> None:
         async with surroundings() as around:
-            around.server.are_busy = True
+            around.server.busy = MOST + 1
             await around.come(MOST + 1)
             coming = asyncio.create_task(around.come(1))
             await asyncio.sleep(3 * connection_limit._RETRY_S)
             assert not coming.done()
-            around.server.are_busy = False
+            around.server.busy = 0
             await coming
             assert around.open_clients()[-1] == MOST + 1
 
@@ -154,7 +165,7 @@ def test_new_connections_wait_while_all_are_busy_and_then_get_in(
 def test_closing_turns_away_who_comes_and_keeps_who_is_there() -> None:
     async def act() -> None:
         async with surroundings() as around:
-            around.server.are_busy = True
+            around.server.busy = MOST + 1
             await around.come(MOST + 1)
             around.server.limit.close()
             with pytest.raises(ConnectionRefusedError):
