@@ -26,6 +26,7 @@ from server.errors import StartupError
 from server.http.app import create_app
 from server.http.listening import BACKLOG, allow_many_connections, announce, bind
 from server.http.protocol import BoundedProtocol
+from server.http.waiting_room import WaitingRoom
 from server.program.termination import ignore_stop_signals
 from server.settings import Settings
 
@@ -66,7 +67,7 @@ def http_server(app: FastAPI, offering: Offering, settings: Settings) -> Drainin
     """The application behind uvicorn, as this server wants it."""
     config = uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=BoundedProtocol.within(WaitingRoom.of(settings)),
         ws="none",
         log_config=None,
         access_log=False,
