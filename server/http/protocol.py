@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import h11
 import httptools
@@ -34,6 +34,14 @@ MAX_UNWANTED_BYTES = 64 * 1024 * 1024
 MAX_UNWANTED_S = 60.0
 MIN_READ_BYTES_PER_S = 1024  # of an answer: whoever reads it holds memory and a place of others
 _NO_HTTP = "Invalid HTTP request received."
+
+
+class _Answer(Protocol):
+    """What both protocols know of a request."""
+
+    disconnected: bool
+    response_started: bool
+    response_complete: bool
 
 
 class _NotForGood(asyncio.Protocol):
@@ -161,7 +169,7 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered in the one shape, too."""
-        _refuse(self.transport, msg)
+        _refuse(self.transport, self._answering, msg)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
@@ -196,10 +204,16 @@ class UpgradeIgnoringProtocol(_NotForGood, H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """As the other protocol."""
-        _refuse(self.transport, msg)
+        _refuse(self.transport, self.cycle, msg)
 
 
-def _refuse(transport: asyncio.Transport, message: str) -> None:
+def _refuse(transport: asyncio.Transport, answering: _Answer | None, message: str) -> None:
+    """Tell what is wrong, and hang up; in the midst of an answer there is no place to tell it."""
+    if answering is not None and not answering.response_complete:
+        if answering.response_started:
+            transport.close()
+            return
+        answering.disconnected = True  # nothing may stand behind the refusal
     body = orjson.dumps(InvalidRequest(message).body())
     transport.write(
         b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
