@@ -148,7 +148,9 @@ def row(one: Flooded, *, keys: bool) -> str:
 
 
 def _told(statuses: Counter[int]) -> str:
-    return ", ".join(f"{count:,} × {status or 'none'}" for status, count in sorted(statuses.items()))
+    return ", ".join(
+        f"{count:,} × {status or 'none'}" for status, count in sorted(statuses.items())
+    )
 
 
 if __name__ == "__main__":

@@ -8,20 +8,12 @@ Where no group can be made the server is told what it has, and its processes are
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import psutil
-
-from scripts.prove.bodies import MODEL
-from scripts.prove.floods import FLOODS, KEYS, MIB, attack, row
-from tests.server_process import ServerProcess
 
 GROUPS = Path("/sys/fs/cgroup/memory")  # version 1
 SHARE = 4  # one part in so many is for requests, as the server itself takes it from a group

@@ -16,9 +16,9 @@ What lies in a connection and belongs to no seat is counted in the process's wai
 from __future__ import annotations
 
 import asyncio
-from http import HTTPStatus
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol, Self
 
 import h11
 import httptools
@@ -44,6 +44,14 @@ MAX_UNWANTED_S = 60.0
 MIN_READ_BYTES_PER_S = 1024  # of an answer: whoever reads it holds memory and a place of others
 _NO_HTTP = "Invalid HTTP request received."
 _TOO_MANY_HEADERS = f"The request has more than {MAX_HEADERS} headers."
+
+
+class _Answer(Protocol):
+    """What both protocols know of a request."""
+
+    disconnected: bool
+    response_started: bool
+    response_complete: bool
 
 
 class _NotForGood(asyncio.Protocol):
@@ -168,7 +176,7 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
             return
         except httptools.HttpParserError as error:
             told = error.__context__
-            _refuse(self.transport, told if isinstance(told, ApiError) else InvalidRequest(_NO_HTTP))
+            self._refuse(told if isinstance(told, ApiError) else InvalidRequest(_NO_HTTP))
             return
         self._bytes_without_progress = (
             0 if self._progress else self._bytes_without_progress + len(data)
@@ -196,7 +204,7 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered in the one shape, too."""
-        _refuse(self.transport, InvalidRequest(msg))
+        self._refuse(InvalidRequest(msg))
 
     def on_response_complete(self) -> None:
         """What it held is free."""
@@ -219,7 +227,10 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
         if self._bytes_without_progress:
             num_bytes += head_bytes(self.headers)
         if not self._hold(num_bytes):
-            _refuse(self.transport, _no_room())
+            self._refuse(_no_room())
+
+    def _refuse(self, error: ApiError) -> None:
+        _refuse(self.transport, self._answering, error)
 
     def _should_upgrade(self) -> bool:
         """Whatever is offered: no request is started here, since its body would be lost."""
@@ -253,18 +264,24 @@ class UpgradeIgnoringProtocol(_NotForGood, H11Protocol):
         if len(headers) > MAX_HEADERS:
             self.send_400_response(_TOO_MANY_HEADERS)
         elif not self._hold(len(self.conn.trailing_data[0]) + head_bytes(headers)):
-            _refuse(self.transport, _no_room())
+            _refuse(self.transport, self.cycle, _no_room())
 
     def send_400_response(self, msg: str) -> None:
         """As the other protocol."""
-        _refuse(self.transport, InvalidRequest(msg))
+        _refuse(self.transport, self.cycle, InvalidRequest(msg))
 
 
 def _no_room() -> ApiError:
     return Overloaded("too many heads are not whole yet", retry_after_s=1)
 
 
-def _refuse(transport: asyncio.Transport, error: ApiError) -> None:
+def _refuse(transport: asyncio.Transport, answering: _Answer | None, error: ApiError) -> None:
+    """Tell what is wrong, and hang up; in the midst of an answer there is no place to tell it."""
+    if answering is not None and not answering.response_complete:
+        if answering.response_started:
+            transport.close()
+            return
+        answering.disconnected = True  # nothing may stand behind the refusal
     body = orjson.dumps(error.body())
     headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
     transport.write(

@@ -48,6 +48,5 @@ def head_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
 def waiting_bytes(waiting: Iterable[tuple[Any, Any]]) -> int:
     """What requests of uvicorn's pipeline take."""
     return sum(
-        REQUEST_BYTES + len(cycle.body) + head_bytes(cycle.scope["headers"])
-        for cycle, _ in waiting
+        REQUEST_BYTES + len(cycle.body) + head_bytes(cycle.scope["headers"]) for cycle, _ in waiting
     )
