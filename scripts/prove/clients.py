@@ -36,7 +36,7 @@ class Client:
         """The head of a request whose body has so many bytes."""
         key = f"Authorization: Bearer {self.key}\r\n" if self.key else ""
         return (
-            f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{key}"
+            f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n{key}"
             f"Content-Type: application/json\r\nContent-Length: {num_bytes}\r\n\r\n"
         ).encode()
 
@@ -60,10 +60,13 @@ class Client:
 
 async def _status(reader: asyncio.StreamReader) -> int:
     """The status of an answer that is read to its end."""
-    status = CUT
-    while part := await reader.read(PIECE_BYTES):
-        status = status or int(part[9:12])
-    return status
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
+        await reader.readexactly(int(length))
+    except asyncio.IncompleteReadError:
+        return CUT
+    return int(head[9:12])
 
 
 async def flood(clients: Sequence[Client], bodies: Sequence[bytes], seconds: float) -> Counter[int]:
