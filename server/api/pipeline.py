@@ -232,7 +232,7 @@ class Pipeline:
                 with record.stage("load"):  # others wait for the same load
                     loaded = await model.load()
             engine = loaded.engine
-            async with engine.admit(reading.inputs, self._key.id) as ticket:
+            async with engine.admit(reading.inputs, _whose(self._request, self._key)) as ticket:
                 yield AdmittedRequest(
                     access=self._services.access,
                     record=record,
