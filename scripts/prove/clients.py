@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -27,10 +28,22 @@ class Client:
     key: str | None = None
     source: str = "127.0.0.1"  # where it comes from: any address of 127.0.0.0/8
 
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        """Of the server."""
+        host, _, port = self.address.rpartition(":")
+        return host, int(port)
+
+    def bare_socket(self) -> socket.socket:
+        """A socket of its own that nobody reads unasked, with little room for what it is sent."""
+        bare = socket.socket()
+        bare.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        bare.setblocking(False)
+        return bare
+
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection of it."""
-        host, _, port = self.address.rpartition(":")
-        return await asyncio.open_connection(host, int(port), local_addr=(self.source, 0))
+        return await asyncio.open_connection(*self.host_and_port, local_addr=(self.source, 0))
 
     def head(self, num_bytes: int) -> bytes:
         """The head of a request whose body has so many bytes."""

@@ -15,19 +15,21 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import orjson
 
 from scripts.prove.bodies import BODIES, MODEL, body_of
-from scripts.prove.clients import Client, beside, flood
+from scripts.prove.clients import CUT, Client, beside, flood
 from scripts.prove.watching import Cost, watched
 from tests.server_process import ServerProcess
 
 KEYS = ("--api-key", "enemy", "--api-key", "other")
 MIB = 1024 * 1024
+STALLED = 2100  # more than there are seats
 FLOODS = ("short queries", "bodies of small values", "lists of 2,048 texts", "texts with emoji",
           "a key that is wrong", "names of users", "bodies that stall", "five large bodies that stall")  # fmt: skip
 
@@ -40,10 +42,15 @@ class Flooded(NamedTuple):
     others: list[tuple[int, float]]  # status and seconds of each query
     cost: Cost
 
-    def other_ms(self, share: float) -> float:
-        """So many of the other's queries, as a share, took no longer."""
+    def told(self) -> str:
+        """The columns that all attackers' tables have: the other's queries, and the costs."""
+        statuses = Counter(status for status, _ in self.others)
         seconds = sorted(seconds for _, seconds in self.others)
-        return 1000 * seconds[min(int(share * len(seconds)), len(seconds) - 1)]
+        p50_ms, p99_ms = (1000 * seconds[int(share * (len(seconds) - 1))] for share in (0.5, 0.99))
+        return (
+            f"{told(statuses)} | {p50_ms:.0f} | {p99_ms:.0f} "
+            f"| {self.cost.peak_bytes / 1e6:.0f} | {self.cost.longest_silence_ms:.0f}"
+        )
 
 
 def bodies_of(name: str, num_bytes: int) -> list[bytes]:
@@ -73,9 +80,9 @@ async def stall(clients: Sequence[Client], num_bytes: int, seconds: float) -> Co
         try:
             writer.write(client.head(len(body)) + body[:-1])
             async with asyncio.timeout(seconds):
-                return int((await reader.read(12))[9:])
+                return int((await reader.read(12))[9:] or CUT)
         except TimeoutError:
-            return 0
+            return CUT
         finally:
             writer.close()
 
@@ -86,33 +93,34 @@ def attack(
     server: ServerProcess, *, keys: bool, clients: int, num_bytes: int, seconds: float
 ) -> Iterator[Flooded]:
     """Every flood, one after the other, each for so long."""
-    address = server.url.removeprefix("http://")
     for name in FLOODS:
         key = ("wrong" if "wrong" in name else "enemy") if keys else None
-        enemy = Client(address, key)
-        crowd = [enemy] * (2100 if name == "bodies that stall" else clients)
+        crowd = [Client(server.url.removeprefix("http://"), key)] * clients
         with watched(server) as cost:
             match name:
                 case "bodies that stall":
-                    running = beside(stall, crowd, 1000, seconds)
+                    running = beside(stall, crowd[:1] * STALLED, 1000, seconds)
                 case "five large bodies that stall":
                     running = beside(stall, crowd[:5], num_bytes, seconds)
                 case _:
                     running = beside(flood, crowd, bodies_of(name, num_bytes), seconds)
-            others = []
-            with running as statuses, _other(server, keys=keys) as client:
-                while not statuses.done():
-                    begun_s = time.perf_counter()
-                    answer = client.post("/v1/embeddings", content=_body("what others ask"))
-                    others.append((answer.status_code, time.perf_counter() - begun_s))
-                    time.sleep(0.02)
+            with running as statuses:
+                others = list(other_queries(server, statuses, keys=keys))
         yield Flooded(name, statuses.result(), others, cost)
 
 
-def _other(server: ServerProcess, *, keys: bool) -> httpx.Client:
+def other_queries(
+    server: ServerProcess, attack: Future[Any], *, keys: bool
+) -> Iterator[tuple[int, float]]:
+    """What another one sees of the server until the attack is over: status and seconds."""
     source = httpx.HTTPTransport(local_address="127.0.0.1" if keys else "127.0.0.2")
     headers = {"Authorization": "Bearer other"} if keys else {}
-    return httpx.Client(base_url=server.url, transport=source, headers=headers, timeout=60)
+    with httpx.Client(base_url=server.url, transport=source, headers=headers, timeout=60) as client:
+        while not attack.done():
+            begun_s = time.perf_counter()
+            answer = client.post("/v1/embeddings", content=_body("what others ask"))
+            yield answer.status_code, time.perf_counter() - begun_s
+            time.sleep(0.02)
 
 
 def main() -> None:
@@ -139,17 +147,13 @@ def main() -> None:
 
 def row(one: Flooded, *, keys: bool) -> str:
     """A line of the table."""
-    answers, others = _told(one.statuses), _told(Counter(status for status, _ in one.others))
-    return (
-        f"| {one.name} | {'yes' if keys else 'no'} | {answers} | {others} "
-        f"| {one.other_ms(0.5):.0f} | {one.other_ms(0.99):.0f} "
-        f"| {one.cost.peak_bytes / 1e6:.0f} | {one.cost.longest_silence_ms:.0f} |"
-    )
+    return f"| {one.name} | {'yes' if keys else 'no'} | {told(one.statuses)} | {one.told()} |"
 
 
-def _told(statuses: Counter[int]) -> str:
+def told(statuses: Counter[int]) -> str:
+    """How often each status came."""
     return ", ".join(
-        f"{count:,} × {status or 'none'}" for status, count in sorted(statuses.items())
+        f"{count:,} x {status or 'none'}" for status, count in sorted(statuses.items())
     )
 
 

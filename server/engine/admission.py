@@ -86,9 +86,7 @@ class Ticket:
 
     __slots__ = ("_began_s", "_flow", "_patience", "_share", "_shares", "key", "tokens")
 
-    def __init__(
-        self, shares: FairShare, key: str, tokens: int, patience: ClientPatience
-    ) -> None:
+    def __init__(self, shares: FairShare, key: str, tokens: int, patience: ClientPatience) -> None:
         self._shares = shares
         self.key = key
         self._patience = patience

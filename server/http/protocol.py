@@ -150,7 +150,7 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
 
     @classmethod
     def within(cls, room: WaitingRoom) -> type[Self]:
-        """This protocol, whose connections share the room."""
+        """A protocol whose connections share the room."""
         return type(cls.__name__, (cls,), {"room": room})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -186,12 +186,16 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
         elif self._bytes_without_progress or self.pipeline or self._room_bytes or self._head_bytes:
             self._count()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Parser callback."""
+        if len(self.headers) >= MAX_HEADERS:
+            raise InvalidRequest(_TOO_MANY_HEADERS)
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Parser callback."""
         self._progress = True
         self._unset_keepalive_if_required()
-        if len(self.headers) > MAX_HEADERS:
-            raise InvalidRequest(_TOO_MANY_HEADERS)
         if len(self.pipeline) >= MAX_PIPELINED:
             raise InvalidRequest(f"More than {MAX_PIPELINED} requests wait for an answer.")
         super().on_headers_complete()
