@@ -90,10 +90,16 @@ async def stall(clients: Sequence[Client], num_bytes: int, seconds: float) -> Co
 
 
 def attack(
-    server: ServerProcess, *, keys: bool, clients: int, num_bytes: int, seconds: float
+    server: ServerProcess,
+    *,
+    keys: bool,
+    clients: int,
+    num_bytes: int,
+    seconds: float,
+    names: Sequence[str] = FLOODS,
 ) -> Iterator[Flooded]:
-    """Every flood, one after the other, each for so long."""
-    for name in FLOODS:
+    """Each of these floods, one after the other, for so long."""
+    for name in names:
         key = ("wrong" if "wrong" in name else "enemy") if keys else None
         crowd = [Client(server.url.removeprefix("http://"), key)] * clients
         with watched(server) as cost:

@@ -90,13 +90,16 @@ async def crawl(client: Client, kind: Kind, clients: int) -> None:
     await asyncio.gather(*(one() for _ in range(clients)))
 
 
-def attack(server: ServerProcess, clients: int, names: Sequence[str] = ()) -> Iterator[Slow]:
-    """Every kind, or those that are named, one after the other."""
+def attack(
+    server: ServerProcess, clients: int, names: Sequence[str] = (), seconds: float | None = None
+) -> Iterator[Slow]:
+    """Every kind, or those that are named, one after the other; all give up after `seconds`."""
     client = Client(server.url.removeprefix("http://"), "enemy")
     process = psutil.Process(server.process.pid)
     for name, kind in kinds(client).items():
         if names and name not in names:
             continue
+        kind = kind._replace(seconds=seconds or kind.seconds)
         crowd = max(1, round(kind.clients * clients))
         gone_s = None
         with watched(server) as cost, beside(crawl, client, kind, crowd) as crawling:
