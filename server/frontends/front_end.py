@@ -17,6 +17,7 @@ from server import logs
 from server.access.access import Access
 from server.catalog.registry import Registry, read_registry
 from server.engine.offering import Offering
+from server.engine.resident_memory import give_back_freed_memory
 from server.errors import CardError, StartupError
 from server.frontends import messages
 from server.frontends.channel import Channel
@@ -56,6 +57,7 @@ def run(stream: socket.socket, listener: socket.socket) -> None:
         content = write(messages.CannotStart(error.message))
         stream.sendall(head_of(Kind.TELL, 0, content) + content)
         return
+    give_back_freed_memory()
     front_end.run(listener)
 
 
