@@ -96,10 +96,10 @@ def attack(
     """Every kind, or those that are named, one after the other; all give up after `seconds`."""
     client = Client(server.url.removeprefix("http://"), "enemy")
     process = psutil.Process(server.process.pid)
-    for name, kind in kinds(client).items():
+    for name, full in kinds(client).items():
         if names and name not in names:
             continue
-        kind = kind._replace(seconds=seconds or kind.seconds)
+        kind = full._replace(seconds=seconds or full.seconds)
         crowd = max(1, round(kind.clients * clients))
         gone_s = None
         with watched(server) as cost, beside(crawl, client, kind, crowd) as crawling:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGE_BYTES = 1 << 20  # a piece of its own, which goes back when it is freed
+_LARGE_BYTES = 1 << 18  # a piece of its own, which goes back when it is freed, as most weights
 _KEPT_BYTES = 1 << 20  # of each arena, for the next allocations
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import h11
 import httptools
@@ -213,6 +213,8 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """What it held is free."""
         self._head_bytes = 0
+        if self.pipeline:  # how long the next one's head was is not known any more
+            self._data_bytes = MAX_HEAD_BYTES
         super().on_response_complete()
         if self._room_bytes:
             self._count()
@@ -220,7 +222,7 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
         before = self._bytes_without_progress + self._data_bytes
-        headers = cycle.scope["headers"]
+        headers: Any = cycle.scope["headers"]
         if before > USUAL_HEAD_BYTES or len(headers) > USUAL_HEADERS:
             self._head_bytes = head_bytes(headers)
         super()._start_asgi_task(cycle, app)

@@ -25,6 +25,7 @@ class Watched(EmbeddingRequest):
         with LOOK:
             LOOK.looking += 1
             LOOK.most = max(LOOK.most, LOOK.looking)
+            LOOK.began.set()
         assert LOOK.go.wait(30)
         with LOOK:
             LOOK.looking -= 1
@@ -36,7 +37,7 @@ class Look:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.go = threading.Event()
+        self.began, self.go = threading.Event(), threading.Event()
         self.looking = self.most = 0
 
     def __enter__(self) -> Self:
@@ -69,8 +70,7 @@ async def test_huge_ones_are_read_one_at_a_time_and_shorter_ones_meanwhile(look:
         )
         for _ in range(4)
     ]
-    while not look.looking:
-        await asyncio.sleep(0)
+    assert await asyncio.to_thread(look.began.wait, 30)
     short = await bodies.read(
         EmbeddingRequest, body_of(100_000), seats.take("a"), max_request_tokens=9
     )
@@ -86,8 +86,8 @@ async def test_what_becomes_of_it_is_counted_before_it_is_made(look: Look) -> No
     seats = Seats(9, max_bytes=4 * MIB)
     seat = seats.take("a")
     size = 2 * MIB
+    seats.take("b").hold(2 * MIB)
     with pytest.raises(Overloaded):
-        seats.take("b").hold(2 * MIB)
         await LargeBodies().read(Watched, body_of(size // 2), seat, max_request_tokens=9)
     free = Seats(9, max_bytes=64 * MIB).take("a")
     await LargeBodies().read(Watched, body_of(size), free, max_request_tokens=9)

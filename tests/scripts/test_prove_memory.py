@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from scripts.prove import floods
-from scripts.prove.memory import GROUPS, MIB, room, small_server
+from scripts.prove.floods import MIB
+from scripts.prove.memory import GROUPS, room, small_server
 
 pytestmark = pytest.mark.server
 
