@@ -148,7 +148,8 @@ def main() -> None:
                     seconds=given.seconds,
                 ):  # fmt: skip
                     print(row(one, keys=keys), flush=True)
-            print(f"The ledger has {ledger.stat().st_size / 1e6:.1f} MB.", flush=True)
+            size = sum(file.stat().st_size for file in Path(folder).iterdir())
+            print(f"The ledger has {size / 1e6:.1f} MB.", flush=True)
 
 
 def row(one: Flooded, *, keys: bool) -> str:
