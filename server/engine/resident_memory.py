@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGE_BYTES = 1 << 18  # a piece of its own, which goes back when it is freed, as most weights
+_M_TRIM_THRESHOLD = -1  # malloc.h; once it is set, pieces of 128 KiB are always mapped alone
 _KEPT_BYTES = 1 << 20  # of each arena, for the next allocations
 
 
@@ -37,7 +36,6 @@ def give_back_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 class ResidentMemory:
