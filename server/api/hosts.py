@@ -7,6 +7,7 @@ that asks for no key. Pure; any thread may call.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -62,6 +63,7 @@ class HostRule:
             raise UntrustedHost(host)
 
 
+@functools.lru_cache(maxsize=16)  # most clients name the same
 def _read_host(value: str) -> str | None:
     """The host that a `Host` header names, without its port; None if it names none."""
     found = _HOST.fullmatch(value)

@@ -154,11 +154,9 @@ class Pipeline:
             if len(body) <= LARGE_BODY_BYTES:
                 self._seat.hold(OBJECT_BYTES_PER_BYTE * len(body))
                 return schema.read(body)
-            outline = schema.outline(body, max_request_tokens=settings.max_request_tokens)
-            self._seat.hold(len(body) + outline.object_bytes)
-            fields = outline.read()
-        self._seat.hold(outline.object_bytes)  # the body itself goes
-        return schema.of(fields)
+            return await self._services.large_bodies.read(
+                schema, body, self._seat, max_request_tokens=settings.max_request_tokens
+            )
 
     @contextlib.asynccontextmanager
     async def use_model(
@@ -236,7 +234,7 @@ class Pipeline:
                 with record.stage("load"):  # others wait for the same load
                     loaded = await model.load()
             engine = loaded.engine
-            async with engine.admit(reading.inputs, self._key.id) as ticket:
+            async with engine.admit(reading.inputs, _whose(self._request, self._key)) as ticket:
                 yield AdmittedRequest(
                     access=self._services.access,
                     record=record,

@@ -21,6 +21,13 @@ SHORT_BYTES = 1024 * 1024
 MOST_OF_FREE = 4
 
 
+def memory_for_requests(settings: Settings) -> int:
+    """Bytes that the requests of one process may take together."""
+    usable = usable_memory_bytes() or UNKNOWN_MEMORY_BYTES
+    max_bytes = settings.max_memory_bytes or usable // DEFAULT_SHARE
+    return math.ceil(max_bytes / (settings.frontends or 1))
+
+
 @dataclasses.dataclass(slots=True)
 class _Share:
     """What all requests of one key have."""
@@ -45,13 +52,8 @@ class Seats:
     @classmethod
     def of(cls, settings: Settings) -> Seats:
         """One process's share of the requests and the memory that there may be."""
-        frontends = settings.frontends or 1
-        usable = usable_memory_bytes() or UNKNOWN_MEMORY_BYTES
-        max_bytes = settings.max_memory_bytes or usable // DEFAULT_SHARE
-        return cls(
-            math.ceil(settings.max_concurrent_requests / frontends),
-            math.ceil(max_bytes / frontends),
-        )
+        seats = math.ceil(settings.max_concurrent_requests / (settings.frontends or 1))
+        return cls(seats, memory_for_requests(settings))
 
     def limit_to(self, most: int) -> bool:
         """Have no more seats than this, before any is taken; returns whether that is fewer."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
 from server.access.access import Access
+from server.api.large_bodies import LargeBodies
 from server.api.seats import Seats
 from server.engine.offering import Offering
 from server.metrics import Metrics
@@ -24,6 +25,7 @@ class Services:
     metrics: Metrics
     seats: Seats
     metrics_page: Callable[[Metrics], Awaitable[bytes]]
+    large_bodies: LargeBodies = field(default_factory=LargeBodies)
 
 
 def services_of(request: Request) -> Services:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from server.engine.client_patience import ClientPatience
 from server.engine.fair_share import FairShare
 from server.engine.ratio import Ratio
 from server.errors import Overloaded
@@ -22,15 +23,22 @@ class Admission:
         max_queue_tokens: most tokens that are admitted and not computed, over all keys.
         max_wait_s: longest time a request may have to wait for the work of others.
         tokens_per_second: measured speed of all workers together.
+        patience: of the clients of each key.
     """
 
     def __init__(
-        self, *, max_queue_tokens: int, max_wait_s: float, tokens_per_second: Ratio
+        self,
+        *,
+        max_queue_tokens: int,
+        max_wait_s: float,
+        tokens_per_second: Ratio,
+        patience: ClientPatience | None = None,
     ) -> None:
         self._max_queue_tokens = max_queue_tokens
         self._max_wait_s = max_wait_s
         self._tokens_per_second = tokens_per_second
         self._shares = FairShare()
+        self._patience = patience or ClientPatience()
 
     @property
     def tokens(self) -> int:
@@ -52,14 +60,15 @@ class Admission:
             why = f"{self.tokens} tokens are waiting and at most {self._max_queue_tokens} may"
             refusals.append((why, min(excess, self.tokens) / rate))
         wait_s = self.expected_wait_s(key, tokens)
-        if wait_s > self._max_wait_s:
+        max_wait_s = min(self._max_wait_s, max(0.0, self._patience.known_s(key) - tokens / rate))
+        if wait_s > max_wait_s:
             # What is before it shrinks for sure once no more than the longest wait is left of all.
             why = f"the work of others would take about {wait_s:.0f} s"
-            refusals.append((why, self.tokens / rate - self._max_wait_s))
+            refusals.append((why, self.tokens / rate - max_wait_s))
         if refusals:  # who comes back must not be refused for the other reason then
             why, _ = refusals[0]
             raise Overloaded(why, retry_after_s=max(seconds for _, seconds in refusals))
-        return Ticket(self._shares, key, tokens)
+        return Ticket(self._shares, key, tokens, self._patience)
 
     def expected_wait_s(self, key: str, tokens: int) -> float:
         """The time for what is computed of others before so many tokens of this key are done."""
@@ -72,13 +81,16 @@ class Ticket:
     Args:
         shares: where it counts.
         tokens: about how many it holds.
+        patience: told if its client leaves.
     """
 
-    __slots__ = ("_flow", "_share", "_shares", "key", "tokens")
+    __slots__ = ("_began_s", "_flow", "_patience", "_share", "_shares", "key", "tokens")
 
-    def __init__(self, shares: FairShare, key: str, tokens: int) -> None:
+    def __init__(self, shares: FairShare, key: str, tokens: int, patience: ClientPatience) -> None:
         self._shares = shares
         self.key = key
+        self._patience = patience
+        self._began_s = patience.clock()
         self._enter(tokens)
 
     def correct(self, tokens: int) -> None:
@@ -91,6 +103,10 @@ class Ticket:
         """So many tokens wait no more."""
         self._shares.subtract(self._flow, tokens)
         self.tokens -= tokens
+
+    def client_left(self) -> None:
+        """Its client has not waited for it."""
+        self._patience.note_left(self.key, self._patience.clock() - self._began_s)
 
     def _enter(self, tokens: int) -> None:
         self._share = self._shares.enter(self.key, tokens)

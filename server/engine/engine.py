@@ -6,6 +6,7 @@ only through `call_soon_threadsafe`. Knows nothing of HTTP or keys.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -143,7 +144,9 @@ class Engine:
         self._queue.put(group)
         try:
             vectors = await group.future
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                ticket.client_left()
             self._queue.drop(group)
             raise
         finally:

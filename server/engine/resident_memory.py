@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
-_M_TRIM_THRESHOLD = -1  # malloc.h
+_M_TRIM_THRESHOLD = -1  # malloc.h; once it is set, pieces of 128 KiB are always mapped alone
 _KEPT_BYTES = 1 << 20  # of each arena, for the next allocations
 
 
@@ -29,8 +29,9 @@ def resident_bytes() -> int | None:
 def give_back_freed_memory() -> None:
     """From now on have glibc return what is freed to the system.
 
-    Once large arrays have been freed it would keep up to 64 MB for each thread that allocates much,
-    where malloc_trim does not reach it. Other C libraries (musl's, macOS') return large pieces anyway, and lack the call.
+    Once large arrays or bodies have been freed it would keep up to 64 MB for each thread that
+    allocates much, where malloc_trim does not reach it: under a flood of large bodies a third more
+    than is in use. Other C libraries (musl's, macOS') return large pieces anyway, and lack the call.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:

@@ -97,9 +97,8 @@ class ResidentModels:
             StartupError: a file is wrong or cannot be used.
         """
         settings = self._around.settings
+        give_back_freed_memory()
         self.start_reading()
-        if settings.unload_after_s is not None:
-            give_back_freed_memory()
         for encoder in self._encoders:
             encoder.show_in(metrics)
         if not settings.lazy:

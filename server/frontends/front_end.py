@@ -21,6 +21,7 @@ from server import logs
 from server.access.access import Access
 from server.catalog.registry import Registry, read_registry
 from server.engine.offering import Offering
+from server.engine.resident_memory import give_back_freed_memory
 from server.errors import CardError, EngineSilent, StartupError
 from server.frontends import messages
 from server.frontends.channel import Channel
@@ -72,6 +73,7 @@ def run(
         content = write(messages.CannotStart(error.message))
         stream.sendall(head_of(Kind.TELL, 0, content) + content)
         return
+    give_back_freed_memory()
     front_end.run(listener)
 
 

@@ -9,13 +9,16 @@ uvicorn closes a connection on which nothing came for a while after an answer. H
 runs from a connection's begin, and until the next head is whole; and who does not read is not
 waited for either. Else whoever sends nothing, or half a head, or lets answers lie, would hold a
 file descriptor for good.
+
+What lies in a connection and belongs to no seat is counted in the process's waiting room.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import h11
 import httptools
@@ -24,19 +27,34 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from server.errors import InvalidRequest
+from server.errors import ApiError, InvalidRequest, Overloaded
 from server.http.connection_limit import ConnectionLimit, FewConnections
 from server.http.half_closed import HalfClosed
+from server.http.waiting_room import WaitingRoom, head_bytes, waiting_bytes
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
 MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 256
+# A head that is no larger is not counted: a few kilobytes as objects, as all of a connection.
+USUAL_HEAD_BYTES = 4096
+USUAL_HEADERS = 32
+MAX_PIPELINED = 16  # requests that wait behind an unanswered one of their connection
 # What is read of a body whose request is answered already, so that the client sees its answer.
 MAX_UNWANTED_BYTES = 64 * 1024 * 1024
 MAX_UNWANTED_S = 60.0
 MIN_READ_BYTES_PER_S = 1024  # of an answer: whoever reads it holds memory and a place of others
 _NO_HTTP = "Invalid HTTP request received."
+_TOO_MANY_HEADERS = f"The request has more than {MAX_HEADERS} headers."
+
+
+class _Answer(Protocol):
+    """What both protocols know of a request."""
+
+    disconnected: bool
+    response_started: bool
+    response_complete: bool
 
 
 class LimitedState(ServerState):
@@ -48,6 +66,8 @@ class LimitedState(ServerState):
 class _NotForGood(HalfClosed):
     """What keeps both protocols from waiting for a client for ever."""
 
+    room = WaitingRoom(1024 * 1024 * 1024)  # see `within`
+    _room_bytes = 0  # what this connection has of it
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     timeout_keep_alive: int
@@ -69,6 +89,7 @@ class _NotForGood(HalfClosed):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Keep nothing alive, however it ended."""
+        self._hold(0)
         self._unset_keepalive_if_required()
         self.resume_writing()
         super().connection_lost(exc)
@@ -114,6 +135,13 @@ class _NotForGood(HalfClosed):
         elif self._body_bytes >= MAX_HEAD_BYTES:
             self._set_keepalive()
 
+    def _hold(self, num_bytes: int) -> bool:
+        """Whether there is room for so many bytes of this connection."""
+        if not self.room.change(self._room_bytes, num_bytes):
+            return False
+        self._room_bytes = num_bytes
+        return True
+
     def _watch_reader(self) -> None:
         if self._reader_timer is None:
             self._unread_bytes = self.transport.get_write_buffer_size()
@@ -134,7 +162,14 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
     server_state: LimitedState
     _bytes_without_progress = 0
     _progress = False
+    _data_bytes = 0  # that came last
+    _head_bytes = 0  # of the request that is answered, if they are many
     _answering: RequestResponseCycle | None = None  # the request whose answer is next
+
+    @classmethod
+    def within(cls, room: WaitingRoom) -> type[Self]:
+        """A protocol whose connections share the room."""
+        return type(cls.__name__, (cls,), {"room": room})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head, no longer than for a later one."""
@@ -152,24 +187,36 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Feed the parser; more than MAX_HEAD_BYTES that complete nothing are refused."""
         self._progress = False
+        self._data_bytes = len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._continue_with_h11(data[upgrade.args[0] :])
             return
-        except httptools.HttpParserError:
-            self.send_400_response(_NO_HTTP)
+        except httptools.HttpParserError as error:
+            told = error.__context__
+            self._refuse(told if isinstance(told, ApiError) else InvalidRequest(_NO_HTTP))
             return
         self._bytes_without_progress = (
             0 if self._progress else self._bytes_without_progress + len(data)
         )
         if self._bytes_without_progress > MAX_HEAD_BYTES:
             self.send_400_response(f"The request's head is longer than {MAX_HEAD_BYTES} bytes.")
+        elif self._bytes_without_progress or self.pipeline or self._room_bytes or self._head_bytes:
+            self._count()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Parser callback."""
+        if len(self.headers) >= MAX_HEADERS:
+            raise InvalidRequest(_TOO_MANY_HEADERS)
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Parser callback."""
         self._progress = True
         self._unset_keepalive_if_required()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise InvalidRequest(f"More than {MAX_PIPELINED} requests wait for an answer.")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -180,11 +227,35 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered in the one shape, too."""
-        _refuse(self.transport, msg)
+        self._refuse(InvalidRequest(msg))
+
+    def on_response_complete(self) -> None:
+        """What it held is free."""
+        self._head_bytes = 0
+        if self.pipeline:  # how long the next one's head was is not known any more
+            self._data_bytes = MAX_HEAD_BYTES
+        super().on_response_complete()
+        if self._room_bytes:
+            self._count()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
+        before = self._bytes_without_progress + self._data_bytes
+        headers: Any = cycle.scope["headers"]
+        if before > USUAL_HEAD_BYTES or len(headers) > USUAL_HEADERS:
+            self._head_bytes = head_bytes(headers)
         super()._start_asgi_task(cycle, app)
+
+    def _count(self) -> None:
+        """Hold what lies here; refuse what there is no room for."""
+        num_bytes = self._bytes_without_progress + self._head_bytes + waiting_bytes(self.pipeline)
+        if self._bytes_without_progress:
+            num_bytes += head_bytes(self.headers)
+        if not self._hold(num_bytes):
+            self._refuse(_no_room())
+
+    def _refuse(self, error: ApiError) -> None:
+        _refuse(self.transport, self._answering, error)
 
     def _should_upgrade(self) -> bool:
         """Whatever is offered: no request is started here, since its body would be lost."""
@@ -198,6 +269,8 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
         head += [b"%s: %s\r\n" % header for header in self.headers]
         self.connections.discard(self)
         protocol = UpgradeIgnoringProtocol(self.config, self.server_state, self.app_state)
+        protocol.room = self.room
+        self._hold(0)
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)
         protocol.data_received(b"".join((*head, b"\r\n", rest)))
@@ -212,16 +285,34 @@ class UpgradeIgnoringProtocol(_NotForGood, H11Protocol):
             self._take_notice_of_body(len(data))
         self.conn.receive_data(data)
         self.handle_events()
+        headers = self.headers or ()
+        if len(headers) > MAX_HEADERS:
+            self.send_400_response(_TOO_MANY_HEADERS)
+        elif not self._hold(len(self.conn.trailing_data[0]) + head_bytes(headers)):
+            _refuse(self.transport, self.cycle, _no_room())
 
     def send_400_response(self, msg: str) -> None:
         """As the other protocol."""
-        _refuse(self.transport, msg)
+        _refuse(self.transport, self.cycle, InvalidRequest(msg))
 
 
-def _refuse(transport: asyncio.Transport, message: str) -> None:
-    body = orjson.dumps(InvalidRequest(message).body())
+def _no_room() -> ApiError:
+    return Overloaded("too many heads are not whole yet", retry_after_s=1)
+
+
+def _refuse(transport: asyncio.Transport, answering: _Answer | None, error: ApiError) -> None:
+    """Tell what is wrong, and hang up; in the midst of an answer there is no place to tell it."""
+    if answering is not None and not answering.response_complete:
+        if answering.response_started:
+            transport.close()
+            return
+        answering.disconnected = True  # nothing may stand behind the refusal
+    body = orjson.dumps(error.body())
+    headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
     transport.write(
-        b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-        b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(body), body)
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+        "content-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n{headers}\r\n".encode()
+        + body
     )
     transport.close()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from server.engine.admission import Admission, Ticket
+from server.engine.client_patience import ClientPatience
 from server.engine.fair_share import LIGHT_TOKENS
 from server.engine.pace import Pace
 from server.engine.ratio import Ratio
@@ -217,6 +218,38 @@ def test_the_measured_speed_decides() -> None:
     for _ in range(10):
         speed.observe(1_000, 1.0)
     assert lets_in(gate, "A", 10_000)
+
+
+# What is known of clients who left.
+
+
+def test_a_key_whose_clients_leave_waits_no_longer_than_they_did() -> None:
+    patience = ClientPatience()
+    gate = Admission(
+        max_queue_tokens=NO_LIMIT,
+        max_wait_s=30,
+        tokens_per_second=Ratio(RATE, weight=1),
+        patience=patience,
+    )
+    gate.admit("C", 50_000)  # 50 s of work
+    gate.admit("A", 15_000)
+    assert lets_in(gate, "A", 1_000)
+    patience.note_left("A", 9.0)
+    assert not lets_in(gate, "A", 10_000)
+    assert lets_in(gate, "B", 10_000)  # nobody else is asked to wait less
+    assert lets_in(gate, "A", 10)  # what is done sooner is let in
+
+
+def test_an_idle_server_takes_what_its_client_may_not_wait_for() -> None:
+    patience = ClientPatience()
+    patience.note_left("A", 9.0)
+    gate = Admission(
+        max_queue_tokens=NO_LIMIT,
+        max_wait_s=30,
+        tokens_per_second=Ratio(RATE, weight=1),
+        patience=patience,
+    )
+    assert lets_in(gate, "A", 1_000_000)
 
 
 # How long the others are told to stay away.

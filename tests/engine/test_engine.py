@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import pytest
 
+from server.engine import client_patience
 from server.engine.engine import Engine
 from server.engine.patience import Patience
 from server.errors import (
@@ -178,6 +179,29 @@ async def test_a_cancelled_request_does_not_cost_another_forward_pass(
     backend.gate.set()
     await asyncio.gather(*running)
     assert all(tokens == 1 for _, tokens in backend.shapes)
+
+
+async def test_a_key_whose_client_has_left_is_not_asked_to_wait_as_long_again(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_patience, "SHORTEST_S", 0.0)
+    backend = FakeBackend()
+    engine = make_engine(backend)
+    backend.gate.clear()
+    running = [asyncio.create_task(embed(engine, [ids(1)] * 64, "bulk")) for _ in range(2)]
+    await asyncio.to_thread(lambda: [backend.entered.acquire(timeout=10) for _ in range(2)])
+    waiting = asyncio.create_task(embed(engine, [ids(2, 2)] * 100, "leaves"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    with pytest.raises(Overloaded):
+        await embed(engine, [ids(2, 2)] * 100, "leaves")
+    other = asyncio.create_task(embed(engine, [ids(2, 2)] * 100, "stays"))
+    await asyncio.sleep(0)
+    backend.gate.set()
+    assert len(await other) == 100
+    await asyncio.gather(*running)
 
 
 async def test_a_cancelled_request_gives_back_its_tokenizing_thread() -> None:

@@ -17,7 +17,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from server.http.protocol import MAX_HEAD_BYTES, MAX_UNWANTED_BYTES, _NotForGood
+from server.http.protocol import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_PIPELINED,
+    MAX_UNWANTED_BYTES,
+    _NotForGood,
+)
 from tests.conftest import REPOSITORY
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
@@ -129,6 +135,57 @@ def test_pipelined_requests_are_answered_in_order(connection: Connection) -> Non
         assert ok(connection)
 
 
+@pytest.mark.parametrize("offer", [b"", OFFER], ids=["plain", "upgrade-offered"])
+def test_a_head_of_many_headers_is_refused(connection: Connection, offer: bytes) -> None:
+    length = b"Content-Length: %d\r\n\r\n" % len(BODY)
+    with connection:
+        connection.send(POST, offer, b"a:b\r\n" * (MAX_HEADERS - 10), length, BODY)
+        assert ok(connection)
+        connection.send(POST, offer, b"a:b\r\n" * MAX_HEADERS, length, BODY)
+        assert connection.refused()
+
+
+def test_more_requests_in_a_row_than_may_wait_end_the_connection(
+    connection: Connection, http: httpx.Client
+) -> None:
+    with connection:
+        connection.send(PLAIN * (MAX_PIPELINED + 1))
+        for _ in range(MAX_PIPELINED + 1):
+            assert ok(connection)
+        connection.send(PLAIN * 500)
+        assert connection.refused()
+    assert http.get("/readyz").status_code == 200
+
+
+def test_half_heads_take_so_much_memory_and_give_it_back(small: ServerProcess) -> None:
+    half = POST + b"x-a: " + b"a" * 60_000
+    with contextlib.ExitStack() as stack:
+
+        def fill() -> list[Connection]:
+            several = [stack.enter_context(Connection(small)) for _ in range(100)]
+            for one in several:
+                one.send(half)
+            return several
+
+        def has_room() -> bool:
+            with Connection(small) as one:
+                with contextlib.suppress(ConnectionError):  # refused before its end
+                    one.send(half, b"\r\nContent-Length: %d\r\n\r\n" % len(BODY), BODY)
+                    return one.answer()[0] == 200
+                return False
+
+        several = fill()
+        refused = several[-1].answer()  # of 4 MiB
+        assert refused[0] == 503
+        assert not has_room()
+        with Connection(small) as usual:
+            usual.send(PLAIN)
+            assert ok(usual)
+        for one in several:
+            one.__exit__()
+        wait_for(has_room, "room for another head")
+
+
 def test_an_upgrade_offered_behind_an_unanswered_request_is_refused(
     connection: Connection, http: httpx.Client
 ) -> None:
@@ -192,6 +249,13 @@ def test_many_short_trailers_are_refused_too(connection: Connection) -> None:
 def impatient() -> Iterator[ServerProcess]:
     """Keeps a connection open for a second only."""
     with ServerProcess("--keep-alive-timeout-s", "1") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[ServerProcess]:
+    flags = ("--model", "all-MiniLM-L6-v2", "--max-memory-bytes", str(16 * 1024 * 1024))
+    with ServerProcess(*flags) as server:
         yield server
 
 
