@@ -33,13 +33,6 @@ LANES = 2  # one prepares or fetches while the other's pass runs
 DIRECT_TOKENS = 4096
 
 
-def device_names() -> list[str]:
-    """The CUDA devices that torch can use, as it names them."""
-    if not torch.cuda.is_available():
-        return []
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-
-
 def give_back_memory() -> None:
     """Let other programs have what models took that are not needed any more."""
     gc.collect()  # modules point at each other
