@@ -145,6 +145,15 @@ class EngineMetrics:
         "unloaded in the same time, or if it was loaded at the start.",
     )
 
+    recorded_bytes = Declared(
+        Gauge, "recorded_passes_bytes", "Memory of the GPUs that its CUDA graphs keep."
+    )
+    refused_shapes = Declared(
+        Gauge,
+        "refused_shapes",
+        "Shapes recorded as CUDA graphs that are not used, since a replay differed from the pass.",
+    )
+
     def __init__(self, metrics: Metrics, encoder: str) -> None:
         for name, family in metrics.engine_families.items():
             setattr(self, name, family.labels(encoder))
@@ -169,7 +178,13 @@ class EngineMetrics:
 
     def tell_unloaded(self) -> None:
         """The encoder is in memory no more: nothing is watched."""
-        for gauge in (self.loaded, self.file_bytes, self.resident_bytes):
+        for gauge in (
+            self.loaded,
+            self.file_bytes,
+            self.resident_bytes,
+            self.recorded_bytes,
+            self.refused_shapes,
+        ):
             gauge.set(0)
         self.watch(**dict.fromkeys(WATCHED, float))
 
@@ -217,6 +232,11 @@ class Metrics:
         "stage", "model",
         buckets=_SECONDS,
     )  # fmt: skip
+    serving_compilations = Declared(
+        Counter,
+        "serving_compilations_total",
+        "Compilations by torch while requests waited; loading a model should leave none.",
+    )
     database_up = Declared(
         Gauge, "database_up", "1 unless the database of keys is away.", alike=True
     )

@@ -7,6 +7,7 @@ may call.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -103,6 +104,18 @@ class Opener:
         warm_up(encoder)
         check_parity(encoder, card, self._settings.min_parity)
         return encoder
+
+    def measure_again(self, encoder: Encoder) -> Encoder:
+        """The encoder with what its GPUs can do now that other models take of their memory.
+
+        Raises:
+            ModelLoadError: they leave too little.
+        """
+        if encoder.capacity is None:
+            return encoder
+        from server.inference.torch_backend import measure_again
+
+        return replace(encoder, capacity=measure_again(encoder.backends, encoder.capacity))
 
     def open_rotation(self, card: Card) -> NDArray[np.float32] | None:
         """The card's rotation, (embedding_dim, embedding_dim), or None if it has none.

@@ -48,9 +48,7 @@ class Placement:
 
     def backend_for(self, card: Card) -> BackendChoice:
         """What computes this card here; says in which numbers, and with them the fingerprint."""
-        return choose_backend(
-            card, self.devices, self.dtype, insist=self.chosen, quick=self.quick
-        )
+        return choose_backend(card, self.devices, self.dtype, insist=self.chosen, quick=self.quick)
 
 
 ON_CPU = Placement()

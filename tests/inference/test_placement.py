@@ -101,7 +101,11 @@ def test_torch_is_not_even_looked_for_without_a_driver(
         ("cuda", {"torch": False}, f"cuda needs torch: {re.escape(install_command('torch'))}"),
         ("cuda", {}, "cuda is asked for, but no CUDA GPUs are available"),
         ("cuda:0", {"why_none": "the driver is too old"}, "cuda:0 .* but the driver is too old"),
-        ("cuda", {"faults": {"cuda:0": "no kernels for cuda:0"}}, "cuda .* but no kernels for cuda"),
+        (
+            "cuda",
+            {"faults": {"cuda:0": "no kernels for cuda:0"}},
+            "cuda .* but no kernels for cuda",
+        ),
         ("cuda:0", {"faults": {"cuda:0": "no kernels for cuda:0"}}, "cuda:0 .* but no kernels"),
     ],
 )

@@ -10,8 +10,8 @@ import torch
 
 from server.inference.torch_devices import find_devices, has_kernels, why_not_computing
 
-CUDA_12_6 = "sm_50 sm_60 sm_70 sm_75 sm_80 sm_86 sm_90".split()
-CUDA_13_0 = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120 compute_120".split()
+CUDA_12_6 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+CUDA_13_0 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 
 
 @pytest.mark.parametrize(
