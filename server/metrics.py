@@ -145,14 +145,8 @@ class EngineMetrics:
         "unloaded in the same time, or if it was loaded at the start.",
     )
 
-    recorded_bytes = Declared(
-        Gauge, "recorded_passes_bytes", "Memory of the GPUs that its CUDA graphs keep."
-    )
-    refused_shapes = Declared(
-        Gauge,
-        "refused_shapes",
-        "Shapes recorded as CUDA graphs that are not used, since a replay differed from the pass.",
-    )
+    recorded_bytes = Declared(Gauge, "recorded_passes_bytes", "GPU memory of its CUDA graphs.")
+    refused_shapes = Declared(Gauge, "refused_shapes", "Its CUDA graphs that differ, so unused.")
 
     def __init__(self, metrics: Metrics, encoder: str) -> None:
         for name, family in metrics.engine_families.items():
@@ -178,13 +172,9 @@ class EngineMetrics:
 
     def tell_unloaded(self) -> None:
         """The encoder is in memory no more: nothing is watched."""
-        for gauge in (
-            self.loaded,
-            self.file_bytes,
-            self.resident_bytes,
-            self.recorded_bytes,
-            self.refused_shapes,
-        ):
+        self.loaded.set(0)
+        gauges = (self.loaded, self.file_bytes, self.resident_bytes)
+        for gauge in (*gauges, self.recorded_bytes, self.refused_shapes):
             gauge.set(0)
         self.watch(**dict.fromkeys(WATCHED, float))
 
@@ -233,9 +223,7 @@ class Metrics:
         buckets=_SECONDS,
     )  # fmt: skip
     serving_compilations = Declared(
-        Counter,
-        "serving_compilations_total",
-        "Compilations by torch while requests waited; loading a model should leave none.",
+        Counter, "serving_compilations_total", "Compilations by torch while requests wait."
     )
     database_up = Declared(
         Gauge, "database_up", "1 unless the database of keys is away.", alike=True

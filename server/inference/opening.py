@@ -19,7 +19,7 @@ from server.catalog.verify import check_present
 from server.inference.backend import LoadOptions
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder, load_encoder, load_rotation
-from server.inference.parity import check_parity
+from server.inference.parity import check_parity, check_range
 from server.inference.placement import ON_CPU, Placement, find_placement
 from server.inference.probing import warm_up
 from server.settings import Settings
@@ -102,6 +102,8 @@ class Opener:
         """
         encoder = self.load_encoder(card)
         warm_up(encoder)
+        if self.placement.backend_for(card).card.dtype == "float16":
+            check_range(encoder, card)
         check_parity(encoder, card, self._settings.min_parity)
         return encoder
 

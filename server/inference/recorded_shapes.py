@@ -59,7 +59,7 @@ def packings_to_warm(max_tokens: int, max_input_tokens: int) -> list[list[int]]:
     """
     longest = min(max_input_tokens, max_tokens)
     middle = (longest + 1) // 2
-    many = min(max_tokens, 300)
+    many = min(max_tokens, 20)
     found = [
         [middle, 3, 1, 2],  # nothing is equal
         [longest],

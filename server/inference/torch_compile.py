@@ -8,7 +8,6 @@ Needs Triton, which comes with torch, and a C compiler.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import logging
 import os
@@ -81,11 +80,15 @@ def warm_up(forward: Callable[[Sequence[int]], object], packings: Sequence[Seque
     return False
 
 
-@functools.cache
 def _watch() -> None:
-    from torch._dynamo.callback import on_compile_start
+    from torch._dynamo.callback import callback_handler
 
-    on_compile_start(lambda *_: COMPILATIONS.note())
+    if _note not in callback_handler.start_callbacks:  # else since an earlier model
+        callback_handler.register_start_callback(_note)
+
+
+def _note(*_: object) -> None:
+    COMPILATIONS.note()
 
 
 def _layers_of(transformer: PreTrainedModel) -> list[torch.nn.Module]:

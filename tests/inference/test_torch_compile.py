@@ -15,16 +15,16 @@ from server.inference.recorded_shapes import packings_to_warm
 from server.inference.torch_compile import are_compiled, compile_layers, release_layers, warm_up
 from server.inference.torch_modules import DenseLayers, PackedModule, lay_out
 
-LONGEST = 700  # tokens of a text; no shape of more than 512 is recorded
-BUDGET = 1024
+LONGEST = 600  # tokens of a text; no shape of more than 512 is recorded
+BUDGET = 700
 # Dynamo decides what a compiled layer holds for, whatever compiles it; this is the quickest.
-BACKEND = "aot_eager"
+BACKEND = "eager"
 
 
 @pytest.fixture
 def packed() -> Iterator[PackedModule]:
     config = Qwen3Config(
-        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=LONGEST,
     )  # fmt: skip
     transformer = Qwen3Model._from_config(config, attn_implementation="eager").eval()
@@ -43,6 +43,11 @@ def embed(packed: PackedModule, lengths: Sequence[int]) -> None:
         packed(*lay_out([torch.from_numpy(text) for text in texts]))
 
 
+def lines_of_ours(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Without those of torch, which tells each step of a compilation."""
+    return [one.getMessage() for one in caplog.records if one.name.startswith("server.")]
+
+
 @pytest.fixture
 def told() -> Iterator[list[int]]:
     found: list[int] = []
@@ -59,13 +64,13 @@ def test_after_warming_up_nothing_is_compiled_whatever_is_computed(
         assert warm_up(lambda lengths: embed(packed, lengths), packings_to_warm(BUDGET, LONGEST))
     warm = COMPILATIONS.count
     chance = np.random.default_rng(3)
-    for _ in range(60):
+    for _ in range(30):
         lengths = chance.integers(1, chance.choice([3, 30, LONGEST + 1]), chance.integers(1, 12))
         embed(packed, lengths.tolist())
     embed(packed, [LONGEST])
     assert COMPILATIONS.count == warm
     assert told == []
-    assert not caplog.messages
+    assert not lines_of_ours(caplog)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -77,7 +82,7 @@ def test_what_is_compiled_while_serving_is_told(
     assert told == []
     embed(packed, [1])  # a number that is 1 is compiled anew
     assert told == [1]
-    assert caplog.messages == [
+    assert lines_of_ours(caplog) == [
         "torch compiles while requests wait: loading has not met such a shape"
     ]
 

@@ -64,7 +64,7 @@ def test_a_shape_whose_replay_differs_is_told_once_and_not_used(
     def fixed(ids: torch.Tensor, bounds: torch.Tensor, longest: int) -> torch.Tensor:
         if len(ids) == 32:  # asks the device, whose answer of that time is part of the graph
             bounds = torch.tensor(bounds.tolist(), dtype=torch.int32)
-        return exact._packed(ids, bounds, longest)  # type: ignore[no-any-return]
+        return exact._packed(ids, bounds, longest)
 
     pipeline = record(fixed)
     (line,) = caplog.messages
@@ -92,7 +92,7 @@ def test_a_shape_that_cannot_be_compared_is_not_used(
         passes += 1
         if len(ids) == BUDGET and passes > 2 * SHAPES:  # beside what the recordings keep
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
-        return exact._packed(ids, bounds, longest)  # type: ignore[no-any-return]
+        return exact._packed(ids, bounds, longest)
 
     pipeline = record(short_of_memory)
     assert "64 tokens of 16 texts of at most 128 (CUDA out of memory" in caplog.messages[0]
