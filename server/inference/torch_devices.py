@@ -65,7 +65,7 @@ def find_devices() -> FoundDevices:
                 usable.append(device)
             else:
                 has = " ".join(codes)
-                faults[name] = f"torch {torch.__version__} has no kernels for {device}, but {has}"
+                faults[name] = f"torch {torch.__version__} has kernels for {has}, none for {device}"
     return FoundDevices(tuple(usable), faults)
 
 
