@@ -320,10 +320,10 @@ class TestPreparing:
         monkeypatch.setattr(
             torch_backend, "warm_up", lambda forward, packings: asked.append(packings)
         )
+        monkeypatch.setattr(exact, "_run", lambda texts, **_: np.zeros((len(texts), 384)))
         exact.prepare(512)
         assert asked == []  # nothing is compiled
         compile_layers(exact._padded.transformer, "eager")
-        monkeypatch.setattr(exact, "_run", lambda texts, **_: np.zeros((len(texts), 384)))
         exact.prepare(512)
         assert [256] in asked[0]
         assert not are_compiled(exact._padded.transformer)

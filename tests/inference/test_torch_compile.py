@@ -67,8 +67,8 @@ def test_after_warming_up_nothing_is_compiled_whatever_is_computed(
     for _ in range(30):
         lengths = chance.integers(1, chance.choice([3, 30, LONGEST + 1]), chance.integers(1, 12))
         embed(packed, lengths.tolist())
-    for lengths in ([1], [2], [LONGEST], [3, 2]):  # which chance seldom finds
-        embed(packed, lengths)
+    for single in ([1], [2], [LONGEST], [3, 2]):  # which chance seldom finds
+        embed(packed, single)
     assert COMPILATIONS.count == warm
     assert told == []
     assert not lines_of_ours(caplog)
