@@ -146,6 +146,9 @@ class EngineMetrics:
         "unloaded in the same time, or if it was loaded at the start.",
     )
 
+    recorded_bytes = Declared(Gauge, "recorded_passes_bytes", "GPU memory of its CUDA graphs.")
+    refused_shapes = Declared(Gauge, "refused_shapes", "Its CUDA graphs that differ, so unused.")
+
     def __init__(self, metrics: Metrics, encoder: str) -> None:
         for name, family in metrics.engine_families.items():
             setattr(self, name, family.labels(encoder))
@@ -170,7 +173,9 @@ class EngineMetrics:
 
     def tell_unloaded(self) -> None:
         """The encoder is in memory no more: nothing is watched."""
-        for gauge in (self.loaded, self.file_bytes, self.resident_bytes):
+        self.loaded.set(0)
+        gauges = (self.loaded, self.file_bytes, self.resident_bytes)
+        for gauge in (*gauges, self.recorded_bytes, self.refused_shapes):
             gauge.set(0)
         self.watch(**dict.fromkeys(WATCHED, float))
 
@@ -234,6 +239,9 @@ class Metrics:
         "stage", "model",
         buckets=_SECONDS,
     )  # fmt: skip
+    serving_compilations = Declared(
+        Counter, "serving_compilations_total", "Compilations by torch while requests wait."
+    )
     database_up = Declared(
         Gauge, "database_up", "1 unless the database of keys is away.", alike=True
     )

@@ -88,6 +88,17 @@ class ResidentEncoder:
             opener = self._around.opener
             self._reading = self._around.threads.submit(opener.open_encoder, self.card)
 
+    async def finish_reading(self) -> None:
+        """Wait until it is read, after `start_reading`; raises as `load`."""
+        assert self._reading is not None
+        await asyncio.wrap_future(self._reading)
+
+    def measure_again(self) -> None:
+        """Find out what it can do beside the others, in a thread; all are read and none is used."""
+        assert self._reading is not None
+        around = self._around
+        self._reading = around.threads.submit(around.opener.measure_again, self._reading.result())
+
     def show_in(self, metrics: Metrics) -> None:
         """Tell these metrics what happens; must be called before anything is loaded."""
         self._metrics = EngineMetrics(metrics, self.card.name)
@@ -158,6 +169,9 @@ class ResidentEncoder:
             patience=self._around.patience,
         )
         self._metrics.tell_loaded(self.card.file_bytes, self._resident_bytes)
+        if encoder.capacity is not None:
+            self._metrics.recorded_bytes.set(encoder.capacity.recorded_bytes)
+            self._metrics.refused_shapes.set(encoder.capacity.refused_shapes)
         if settings.lazy:
             log.info(
                 "model %s loaded in %.2f s: %s of files, resident memory %s",

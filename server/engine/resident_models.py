@@ -13,6 +13,7 @@ from server.engine.patience import PATIENCE, Patience
 from server.engine.resident_encoder import ResidentEncoder, Surroundings
 from server.engine.resident_memory import give_back_freed_memory
 from server.errors import SettingError
+from server.inference.compilations import COMPILATIONS
 from server.inference.opening import Opener, select_cards
 from server.metrics import Metrics
 from server.settings import Settings
@@ -101,11 +102,21 @@ class ResidentModels:
         self.start_reading()
         for encoder in self._encoders:
             encoder.show_in(metrics)
+        COMPILATIONS.tell = metrics.serving_compilations.inc
         if not settings.lazy:
+            if not self._around.opener.placement.on_cpu and len(self._encoders) > 1:
+                await self._share_gpus()
             for encoder in self._encoders:
                 await encoder.load()
             self._around.threads.shutdown(wait=False)  # all is read
         self.is_ready = True
+
+    async def _share_gpus(self) -> None:
+        """Find each model's token budget again: those loaded first had the memory of all."""
+        for encoder in self._encoders:
+            await encoder.finish_reading()
+        for encoder in self._encoders:
+            encoder.measure_again()
 
     def close(self) -> None:
         """Answer what is still in flight with Draining and end the worker threads."""

@@ -23,6 +23,8 @@ class Capacity:
     batch_tokens: int  # of one forward pass: what was wished for, or as much as the memory holds
     tokens_per_second: float  # of one device, in passes of that size
     concurrent_passes: int  # that one device works on at once
+    recorded_bytes: int = 0  # of all devices' memory that recorded passes keep
+    refused_shapes: int = 0  # recorded, and not used since they differ
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,16 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from server.catalog.card import GRAPH_FILE, Card, Dtype
 from server.errors import SettingError
+from server.inference import least_cosines
 from server.inference.backend import Backend, Capacity, LoadOptions
 
 DeviceType = Literal["cpu", "gpu"]
 
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 CPU = "cpu"  # the device of rows for the CPU; all other names are a GPU's, as torch has them
 
 
@@ -118,6 +120,7 @@ class BackendChoice:
     kind: BackendKind
     devices: tuple[str, ...]
     card: Card  # as it is computed: its `dtype`, and with it its fingerprint
+    instead_of: Dtype | None = None  # what the card prefers, if the devices lack it
 
     @property
     def on_cpu(self) -> bool:
@@ -140,8 +143,23 @@ def kinds_on(device_type: DeviceType) -> tuple[BackendKind, ...]:
     return tuple(kind for kind in KINDS if kind.device_type == device_type)
 
 
+def dtypes_of(capability: tuple[int, int]) -> tuple[Dtype, ...]:
+    """In which numbers a GPU of this compute capability is quick.
+
+    bfloat16 came with 8.0, and products in float16 with 7.0; before, both are emulated or slow.
+    """
+    if capability >= (8, 0):
+        return DTYPES
+    return ("float32", "float16") if capability >= (7, 0) else ("float32",)
+
+
 def choose_backend(
-    card: Card, devices: Sequence[str], dtype: Dtype | None = None, *, insist: bool = False
+    card: Card,
+    devices: Sequence[str],
+    dtype: Dtype | None = None,
+    *,
+    insist: bool = False,
+    quick: Sequence[Dtype] = DTYPES,
 ) -> BackendChoice:
     """What computes this card on these devices, the one place of that decision.
 
@@ -149,9 +167,10 @@ def choose_backend(
 
     Args:
         devices: the CPU alone, or GPUs.
-        dtype: None: the one that the card prefers there.
+        dtype: None: the one that the card prefers there, if it is quick there.
         insist: a card that cannot be computed on these GPUs is not computed on the CPU instead;
             the first row is chosen, and loading it says what the card lacks.
+        quick: what all of these GPUs compute quickly; float32 is always among it.
 
     Raises:
         SettingError: the CPU computes this card, but not in the dtype.
@@ -163,8 +182,11 @@ def choose_backend(
     fitting = [kind for kind in able if dtype is None or dtype in kind.dtypes]
     if fitting:
         kind = next((one for one in fitting if one.is_installed), fitting[0])
-        computed = card.computed_in(dtype or kind.default_dtype(encoder_card))
-        return BackendChoice(kind, tuple(devices), computed)
+        chosen = preferred = dtype or kind.default_dtype(encoder_card)
+        if dtype is None and device_type == "gpu" and preferred not in quick:
+            chosen = _near_enough(kind.min_cosines(encoder_card), quick)
+        instead_of = preferred if chosen != preferred else None
+        return BackendChoice(kind, tuple(devices), card.computed_in(chosen), instead_of)
     if device_type == "gpu" and not insist:
         return choose_backend(card, (CPU,))
     if device_type == "cpu" and able:
@@ -172,3 +194,12 @@ def choose_backend(
             f"setting dtype: model {card.name} is not computed in {dtype} on the CPU"
         )
     return BackendChoice(kinds[0], tuple(devices), card)
+
+
+def _near_enough(measured: Mapping[Dtype, float], quick: Sequence[Dtype]) -> Dtype:
+    """float16, if it is quick and gave the card's vectors when that was measured; else float32.
+
+    What overflows in float16 was not finite when it was measured, and has no cosine.
+    """
+    near = measured.get("float16", 0.0) >= least_cosines.DEFAULT_DTYPE
+    return "float16" if near and "float16" in quick else "float32"

@@ -22,3 +22,8 @@ TRAINED_DTYPE: Final = 0.999
 # Sequences packed without padding with each alone, by dtype: two kernels, each rounding in its own
 # order.
 PACKED: Final = {"float32": 0.99999, "float16": 0.999, "bfloat16": 0.999}
+# The replay of a CUDA graph with the pass that it was recorded from, over the same input, by dtype.
+# The kernels are the same, but a product may be computed by another of them inside a graph, so the
+# bound is that of two kernels; an address or a length that was recorded by mistake gives vectors of
+# another input, whose cosine is far below.
+RECORDED: Final = PACKED

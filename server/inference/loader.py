@@ -63,6 +63,14 @@ def load_encoder(
             "model %s is computed on the CPU: its card has no [torch] table (import it again)",
             card.name,
         )
+    if choice.instead_of is not None:
+        log.warning(
+            "model %s is computed in %s, not in %s, since that is not for %s; its fingerprint tells",
+            card.name,
+            choice.card.dtype,
+            choice.instead_of,
+            placement.slowest,
+        )
     with ThreadPoolExecutor(max_workers=1) as hashing:
         # At the same time, on another core.
         checked = hashing.submit(check_files, card) if hash_files else None

@@ -7,6 +7,7 @@ may call.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -18,7 +19,7 @@ from server.catalog.verify import check_present
 from server.inference.backend import LoadOptions
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder, load_encoder, load_rotation
-from server.inference.parity import check_parity
+from server.inference.parity import check_parity, check_range
 from server.inference.placement import ON_CPU, Placement, find_placement
 from server.inference.probing import warm_up
 from server.settings import Settings
@@ -101,8 +102,22 @@ class Opener:
         """
         encoder = self.load_encoder(card)
         warm_up(encoder)
+        if self.placement.backend_for(card).card.dtype == "float16":
+            check_range(encoder, card)
         check_parity(encoder, card, self._settings.min_parity)
         return encoder
+
+    def measure_again(self, encoder: Encoder) -> Encoder:
+        """The encoder with what its GPUs can do now that other models take of their memory.
+
+        Raises:
+            ModelLoadError: they leave too little.
+        """
+        if encoder.capacity is None:
+            return encoder
+        from server.inference.torch_backend import measure_again
+
+        return replace(encoder, capacity=measure_again(encoder.backends, encoder.capacity))
 
     def open_rotation(self, card: Card) -> NDArray[np.float32] | None:
         """The card's rotation, (embedding_dim, embedding_dim), or None if it has none.

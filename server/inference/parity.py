@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from server.catalog.card import Card
 from server.errors import ModelLoadError
-from server.inference.direct import embed_texts
+from server.inference.direct import embed_texts, tokenize
 from server.inference.loader import Encoder
 from server.inference.pooling import cosines
 
@@ -42,6 +42,30 @@ def reference_cosine(encoder: Encoder, card: Card) -> float | None:
             )
         lowest.append(float(np.min(cosines(found, stored))))  # NaN stays NaN
     return float(np.min(lowest))
+
+
+def check_range(encoder: Encoder, card: Card) -> None:
+    """Refuse to serve a model whose numbers overflow on the card's reference texts.
+
+    Each text is tried, and all of them again and again as one that is as long as the model reads:
+    how wide a model's numbers get depends on real texts and their beginnings, which random tokens
+    do not have.
+
+    Raises:
+        ModelLoadError: a vector is not finite.
+    """
+    if card.reference is None:
+        return
+    texts = card.reference.texts
+    tokens = len(tokenize(encoder.tokenizer, [" ".join(texts)])[0])
+    longest = " ".join(texts * (1 + 2 * card.max_input_tokens // tokens))
+    for backend in encoder.backends:
+        found = [embed_texts(encoder, some, backend=backend) for some in (texts, [longest])]
+        if not np.isfinite(np.concatenate(found)).all():
+            raise ModelLoadError(
+                f"model {card.name}: {card.dtype} is too narrow for it (numbers overflow on its "
+                "reference texts); choose another --dtype"
+            )
 
 
 def check_parity(encoder: Encoder, card: Card, min_cosine: float) -> None:

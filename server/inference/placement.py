@@ -9,18 +9,23 @@ from __future__ import annotations
 import ctypes
 import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from server.catalog.card import Card, Dtype
 from server.errors import SettingError
 from server.inference.backend_kinds import (
     CPU,
+    DTYPES,
     BackendChoice,
     choose_backend,
     device_type_of,
+    dtypes_of,
     kinds_on,
 )
 from server.program.command_lines import install_command
+
+if TYPE_CHECKING:
+    from server.inference.torch_devices import GpuDevice
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +39,8 @@ class Placement:
     devices: tuple[str, ...] = (CPU,)  # as torch names them; the CPU alone, or GPUs
     dtype: Dtype | None = None  # None: what each card says
     chosen: bool = False  # by the person who starts it: a model that cannot go there is an error
+    quick: tuple[Dtype, ...] = DTYPES  # what all of the GPUs compute quickly
+    slowest: str = ""  # the GPU that decides that
 
     @property
     def on_cpu(self) -> bool:
@@ -41,7 +48,7 @@ class Placement:
 
     def backend_for(self, card: Card) -> BackendChoice:
         """What computes this card here; says in which numbers, and with them the fingerprint."""
-        return choose_backend(card, self.devices, self.dtype, insist=self.chosen)
+        return choose_backend(card, self.devices, self.dtype, insist=self.chosen, quick=self.quick)
 
 
 ON_CPU = Placement()
@@ -51,36 +58,53 @@ def find_placement(device: str, dtype: Dtype | Literal["auto"]) -> Placement:
     """What the settings of these names mean on this machine.
 
     Raises:
-        SettingError: a GPU is asked for and is not there, or the CPU cannot compute in the dtype.
+        SettingError: a GPU is asked for and is not there or cannot be used, or what computes has
+            not the dtype.
     """
-    devices = _find_devices(device)
-    usable = [one for kind in kinds_on("cpu") if kind.is_installed for one in kind.dtypes]
-    if devices == (CPU,) and dtype not in ("auto", *usable):
-        on_cpu = " or ".join(dict.fromkeys(usable))
-        raise SettingError(f"setting dtype: {dtype} needs a GPU; on the CPU it is {on_cpu}")
-    return Placement(devices, None if dtype == "auto" else dtype, chosen=device != "auto")
+    gpus = _find_gpus(device)
+    wished, chosen = None if dtype == "auto" else dtype, device != "auto"
+    if not gpus:
+        usable = [one for kind in kinds_on("cpu") if kind.is_installed for one in kind.dtypes]
+        if wished is not None and wished not in usable:
+            on_cpu = " or ".join(dict.fromkeys(usable))
+            raise SettingError(f"setting dtype: {dtype} needs a GPU; on the CPU it is {on_cpu}")
+        return Placement((CPU,), wished, chosen)
+    slowest = min(gpus, key=lambda gpu: gpu.capability)
+    quick = dtypes_of(slowest.capability)
+    if wished == "bfloat16" and wished not in quick:  # emulated, if at all
+        raise SettingError(f"setting dtype: {slowest} has no bfloat16; float16 and float32 it has")
+    return Placement(tuple(gpu.name for gpu in gpus), wished, chosen, quick, str(slowest))
 
 
-def _find_devices(device: str) -> tuple[str, ...]:
+def _find_gpus(device: str) -> tuple[GpuDevice, ...]:
+    """Those to compute on; none: the CPU computes, and the log says why if that may surprise."""
     if device == CPU or (device == "auto" and not _has_driver()):
-        return (CPU,)
+        return ()
     if not kinds_on("gpu")[0].is_installed:
         if device == "auto":
             log.info("there is an NVIDIA driver but no torch: computing on the CPU")
-            return (CPU,)
+            return ()
         raise SettingError(f"setting device: {device} needs torch: {install_command('torch')}")
-    from server.inference.torch_cuda import device_names
+    from server.inference.torch_devices import find_devices, why_not_computing
 
-    found = device_names()
-    if device == "auto":
-        return tuple(found) or (CPU,)
-    if not found:
-        raise SettingError(f"setting device: {device} is asked for, but torch finds no CUDA device")
-    if device == "cuda":
-        return tuple(found)
-    if device not in found:
-        raise SettingError(f"setting device: no {device} here, but {', '.join(found)}")
-    return (device,)
+    found = find_devices()
+    there = sorted([*found.faults, *(gpu.name for gpu in found.usable)])
+    every = device in ("auto", "cuda")
+    if there and not every and device not in there:
+        raise SettingError(f"setting device: no {device} here, but {', '.join(there)}")
+    wished = [gpu for gpu in found.usable if every or gpu.name == device]
+    faults = {name: why for name, why in found.faults.items() if every or name == device}
+    faults |= {gpu.name: f"{gpu}: {why}" for gpu in wished if (why := why_not_computing(gpu.name))}
+    gpus = tuple(gpu for gpu in wished if gpu.name not in faults)
+    if gpus:
+        for why in faults.values():
+            log.warning("a GPU is not used: %s", why)
+        return gpus
+    why = found.why_none or "; ".join(faults.values())
+    if device != "auto":
+        raise SettingError(f"setting device: {device} is asked for, but {why}")
+    log.warning("there is an NVIDIA driver, but the CPU computes: %s", why)
+    return ()
 
 
 def _has_driver() -> bool:

@@ -1,10 +1,12 @@
 """Which shapes of packed micro-batches are recorded as CUDA graphs, and which of them one fits.
 
-Pure arithmetic: knows neither torch nor a device.
+Pure arithmetic: knows neither torch nor a device. Also which packings compilers and graphs are
+tried with.
 """
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -38,6 +40,44 @@ def recorded_sizes(most: int) -> list[int]:
     return [*(size for size in sizes if size < most), most]
 
 
+def random_lengths(shape: Shape, max_input_tokens: int, chance: random.Random) -> list[int]:
+    """Lengths of sequences that fit the shape: few or many, and seldom filling it."""
+    longest = chance.randint(1, min(shape.longest, max_input_tokens, shape.tokens))
+    lengths: list[int] = []
+    left = chance.randint(1, shape.tokens)
+    while left and len(lengths) < shape.slots:
+        lengths.append(chance.randint(1, min(longest, left)))
+        left -= lengths[-1]
+    return lengths
+
+
+def packings_to_warm(max_tokens: int, max_input_tokens: int) -> list[list[int]]:
+    """Lengths of micro-batches in which everything occurs that a compiler may take for a rule.
+
+    A number that is 1, numbers that are equal (tokens, texts, the longest text), the least and the
+    most of each.
+    """
+    longest = min(max_input_tokens, max_tokens)
+    middle = (longest + 1) // 2
+    many = min(max_tokens, 20)
+    found = [
+        [middle, 3, 1, 2],  # nothing is equal
+        [longest],
+        [middle],
+        [1],
+        [2],
+        [1, 1],
+        [2, 1],
+        [middle, middle],
+        [1] * many,
+        [1] * (many - 1) + [2],
+        [longest] * (max_tokens // longest),
+        [longest, *[1] * (max_tokens - longest)][:longest],  # as many bounds as the longest has
+    ]
+    fitting = [[min(length, longest) for length in lengths] for lengths in found]
+    return [lengths for lengths in fitting if lengths and sum(lengths) <= max_tokens]
+
+
 class RecordedShapes:
     """The shapes for micro-batches of up to `max_batch_tokens`.
 
@@ -46,6 +86,7 @@ class RecordedShapes:
     """
 
     def __init__(self, max_batch_tokens: int, max_input_tokens: int) -> None:
+        self.refused: frozenset[Shape] = frozenset()  # that fit nothing
         self._sizes = recorded_sizes(max_batch_tokens)
         longest = next((bound for bound in LONGEST if bound >= max_input_tokens), LONGEST[-1])
         self._all = [bound for bound in LONGEST if bound <= longest]
@@ -68,7 +109,9 @@ class RecordedShapes:
                     continue
                 for bound in bounds:
                     if bound >= longest:
-                        return Shape(size, slots, bound)
+                        shape = Shape(size, slots, bound)
+                        if shape not in self.refused:
+                            return shape
         return None
 
     def _forms(self, tokens: int) -> list[tuple[int, list[int]]]:

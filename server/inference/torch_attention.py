@@ -77,7 +77,7 @@ def reference_varlen_attention(
     query; the two other results are not computed.
     """
     before, after = window_size or (-1, -1)
-    attended = torch.zeros_like(query)
+    attended = torch.full_like(query, torch.nan)  # undefined, as on a GPU, behind the last sequence
     for begin, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
         if begin == end:
             continue

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,10 +18,18 @@ from numpy.typing import NDArray
 from server.catalog.card import Card
 from server.errors import ModelLoadError, first_line
 from server.inference import least_cosines
-from server.inference.backend import Capacity, LoadOptions, OutOfMemory, TokenIds, pad
+from server.inference.backend import Backend, Capacity, LoadOptions, OutOfMemory, TokenIds, pad
+from server.inference.compilations import COMPILATIONS
 from server.inference.pooling import cosines
+from server.inference.recorded_shapes import packings_to_warm
 from server.inference.torch_attention import takes_attention_functions
-from server.inference.torch_compile import compile_layers, release_layers, worth_compiling
+from server.inference.torch_compile import (
+    are_compiled,
+    compile_layers,
+    release_layers,
+    warm_up,
+    worth_compiling,
+)
 from server.inference.torch_cuda import LANES, LOADING, CudaPipeline, empty_cache
 from server.inference.torch_modules import (
     PackedModule,
@@ -29,6 +38,7 @@ from server.inference.torch_modules import (
     load_dense_layers,
     load_transformer,
 )
+from server.inference.torch_recording import Recordings
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +57,37 @@ def load_backends(
     Raises:
         ModelLoadError: as TorchBackend and `TorchBackend.prepare`.
     """
-    with LOADING:
+    with LOADING, COMPILATIONS.expected():
         backends = tuple(TorchBackend(card, device) for device in devices)
         prepared = [backend.prepare(options.max_batch_tokens) for backend in backends]
+    recordings = [backend.recordings for backend in backends if backend.recordings is not None]
     capacity = Capacity(
         batch_tokens=min(tokens for tokens, _ in prepared),
         tokens_per_second=min(rate for _, rate in prepared),
         concurrent_passes=LANES,
+        recorded_bytes=sum(recorded.num_bytes for recorded in recordings),
+        refused_shapes=sum(recorded.num_refused for recorded in recordings),
     )
     return backends, capacity
+
+
+def measure_again(backends: Iterable[Backend], capacity: Capacity) -> Capacity:
+    """The capacity that is left beside models that were loaded later.
+
+    Raises:
+        ModelLoadError: as `TorchBackend.find_budget`.
+    """
+    with LOADING, COMPILATIONS.expected():
+        found = [
+            backend.find_budget(capacity.batch_tokens)
+            for backend in backends
+            if isinstance(backend, TorchBackend)
+        ]
+    return replace(
+        capacity,
+        batch_tokens=min(tokens for tokens, _ in found),
+        tokens_per_second=min(rate for _, rate in found),
+    )
 
 
 class TorchBackend:
@@ -93,15 +125,17 @@ class TorchBackend:
         """
         if int(np.concatenate(sequences).max()) >= self._vocabulary_size:
             raise ValueError(f"a token id is not below {self._vocabulary_size}")
-        try:
-            if self._pipeline is not None:
-                return self._pipeline.run(sequences)
-            with torch.inference_mode():
-                return self._run(sequences, packed=self.packs)
-        except torch.OutOfMemoryError as error:
-            reason = first_line(error)
-        # Behind the handler: the failed pass's memory is free only once its traceback is gone.
-        empty_cache()
+        for last in (False, True):
+            try:
+                if self._pipeline is not None:
+                    return self._pipeline.run(sequences)
+                with torch.inference_mode():
+                    return self._run(sequences, packed=self.packs)
+            except torch.OutOfMemoryError as error:
+                reason = first_line(error)
+            # Behind the handler: the failed pass's memory is free only once its traceback is gone.
+            if not empty_cache() or last:
+                break
         raise OutOfMemory(reason)
 
     def count_embeddings(self, vocabulary_size: int) -> int:
@@ -120,7 +154,23 @@ class TorchBackend:
         Raises:
             ModelLoadError: not even the longest text fits, or the dtype is too narrow.
         """
-        budget = max_batch_tokens or GPU_BATCH_TOKENS
+        budget, _ = self.find_budget(max_batch_tokens or GPU_BATCH_TOKENS)
+        self._compile_for(budget)
+        if self._pipeline is not None:
+            self._pipeline.record(
+                self._random_sequences,
+                self._dtype,
+                max_tokens=budget,
+                max_input_tokens=self._max_input_tokens,
+            )
+        return self.find_budget(budget)  # beside what the recordings keep
+
+    def find_budget(self, budget: int) -> tuple[int, float]:
+        """As much of this token budget as the memory holds now, and tokens a second with it.
+
+        Raises:
+            ModelLoadError: not even the longest text fits, or the dtype is too narrow.
+        """
         while True:
             try:
                 rate = self._time_worst(budget)
@@ -134,9 +184,24 @@ class TorchBackend:
                 budget = max(budget // 2, 1)
                 log.warning("model %s: micro-batches of %d tokens at most", self._name, budget)
         torch.cuda.empty_cache()
-        if self._pipeline is not None:
-            self._pipeline.record(budget, self._max_input_tokens)
         return budget, rate
+
+    @property
+    def recordings(self) -> Recordings | None:
+        """Its recorded passes; None if there are none."""
+        return self._pipeline.recordings if self._pipeline is not None else None
+
+    def _compile_for(self, budget: int) -> None:
+        """Have compiled now whatever requests could make torch compile later."""
+        transformer = self._padded.transformer
+        if not are_compiled(transformer):
+            return
+        packings = packings_to_warm(budget, self._max_input_tokens)
+        if not warm_up(lambda lengths: self.forward(self._random_sequences(lengths)), packings):
+            log.warning(
+                "model %s: not compiled, since each micro-batch is compiled anew", self._name
+            )
+            release_layers(transformer)
 
     def _time_worst(self, budget: int) -> float:
         """Tokens a second of the micro-batch that takes the most memory.

@@ -2,7 +2,8 @@
 
 Norms, rotations and gates of decoder-type models are dozens of small kernels a layer when they run
 one by one: on an H100 a model of Qwen3-Embedding-0.6B's shape reaches 22 % of the card's matrix
-rate so, and 54 % fused (scripts/bench.py --only decoder). Needs Triton, which comes with torch, and a C compiler.
+rate so, and 54 % fused (scripts/bench.py --only decoder).
+Needs Triton, which comes with torch, and a C compiler.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
+
+from server.inference.compilations import COMPILATIONS
 
 log = logging.getLogger(__name__)
 
 # Smaller encoders spend little between their products, and compiling takes a quarter of a minute.
 MIN_PARAMETERS = 100_000_000
 COMPILERS = ("gcc", "clang", "cc")
+# What is compiled holds for all numbers of tokens, texts and tokens a text, but for those that were
+# equal to each other, or 1, when it was compiled. Each such case takes a round more.
+_MOST_ROUNDS = 4
 
 
 def worth_compiling(transformer: PreTrainedModel) -> bool:
@@ -36,16 +43,52 @@ def worth_compiling(transformer: PreTrainedModel) -> bool:
     return False
 
 
-def compile_layers(transformer: PreTrainedModel) -> None:
-    """Have each layer compiled when it first computes; all share what is compiled."""
+def compile_layers(transformer: PreTrainedModel, backend: str = "inductor") -> None:
+    """Have each layer compiled when it first computes; all share what is compiled.
+
+    Args:
+        backend: torch's name of what compiles.
+    """
+    _watch()
     for layer in _layers_of(transformer):
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, backend=backend)
 
 
 def release_layers(transformer: PreTrainedModel) -> None:
     """Let the layers compute as they are written again."""
     for layer in _layers_of(transformer):
         layer._compiled_call_impl = None  # noqa: SLF001 (torch has no way back)
+
+
+def are_compiled(transformer: PreTrainedModel) -> bool:
+    """Whether `compile_layers` is in force."""
+    return any(layer._compiled_call_impl is not None for layer in _layers_of(transformer))  # noqa: SLF001
+
+
+def warm_up(forward: Callable[[Sequence[int]], object], packings: Sequence[Sequence[int]]) -> bool:
+    """Compute such packings until nothing is compiled any more; False if that has no end.
+
+    Args:
+        forward: computes sequences of these lengths.
+    """
+    for _ in range(_MOST_ROUNDS):
+        before = COMPILATIONS.count
+        for lengths in packings:
+            forward(lengths)
+        if COMPILATIONS.count == before:
+            return True
+    return False
+
+
+def _watch() -> None:
+    from torch._dynamo.callback import callback_handler
+
+    if _note not in callback_handler.start_callbacks:  # else since an earlier model
+        callback_handler.register_start_callback(_note)
+
+
+def _note(*_: object) -> None:
+    COMPILATIONS.note()
 
 
 def _layers_of(transformer: PreTrainedModel) -> list[torch.nn.Module]:

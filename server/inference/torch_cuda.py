@@ -11,8 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,24 +19,20 @@ from numpy.typing import NDArray
 
 from server.errors import first_line
 from server.inference.backend import TokenIds
-from server.inference.recorded_shapes import RecordedShapes, Shape
 from server.inference.torch_modules import PackedModule
+from server.inference.torch_recording import Recording, Recordings, write_input
 
 log = logging.getLogger(__name__)
 
 # Held while a model is loaded: memory is measured, and while a graph is recorded nothing may wait
 # for the device or give its memory back.
-LOADING = threading.Lock()
+LOADING = threading.RLock()
+# So long a pass that finds no memory waits for a load, which takes more while it measures than it
+# keeps. Shorter than `Patience.stuck_after_s`.
+LOADING_PATIENCE_S = 30.0
 LANES = 2  # one prepares or fetches while the other's pass runs
 # Up to so many tokens copying beside another pass gains less than it costs in Python.
 DIRECT_TOKENS = 4096
-
-
-def device_names() -> list[str]:
-    """The CUDA devices that torch can use, as it names them."""
-    if not torch.cuda.is_available():
-        return []
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
 def give_back_memory() -> None:
@@ -47,22 +42,22 @@ def give_back_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def empty_cache() -> None:
-    """Give back what the allocator keeps, unless a model is being loaded: torch forbids it then."""
-    if LOADING.acquire(blocking=False):
-        try:
-            torch.cuda.empty_cache()
-        finally:
-            LOADING.release()
+def empty_cache() -> bool:
+    """Give back what the allocator keeps, as soon as no other thread loads a model.
 
+    While one is recorded torch forbids it.
 
-@dataclass(frozen=True, slots=True)
-class _Recording:
-    """A pass of one shape; its input lies at the front of the recordings' common buffer."""
-
-    graph: torch.cuda.CUDAGraph
-    shape: Shape
-    embeddings: torch.Tensor  # (slots, embedding_dim), overwritten by the next replay of any
+    Returns:
+        Whether a load had to be waited for and has ended: there may be more memory now.
+    """
+    waits = not LOADING.acquire(blocking=False)
+    if waits and not LOADING.acquire(timeout=LOADING_PATIENCE_S):
+        return False
+    try:
+        torch.cuda.empty_cache()
+    finally:
+        LOADING.release()
+    return waits
 
 
 class _Lane:
@@ -108,27 +103,21 @@ class CudaPipeline:
         self._compute = torch.cuda.Stream(device)
         self._turn = threading.Lock()  # whose pass is put on the stream
         self._lanes = threading.local()
-        self._shapes: RecordedShapes | None = None  # None: nothing is recorded
-        self._recordings: dict[Shape, _Recording] = {}
+        self.recordings: Recordings | None = None  # None: nothing is recorded
 
     def run(self, sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
         """Embeddings (sequences, embedding_dim), float32; any thread may call."""
         count = len(sequences)
         lengths = np.fromiter(map(len, sequences), np.int32, count)
         total, longest = int(lengths.sum()), max(2, int(lengths.max()))
-        shape = self._shapes.fitting(count, total, longest) if self._shapes else None
-        recording = self._recordings[shape] if shape else None
-        slots = shape.slots if shape else count
-        numbers = slots + 1 + (shape.tokens if shape else total)
+        recordings = self.recordings
+        recording = recordings.fitting(count, total, longest) if recordings else None
+        slots = recording.shape.slots if recording else count
+        numbers = slots + 1 + (recording.shape.tokens if recording else total)
         with torch.cuda.device(self._device), torch.inference_mode():
             lane = self._lane()
             lane.make_room(numbers, count)
-            written = lane.written
-            written[0] = 0
-            np.cumsum(lengths, out=written[1 : count + 1])
-            written[count + 1 : slots + 1] = total
-            np.concatenate(sequences, out=written[slots + 1 : slots + 1 + total])
-            written[slots + 1 + total : numbers] = 0  # what an earlier batch left may be no id
+            write_input(lane.written[:numbers], sequences, lengths, slots)
             try:
                 if recording is not None and total <= DIRECT_TOKENS:
                     self._replay_directly(lane, recording, numbers, count)
@@ -144,16 +133,14 @@ class CudaPipeline:
             vectors: NDArray[np.float32] = lane.host_output[:count].numpy().copy()
             return vectors
 
-    def _replay_directly(
-        self, lane: _Lane, recording: _Recording, numbers: int, count: int
-    ) -> None:
+    def _replay_directly(self, lane: _Lane, recording: Recording, numbers: int, count: int) -> None:
         """Copies and pass one after the other, in as few calls as can be.
 
         Each call of torch gives the interpreter away and has to wait until it comes back, and the
         event loop's thread wants it for HTTP.
         """
         with self._turn, torch.cuda.stream(self._compute):
-            self._static_input[:numbers].copy_(lane.host_input[:numbers], non_blocking=True)
+            recording.input[:numbers].copy_(lane.host_input[:numbers], non_blocking=True)
             recording.graph.replay()
             lane.host_output[:count].copy_(recording.embeddings[:count], non_blocking=True)
             lane.downloaded_soon.record()
@@ -161,7 +148,7 @@ class CudaPipeline:
     def _run_beside_copies(
         self,
         lane: _Lane,
-        recording: _Recording | None,
+        recording: Recording | None,
         slots: int,
         numbers: int,
         count: int,
@@ -177,7 +164,7 @@ class CudaPipeline:
                 entered = lane.device_input[:numbers]
                 embeddings = self._encoder(entered[slots + 1 :], entered[: slots + 1], longest)
             else:
-                self._static_input[:numbers].copy_(lane.device_input[:numbers])
+                recording.input[:numbers].copy_(lane.device_input[:numbers])
                 recording.graph.replay()
                 embeddings = recording.embeddings
             lane.device_output[:count].copy_(embeddings[:count])
@@ -188,48 +175,39 @@ class CudaPipeline:
             fetched.copy_(lane.device_output[:count], non_blocking=True)
             lane.downloaded.record()
 
-    def record(self, max_tokens: int, max_input_tokens: int) -> None:
+    def record(
+        self,
+        draw: Callable[[Sequence[int]], list[TokenIds]],
+        dtype: str,
+        *,
+        max_tokens: int,
+        max_input_tokens: int,
+    ) -> None:
         """Record passes of up to so many tokens; before any thread calls `run`.
 
         Where that fails the kernels are launched one by one, as for all that is not recorded.
+
+        Args:
+            draw, dtype: see `Recordings.refuse_differing`.
 
         Raises:
             RuntimeError: the device does not recover from the failure.
         """
         try:
             with torch.cuda.stream(torch.cuda.current_stream(self._device)):
-                self._record(max_tokens, max_input_tokens)
+                self.recordings = Recordings(
+                    self._encoder,
+                    self._device,
+                    self._compute,
+                    max_tokens=max_tokens,
+                    max_input_tokens=max_input_tokens,
+                )
+                self.recordings.refuse_differing(draw, dtype)
         except Exception as error:  # a model may do what a graph cannot hold
-            self._recordings.clear()
-            self._shapes = None
+            self.recordings = None
             reason = first_line(error)
             log.warning("passes cannot be recorded as CUDA graphs: %s", reason)
             torch.cuda.empty_cache()  # fails if the recording was not ended
-
-    def _record(self, max_tokens: int, max_input_tokens: int) -> None:
-        shapes = RecordedShapes(max_tokens, max_input_tokens)
-        most = max(shape.slots + 1 + shape.tokens for shape in shapes)
-        pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.device(self._device), torch.inference_mode():
-            self._static_input = torch.zeros(most, dtype=torch.int32, device=self._device)
-            for shape in shapes:  # the largest first: the others fit into its memory
-                self._recordings[shape] = self._record_one(shape, pool)
-        self._shapes = shapes
-
-    def _record_one(self, shape: Shape, pool: tuple[int, int]) -> _Recording:
-        tokens, slots, longest = shape
-        bounds = self._static_input[: slots + 1]
-        ids = self._static_input[slots + 1 : slots + 1 + tokens]
-        graph = torch.cuda.CUDAGraph()
-        self._compute.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._compute):
-            self._encoder(ids, bounds, longest)  # what is made at first use is not recorded
-        self._compute.synchronize()
-        with torch.cuda.graph(
-            graph, pool=pool, stream=self._compute, capture_error_mode="thread_local"
-        ):
-            embeddings = self._encoder(ids, bounds, longest)
-        return _Recording(graph, shape, embeddings)
 
     def _lane(self) -> _Lane:
         lane: _Lane | None = getattr(self._lanes, "lane", None)

@@ -16,6 +16,7 @@ from server.engine.offering import Offering
 from server.engine.resident_models import ResidentModels
 from server.errors import ModelLoadError
 from server.http.app import create_app
+from server.inference.backend_kinds import DTYPES
 from server.inference.opening import Opener
 from server.inference.placement import Placement
 from server.settings import Settings
@@ -30,10 +31,17 @@ async def torch_app() -> AsyncIterator[TorchApp]:
     """Makes the application over torch on so many devices, which all are this CPU."""
     made: list[FastAPI] = []
 
-    async def make(dtype: Dtype | None = None, devices: int = 1, **settings: object) -> FastAPI:
+    async def make(
+        dtype: Dtype | None = None,
+        devices: int = 1,
+        quick: tuple[Dtype, ...] = DTYPES,
+        **settings: object,
+    ) -> FastAPI:
         models = {"model": [MATRYOSHKA, PLAIN], "max_batch_tokens": 512}
         given = Settings(**models | settings)  # type: ignore[arg-type]
-        opener = Opener(given, Placement(("cpu:0",) * devices, dtype))
+        opener = Opener(
+            given, Placement(("cpu:0",) * devices, dtype, quick=quick, slowest="an old card")
+        )
         app = create_app(given, Offering(ResidentModels.find(given, opener=opener)))
         made.append(app)
         await app.state.services.models.load(app.state.services.metrics)
@@ -84,6 +92,18 @@ async def test_half_precision_is_near_and_has_a_fingerprint_of_its_own(
     async with client_of(app) as client:
         model = (await client.get(f"/v1/models/{PLAIN}")).json()
     assert model["fingerprint"] == fingerprint
+
+
+async def test_on_an_old_card_other_numbers_are_computed_and_that_is_said(
+    torch_app: TorchApp, plain_card: Card, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = await torch_app(quick=("float32",))
+    response = await embed(app)
+    assert response.headers["x-embedding-fingerprint"] == plain_card.fingerprint
+    assert caplog.messages[0] == (
+        f"model {PLAIN} is computed in float32, not in float16, since that is not for an old card; "
+        "its fingerprint tells"
+    )
 
 
 async def test_every_device_has_its_workers_and_nothing_is_padded(torch_app: TorchApp) -> None:

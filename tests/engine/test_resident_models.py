@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.catalog.card import Card
 from server.catalog.registry import Registry
+from server.engine.engine import Engine
 from server.engine.offering import Offering
 from server.engine.resident_models import MOST_FRONTENDS, ResidentModels
 from server.errors import (
     SettingError,
 )
+from server.inference.backend import Capacity
+from server.inference.compilations import COMPILATIONS
 from server.inference.loader import Encoder
 from server.inference.opening import Opener
 from server.inference.placement import Placement
@@ -41,6 +46,64 @@ async def test_cards_with_one_base_share_one_engine_and_its_session(encoder: Enc
     assert plain.engine is turned.engine
     assert plain.rotation is None
     assert turned.rotation is not None
+    models.close()
+    models.join()
+
+
+class SharedGpu(FakeOpener):
+    """Two models on one GPU; the one that is read first finds the memory of both."""
+
+    def __init__(self, settings: Settings, encoder: Encoder) -> None:
+        super().__init__(settings, encoder.tokenizer, FakeBackend())
+        self.placement = Placement(("cuda:0",))
+        self.done: list[str] = []
+
+    def open_encoder(self, card: Card) -> Encoder:
+        capacity = Capacity(4096, 1e6, 2, recorded_bytes=7_000_000, refused_shapes=3)
+        self.done.append("read")
+        return dataclasses.replace(super().open_encoder(card), capacity=capacity)
+
+    def measure_again(self, encoder: Encoder) -> Encoder:
+        assert encoder.capacity is not None
+        self.done.append("measured")
+        capacity = dataclasses.replace(encoder.capacity, batch_tokens=512)
+        return dataclasses.replace(encoder, capacity=capacity)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+async def test_budgets_on_a_gpu_are_found_again_when_the_last_model_is_there(
+    encoder: Encoder, tmp_path: Path, lazy: bool
+) -> None:
+    imported_again(tmp_path / "models", "short", max_input_tokens="64")
+    names = [PLAIN, "short"]
+    settings = Settings(check_files="off", model=names, data_dir=tmp_path, lazy=lazy)
+    opener = SharedGpu(settings, encoder)
+    models = Offering(ResidentModels.find(settings, opener=opener))
+    shown = Metrics(names, names)
+    await models.load(shown)
+    if lazy:  # there is no last one
+        assert opener.done == []
+    else:
+        assert opener.done == ["read", "read", "measured", "measured"]
+        loaded = models.resolve(PLAIN).loaded
+        assert loaded is not None
+        assert isinstance(loaded.engine, Engine)
+        assert loaded.engine._queue._budget.tokens == 512
+        page = shown.page().decode()
+        assert f'recorded_passes_bytes{{model="{PLAIN}"}} 7e+06' in page
+        assert f'refused_shapes{{model="{PLAIN}"}} 3.0' in page
+    models.close()
+    models.join()
+
+
+async def test_what_torch_compiles_while_requests_wait_is_counted(encoder: Encoder) -> None:
+    models, shown = found(encoder), metrics()
+    await models.load(shown)
+    with COMPILATIONS.expected():
+        COMPILATIONS.note()
+    assert "serving_compilations_total 0.0" in shown.page().decode()
+    COMPILATIONS.note()
+    assert "serving_compilations_total 1.0" in shown.page().decode()
     models.close()
     models.join()
 

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.catalog.card import Card
+from server.catalog.card import Card, Precision
 from server.errors import SettingError
 from server.inference import backend_kinds
 from server.inference.backend import LoadOptions
-from server.inference.backend_kinds import KINDS, BackendKind, choose_backend, kinds_on
+from server.inference.backend_kinds import KINDS, BackendKind, choose_backend, dtypes_of, kinds_on
 from server.inference.loader import load_encoder
 from server.inference.placement import find_placement
 from tests.fakes import FAKE_DIM, FakeBackend
@@ -54,6 +54,36 @@ def test_float32_has_the_same_fingerprint_everywhere(matryoshka_card: Card) -> N
 
 def test_who_asks_for_a_dtype_is_above_the_card(plain_card: Card) -> None:
     assert choose_backend(plain_card, GPU, "bfloat16").card.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("capability", "float16", "expected"),
+    [
+        ((9, 0), 0.99999, "bfloat16"),
+        ((8, 0), 0.99999, "bfloat16"),
+        ((7, 5), 0.99999, "float16"),
+        ((7, 0), 0.99999, "float16"),
+        ((7, 5), 0.9990, "float32"),  # too far from the card's vectors
+        ((7, 5), None, "float32"),  # overflowed when it was measured
+        ((6, 1), 0.99999, "float32"),
+    ],
+)
+def test_a_gpu_without_bfloat16_gets_float16_where_that_was_near_else_float32(
+    plain_card: Card, capability: tuple[int, int], float16: float | None, expected: str
+) -> None:
+    assert plain_card.torch is not None
+    measured = [Precision(dtype="bfloat16", min_cosine=0.9995)]
+    if float16 is not None:
+        measured.append(Precision(dtype="float16", min_cosine=float16))
+    changed = plain_card.torch.model_copy(
+        update={"dtype": "bfloat16", "precision": tuple(measured)}
+    )
+    card = plain_card.changed(torch=changed)
+    choice = choose_backend(card, GPU, quick=dtypes_of(capability))
+    assert choice.card.dtype == expected
+    assert choice.instead_of == (None if expected == "bfloat16" else "bfloat16")
+    asked = choose_backend(card, GPU, "float16", quick=dtypes_of(capability))
+    assert (asked.card.dtype, asked.instead_of) == ("float16", None)
 
 
 def test_a_choice_tells_the_cosine_that_was_measured(

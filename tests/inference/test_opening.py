@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from server.catalog.card import Card
+from server.catalog.card import Card, Dtype
 from server.errors import CardError, ModelFileError, ModelLoadError, SettingError
-from server.inference import onnx_backend
+from server.inference import onnx_backend, opening
 from server.inference.backend import LoadOptions
+from server.inference.loader import Encoder
 from server.inference.opening import Opener, select_cards, worker_threads
 from server.inference.placement import ON_CPU, Placement
 from server.settings import Settings
@@ -78,6 +79,24 @@ def test_an_opened_encoder_is_proved_and_a_loaded_one_is_not(models_dir: Path) -
     with pytest.raises(ModelLoadError, match="computes other vectors than the card's reference"):
         opener.open_encoder(card)
     assert opener.load_encoder(card).embedding_dim == card.embedding_dim
+
+
+@pytest.mark.parametrize(
+    ("dtype", "looked_for"), [("float16", True), ("bfloat16", False), ("float32", False)]
+)
+def test_overflow_is_looked_for_in_float16(
+    models_dir: Path,
+    encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: Dtype,
+    looked_for: bool,
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(opening, "check_range", lambda found, card: tried.append(card.name))
+    monkeypatch.setattr(Opener, "load_encoder", lambda opener, card: encoder)
+    opener = Opener(settings_of(models_dir), Placement(("cuda:0",), dtype))
+    opener.open_encoder(select(models_dir, PLAIN)[0])
+    assert tried == [PLAIN] * looked_for
 
 
 @pytest.mark.parametrize("check_files", ["full", "off"])

@@ -15,7 +15,7 @@ from server.catalog.card import Card
 from server.errors import ModelLoadError
 from server.inference.backend import TokenIds
 from server.inference.loader import Encoder
-from server.inference.parity import check_parity, reference_cosine
+from server.inference.parity import check_parity, check_range, reference_cosine
 from server.settings import Settings
 
 DIM = 384
@@ -67,11 +67,41 @@ def test_one_device_of_several_that_differs_is_found(
         check_parity(odd, plain_card, Settings().min_parity)
 
 
+class Narrow:
+    """Overflows on texts of at least so many tokens."""
+
+    packs = False
+
+    def __init__(self, encoder: Encoder, tokens: int) -> None:
+        self._backend = encoder.backends[0]
+        self._tokens = tokens
+
+    def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
+        vectors = self._backend.forward(sequences, alone=alone)
+        vectors[[len(token_ids) >= self._tokens for token_ids in sequences]] = np.nan
+        return vectors
+
+    def count_embeddings(self, vocabulary_size: int) -> int:
+        return self._backend.count_embeddings(vocabulary_size)
+
+
+@pytest.mark.parametrize("tokens", [5, 256])
+def test_numbers_that_overflow_on_the_reference_texts_or_all_of_them_as_one_are_refused(
+    encoder: Encoder, plain_card: Card, tokens: int
+) -> None:
+    narrow = dataclasses.replace(encoder, backends=(*encoder.backends, Narrow(encoder, tokens)))
+    card = plain_card.computed_in("float16")
+    check_range(encoder, card)
+    with pytest.raises(ModelLoadError, match=r"float16 is too narrow .* reference texts.*--dtype"):
+        check_range(narrow, card)
+
+
 def test_a_card_without_a_reference_cannot_be_compared(encoder: Encoder, plain_card: Card) -> None:
     facts = {name: getattr(plain_card, name) for name in Card.model_fields}
     card = Card.model_construct(**facts | {"reference": None})
     assert reference_cosine(encoder, card) is None
     check_parity(encoder, card, 1.0)
+    check_range(encoder, card)
 
 
 def test_a_reference_of_another_shape_is_told(

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.inference.recorded_shapes import LONGEST, RecordedShapes, recorded_sizes
+from server.inference.recorded_shapes import (
+    LONGEST,
+    RecordedShapes,
+    packings_to_warm,
+    random_lengths,
+    recorded_sizes,
+)
 
 BUDGETS = st.integers(16, 200_000)
 INPUTS = st.integers(1, 40_000)
@@ -62,3 +69,45 @@ def test_a_mixed_micro_batch_gets_few_slots_and_one_of_short_queries_many() -> N
     assert shapes.fitting(220, 16_286, 245) == (16_384, 512, 256)
     assert shapes.fitting(1_300, 15_600, 14) == (16_384, 4_096, 128)
     assert shapes.fitting(1, 12, 12) == (16, 8, 128)
+
+
+@given(st.integers(16, 5_000), INPUTS, st.lists(st.integers(1, 600), min_size=1, max_size=50))
+def test_a_refused_shape_fits_nothing_and_the_next_one_does(
+    budget: int, max_input_tokens: int, lengths: list[int]
+) -> None:
+    asked = len(lengths), sum(lengths), max(lengths)
+    shapes = RecordedShapes(budget, max_input_tokens)
+    seen = []
+    while (shape := shapes.fitting(*asked)) is not None:
+        assert shape not in seen
+        assert shape.slots >= asked[0]
+        assert shape.tokens >= asked[1]
+        assert shape.longest >= asked[2]
+        seen.append(shape)
+        shapes.refused = frozenset(seen)
+    assert seen == sorted(seen)
+
+
+@given(st.integers(16, 20_000), INPUTS, st.randoms(use_true_random=False))
+def test_a_random_packing_fits_its_shape(
+    budget: int, max_input_tokens: int, chance: random.Random
+) -> None:
+    shape = chance.choice(list(RecordedShapes(budget, max_input_tokens)))
+    lengths = random_lengths(shape, max_input_tokens, chance)
+    assert 1 <= len(lengths) <= shape.slots
+    assert sum(lengths) <= shape.tokens
+    assert min(lengths) >= 1
+    assert max(lengths) <= min(shape.longest, max_input_tokens)
+
+
+@given(BUDGETS, INPUTS)
+def test_what_is_warmed_up_fits_and_has_the_longest_text(
+    budget: int, max_input_tokens: int
+) -> None:
+    packings = packings_to_warm(budget, max_input_tokens)
+    longest = min(budget, max_input_tokens)
+    assert [longest] in packings
+    assert [1] in packings
+    for lengths in packings:
+        assert sum(lengths) <= budget
+        assert 1 <= min(lengths) <= max(lengths) <= longest

@@ -14,8 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from server.catalog.card import TOKENIZER_FILE, Card, TorchModel
+from server.catalog.card import TOKENIZER_FILE, Card, PoolingMode, TorchModel
 from server.errors import ModelLoadError
 from server.importing.folder import read_folder
 from server.importing.importer import import_model
@@ -29,7 +30,8 @@ from server.inference.loader import Encoder
 from server.inference.pooling import cosines
 from server.inference.tokenizer import Tokenizer
 from server.inference.torch_backend import TorchBackend, load_backends
-from server.inference.torch_compile import compile_layers, release_layers
+from server.inference.torch_compile import are_compiled, compile_layers, release_layers
+from server.inference.torch_modules import PackedModule, lay_out
 from tests.importing.exports import Exports
 from tests.importing.folders import ARCHITECTURES, make_folder
 
@@ -45,6 +47,24 @@ def sequences(*lengths: int, seed: int = 0, low: int = 1000, high: int = 30_000)
 @pytest.fixture(scope="module")
 def exact(plain_card: Card) -> TorchBackend:
     return TorchBackend(plain_card, CPU)
+
+
+def with_tail(packed: PackedModule, texts: list[TokenIds]) -> tuple[NDArray[np.float32], int]:
+    """As in a recorded shape: unused slots, and 21 ids behind the last sequence.
+
+    Returns the vectors, and how many token rows were NaN before they were pooled.
+    """
+    ids, bounds, longest = lay_out([torch.from_numpy(text) for text in texts])
+    ids = torch.cat([ids, torch.full((21,), int(ids.max()), dtype=ids.dtype)])
+    bounds = torch.cat([bounds, bounds[-1:].expand(3)])
+    rows: list[torch.Tensor] = []
+    seeing = packed.transformer.register_forward_hook(
+        lambda module, args, found: rows.append(found.last_hidden_state[0])
+    )
+    with torch.inference_mode():
+        vectors = packed(ids, bounds, longest).numpy()[: len(texts)]
+    seeing.remove()
+    return vectors, int(rows[0].isnan().any(dim=1).sum())
 
 
 class TestTheRealModel:
@@ -94,16 +114,17 @@ class TestTheRealModel:
             exact.forward([*good, np.array([30_522], np.int32)])
         assert exact.forward(good).tobytes() == before.tobytes()
 
+    @pytest.mark.parametrize("pooling", ["mean", "cls", "last_token"])
     def test_slots_that_are_not_used_and_what_lies_behind_change_nothing(
-        self, exact: TorchBackend
+        self, exact: TorchBackend, pooling: PoolingMode
     ) -> None:
         texts = sequences(4, 7)
-        expected = exact.forward(texts)
-        ids = torch.from_numpy(np.concatenate([*texts, np.full(21, 29_999, np.int32)]))
-        bounds = torch.tensor([0, 4, 11, 11, 11, 11], dtype=torch.int32)
+        packed = PackedModule(exact._padded.transformer, exact._padded.dense, pooling)
         with torch.inference_mode():
-            found = exact._packed(ids, bounds, 128).numpy()[:2]
+            expected = packed(*lay_out([torch.from_numpy(text) for text in texts])).numpy()
+        found, nan_rows = with_tail(packed, texts)
         assert np.abs(found - expected).max() < 1e-6
+        assert nan_rows == 21  # as a kernel may leave what it does not compute
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +169,8 @@ class TestEveryArchitecture:
             prompt="", truncate=True, max_request_tokens=10_000,
         )  # fmt: skip
         packed = backend.forward(texts)
+        within, nan_rows = with_tail(backend._packed, texts)
+        assert nan_rows == 21
         order = np.random.default_rng(0).permutation(len(texts))
         shuffled = [*backend.forward([texts[i] for i in order[:6]])]
         shuffled += [*backend.forward([texts[i] for i in order[6:]])]
@@ -157,6 +180,7 @@ class TestEveryArchitecture:
         with torch.inference_mode():
             padded = backend._run(texts, packed=False)
         differences = {
+            "NaN behind the last sequence": np.abs(packed - within).max(),
             "padded": np.abs(packed - padded).max(),
             "sentence-transformers": np.abs(packed - theirs).max(),
             "in another company and order": np.abs(packed[order] - np.stack(shuffled)).max(),
@@ -288,6 +312,22 @@ class TestPreparing:
         monkeypatch.setattr(exact, "_run", lambda texts, **_: np.full((len(texts), 384), np.nan))
         with pytest.raises(ModelLoadError, match=r"too narrow for it.*another --dtype"):
             exact.prepare(512)
+
+    def test_layers_that_would_be_compiled_again_and_again_compute_as_they_are_written(
+        self, exact: TorchBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        asked: list[list[list[int]]] = []
+        monkeypatch.setattr(
+            torch_backend, "warm_up", lambda forward, packings: asked.append(packings)
+        )
+        monkeypatch.setattr(exact, "_run", lambda texts, **_: np.zeros((len(texts), 384)))
+        exact.prepare(512)
+        assert asked == []  # nothing is compiled
+        compile_layers(exact._padded.transformer, "eager")
+        exact.prepare(512)
+        assert [256] in asked[0]
+        assert not are_compiled(exact._padded.transformer)
+        assert "not compiled, since each micro-batch is compiled anew" in caplog.text
 
     def test_devices_share_the_smallest_budget(
         self, plain_card: Card, monkeypatch: pytest.MonkeyPatch
