@@ -14,7 +14,7 @@ import typer
 from server import __version__
 from server.commands.on_demand import commands_on_demand
 from server.errors import EmbeddingServerError
-from server.program.termination import INTERRUPTED, raise_when_terminated
+from server.program.termination import exit_code_when_stopped, raise_when_stopped
 
 MISTAKE = 2  # exit code of every error that a user can mend
 # In the order in which the help shows them: what is called, a command or a group of them.
@@ -42,14 +42,13 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: errors of ours become one line and exit code 2; signals, see `termination`."""
-    raise_when_terminated()
-    try:
-        app()
-    except EmbeddingServerError as error:
-        print(f"embedding-server: {error.message}", file=sys.stderr)
-        raise SystemExit(MISTAKE) from None
-    except KeyboardInterrupt:  # typer turns it into the same code while a command runs
-        raise SystemExit(INTERRUPTED) from None
+    with exit_code_when_stopped():
+        raise_when_stopped()
+        try:
+            app()
+        except EmbeddingServerError as error:
+            print(f"embedding-server: {error.message}", file=sys.stderr)
+            raise SystemExit(MISTAKE) from None
 
 
 @app.callback(invoke_without_command=True)

@@ -10,12 +10,14 @@ import os
 
 from server.commands.flags import with_flags
 from server.errors import SettingError
+from server.program.termination import end_at_once_when_stopped, end_now
 from server.settings import Settings, kubernetes_variables, unknown_environment_variables
 
 
 @with_flags(*Settings.model_fields)
 def serve(settings: Settings) -> None:
     """Serve the models until SIGTERM or SIGINT."""
+    end_at_once_when_stopped()  # until the server has handlers of its own
     # The workers share the cores among themselves; a thread pool in numpy would fight them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from server import logs
@@ -46,8 +48,10 @@ def serve(settings: Settings) -> None:
 
         settings = settings.model_copy(update={"frontends": frontends})
         run_processes(settings, Offering(models), access)
-        return
-    # Importing the HTTP framework takes about as long as reading a small model.
-    from server.http.serving import run_server
+    else:
+        # Importing the HTTP framework takes about as long as reading a small model.
+        from server.http.serving import run_server
 
-    run_server(settings, Offering(models), access)
+        run_server(settings, Offering(models), access)
+    if not models.is_ready:
+        end_now()  # reading a large model may take minutes
