@@ -34,10 +34,10 @@ def serve(settings: Settings) -> None:
         if "KEY" in name.upper():
             raise SettingError(f"{name} names no setting, and looks as if it should set a key")
         log.warning("%s names no setting", name)
-    try:
+    if settings.lacks_data_dir():  # it may be made later, for example by `keys create`
+        log.warning("data_dir %s does not exist", settings.data_dir)
+    else:
         settings.check_data_dir()
-    except SettingError as error:  # it may be made later, for example by `keys create`
-        log.warning("%s", error.message)
     access = Access(settings)
     settings.check_exposure(asks_for_keys=access.asks_for_keys)
     models = ResidentModels.find(settings)
