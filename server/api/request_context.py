@@ -18,6 +18,7 @@ from server.api.hosts import HostRule
 from server.api.record import RequestRecord
 from server.errors import ApiError, Draining
 from server.metrics import Metrics
+from server.program.rust_panics import is_panic
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class RequestContext:
                 return
             record.error = Draining()
             await error_response(record.error)(scope, receive, send_with_headers)
-        except Exception as error:
+        except BaseException as error:
             told = _told(error, record.request_id)
             if status != CLIENT_CLOSED_REQUEST:  # the answer has begun; only cutting it is left
                 raise
@@ -90,9 +91,11 @@ class RequestContext:
             record.caller = error
 
 
-def _told(error: Exception, request_id: str) -> ApiError:
+def _told(error: BaseException, request_id: str) -> ApiError:
     """What the client is told; all but the host's refusal is a failure of ours."""
     if isinstance(error, ApiError):
         return error
+    if not isinstance(error, Exception) and not is_panic(error):
+        raise error
     log.error("request %s failed", request_id, exc_info=error)
     return ApiError("The server failed unexpectedly; trying again is safe.")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from server import __version__
 from server.commands.on_demand import commands_on_demand
-from server.errors import EmbeddingServerError
+from server.errors import EmbeddingServerError, first_line
+from server.program.rust_panics import is_panic
 from server.program.termination import exit_code_when_stopped, raise_when_stopped
 
 MISTAKE = 2  # exit code of every error that a user can mend
@@ -47,8 +48,16 @@ def main() -> None:
         try:
             app()
         except EmbeddingServerError as error:
-            print(f"embedding-server: {error.message}", file=sys.stderr)
-            raise SystemExit(MISTAKE) from None
+            _end_with(error.message)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            _end_with(f"a library failed: {first_line(error)}")
+
+
+def _end_with(message: str) -> NoReturn:
+    print(f"embedding-server: {message}", file=sys.stderr)
+    raise SystemExit(MISTAKE) from None
 
 
 @app.callback(invoke_without_command=True)

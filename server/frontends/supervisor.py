@@ -22,6 +22,7 @@ from server.errors import SettingError, StartupError
 from server.frontends.engine_service import EngineService, FrontEndLink
 from server.http.listening import SharedAddress, allow_many_connections, announce
 from server.metrics import Metrics
+from server.program.rust_panics import panics_as_errors
 from server.program.termination import STOP_SIGNALS, ignore_stop_signals
 from server.settings import Settings
 
@@ -120,7 +121,8 @@ class Supervisor:
 
     async def _become_ready(self, links: list[FrontEndLink]) -> None:
         try:
-            await self._offering.load(self._metrics)
+            with panics_as_errors():
+                await self._offering.load(self._metrics)
             for link in links:
                 await link.ready
         except StartupError:
