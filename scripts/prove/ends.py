@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,11 +50,17 @@ class Ended(NamedTuple):
 
 
 def end_after(
-    arguments: Sequence[str], number: signal.Signals, delay_s: float, *, group: bool
+    arguments: Sequence[str],
+    number: signal.Signals,
+    delay_s: float,
+    *,
+    group: bool,
+    is_reached: Callable[[int], bool] = lambda _: False,
 ) -> Ended | None:
     """Start the command, send the signal after so long, and wait for the end; None: it was over.
 
     Args:
+        is_reached: whether the process with this id is where it shall get the signal, if not by time.
         group: every process gets the signal, as when someone types Ctrl-C.
     """
     with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile(dir=home) as errors:
@@ -67,9 +73,11 @@ def end_after(
                 stderr=errors,
                 start_new_session=True,
             )
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(delay_s)
-            return None
+        deadline_s = time.monotonic() + delay_s
+        while time.monotonic() < deadline_s and not is_reached(running.pid):
+            if running.poll() is not None:
+                return None
+            time.sleep(0.002)
         begun_s = time.perf_counter()
         (os.killpg if group else os.kill)(running.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -77,23 +85,25 @@ def end_after(
         code = running.poll()
         seconds = time.perf_counter() - begun_s
         deadline_s = time.monotonic() + 5
-        while (left := len(list(_session(running.pid)))) and time.monotonic() < deadline_s:
+        while (left := len(session(running.pid))) and time.monotonic() < deadline_s:
             time.sleep(0.01)
         errors.seek(0)
-        for process in _session(running.pid):
+        for process in session(running.pid):
             os.kill(process, signal.SIGKILL)
         if code is not None and code < 0:
             code = 128 - code
         return Ended(code, seconds, errors.read().decode(), left)
 
 
-def _session(leader: int) -> Iterator[int]:
+def session(leader: int) -> list[int]:
     """The processes of this session that are not over."""
+    found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            state, _, _, session, *_ = stat.read_text().rpartition(")")[2].split()
-            if int(session) == leader and state != "Z":
-                yield int(stat.parent.name)
+            state, _, _, number, *_ = stat.read_text().rpartition(")")[2].split()
+            if int(number) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
 
 
 def main() -> None:
