@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import httpx
 import pytest
 
 from server.__main__ import main as hear_signals_then_run
@@ -24,6 +26,7 @@ from server.program.termination import (
 )
 from tests.command_line import user_environment
 from tests.conftest import REPOSITORY
+from tests.services import free_port, wait_for
 
 # Ends while a thread works that Python would wait for.
 AT_ONCE = """
@@ -66,6 +69,19 @@ with exit_code_when_stopped():
     {begin}
     threading.Event().wait()
 """
+# Serves a model that takes for ever to read, and says when it has begun to.
+WHILE_READ = """
+import runpy, sys, threading
+from server.inference.opening import Opener
+
+def read(*_):
+    print("reading", flush=True)
+    threading.Event().wait()
+
+Opener.open_encoder = read
+runpy.run_module("server", run_name="__main__")
+"""
+
 SWALLOWING = """
 import signal, sys
 
@@ -159,6 +175,32 @@ def test_a_signal_is_not_lost_where_exceptions_are(
         check=False,
     )
     assert (outcome.returncode, outcome.stderr) == (128 + number, "")
+
+
+@pytest.mark.parametrize("front_ends", ["1", "2"])
+def test_a_server_that_still_reads_its_models_does_not_wait_for_them(front_ends: str) -> None:
+    port = str(free_port())
+
+    def is_alive() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+        return False
+
+    flags = ("serve", "--port", port, "--frontends", front_ends)
+    with subprocess.Popen(
+        [sys.executable, "-c", WHILE_READ, *flags],
+        env=user_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "reading\n"
+        wait_for(is_alive, "a server that listens")
+        running.send_signal(signal.SIGTERM)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 0, errors
+    assert "Traceback" not in errors
 
 
 def test_the_installed_command_hears_signals_before_it_is_imported() -> None:
