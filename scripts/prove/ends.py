@@ -48,6 +48,11 @@ class Ended(NamedTuple):
         """Whether nobody saw anything of it."""
         return "Traceback" not in self.errors and "Error" not in self.errors and not self.left_over
 
+    @property
+    def is_pythons(self) -> bool:
+        """Whether Python itself was interrupted, before any line of this program."""
+        return "KeyboardInterrupt" in self.errors and "/server/" not in self.errors
+
 
 def end_after(
     arguments: Sequence[str],
@@ -113,8 +118,8 @@ def main() -> None:
     parser.add_argument("--most-ms", type=int, default=1500)
     parser.add_argument("--verbose", action="store_true", help="show what was written")
     given = parser.parse_args()
-    print("| command | signal | starts | ended with | not clean | slowest end, s |")
-    print("|---|---|---|---|---|---|")
+    print("| command | signal | starts | ended with | not clean | Python's own | slowest end, s |")
+    print("|---|---|---|---|---|---|---|")
     for name, arguments in COMMANDS.items():
         for number in (signal.SIGINT, signal.SIGTERM):
             group = number == signal.SIGINT
@@ -128,10 +133,9 @@ def main() -> None:
                     print(delay_ms, ends[-1].errors[-3000:], ends[-1].left_over, file=sys.stderr)
             codes = ", ".join(f"{code}: {n}" for code, n in Counter(e.code for e in ends).items())
             dirty, slowest = sum(not e.is_clean for e in ends), max(e.seconds for e in ends)
-            print(
-                f"| {name} | {number.name} | {len(ends)} | {codes} | {dirty} | {slowest:.1f} |",
-                flush=True,
-            )
+            pythons = sum(e.is_pythons for e in ends)
+            row = (name, number.name, len(ends), codes, dirty, pythons, f"{slowest:.1f}")
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
 if __name__ == "__main__":
