@@ -446,18 +446,42 @@ class Settings(BaseSettings):
             raise SettingError(unusable(f"data_dir {folder}", error)) from error
         return folder
 
+    def lacks_data_dir(self) -> bool:
+        """Whether a data folder was named and is not there; it may be made later.
+
+        Raises:
+            SettingError: it cannot be looked for.
+        """
+        if self.data_dir is None or "data_dir" not in self.model_fields_set:
+            return False
+        try:
+            self.data_dir.lstat()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise SettingError(unusable(f"data_dir {self.data_dir}", error)) from error
+        return False
+
     def check_data_dir(self) -> None:
-        """Refuse a data folder that was named and is not there.
+        """Refuse a data folder that was named and is not there, or that is none.
 
         Raises:
             SettingError: it is missing, or cannot be looked into.
         """
-        if self.data_dir is None or "data_dir" not in self.model_fields_set:
+        named = f"data_dir {self.data_dir}"
+        if self.lacks_data_dir():
+            raise SettingError(f"{named} does not exist")
+        if self.data_dir is None:
             return
         try:
-            self.data_dir.stat()
+            self.installed_models_dir().stat()
+        except FileNotFoundError as error:
+            if self.data_dir.is_symlink() and not self.data_dir.exists():
+                raise SettingError(f"{named} is a link to nothing") from error
+        except NotADirectoryError as error:
+            raise SettingError(f"{named} is not a folder") from error
         except OSError as error:
-            raise SettingError(unusable(f"data_dir {self.data_dir}", error)) from error
+            raise SettingError(unusable(named, error)) from error
 
     @property
     def listens_locally(self) -> bool:

@@ -19,6 +19,7 @@ from server.api.hosts import HostRule
 from server.api.record import RequestRecord
 from server.errors import ApiError, Draining
 from server.metrics import Metrics
+from server.program.rust_panics import is_panic
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class RequestContext:
             record.error = Draining()
             answer = error_response(record.error, headers, self._access)
             await answer(scope, receive, send_with_headers)
-        except Exception as error:
+        except BaseException as error:
             told = _told(error, record.request_id)
             if status != CLIENT_CLOSED_REQUEST:  # the answer has begun; only cutting it is left
                 raise
@@ -93,9 +94,11 @@ class RequestContext:
             record.caller = error
 
 
-def _told(error: Exception, request_id: str) -> ApiError:
+def _told(error: BaseException, request_id: str) -> ApiError:
     """What the client is told; all but the host's refusal is a failure of ours."""
     if isinstance(error, ApiError):
         return error
+    if not isinstance(error, Exception) and not is_panic(error):
+        raise error
     log.error("request %s failed", request_id, exc_info=error)
     return ApiError("The server failed unexpectedly; trying again is safe.")

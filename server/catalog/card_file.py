@@ -99,7 +99,10 @@ def _read_base(name: str, own: dict[str, Any], folder: Path, models_dirs: tuple[
     places = ", ".join(map(str, models_dirs))
     if not stays_below(name):
         raise CardError(f"card {card}: base {name} would lie outside {places}")
-    found = [place / name for place in models_dirs if (place / name / CARD_FILE).exists()]
+    try:
+        found = [place / name for place in models_dirs if (place / name / CARD_FILE).exists()]
+    except OSError as error:
+        raise CardError(f"card {card}: base {name}: {error.strerror}") from error
     if not found:
         raise CardError(f"card {card}: base {name} is not in {places}")
     try:

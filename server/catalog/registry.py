@@ -7,6 +7,7 @@ may read it.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 from collections.abc import Collection, Iterable
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from server.catalog.card import CARD_FILE, Card
 from server.catalog.card_file import read_card, read_table
-from server.errors import CardError, ModelNotFound, SettingError
+from server.errors import CardError, ModelNotFound, SettingError, unusable
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +124,12 @@ def read_registry(models_dir: Path, *installed: Path) -> Registry:
             if place == models_dir and not place.is_dir():
                 fault = "is not a folder" if place.exists() else "does not exist"
                 raise CardError(f"models folder {place} {fault}; set --models-dir")
+            with contextlib.suppress(FileNotFoundError):
+                next(place.iterdir(), None)  # the patterns below pass over what cannot be read
             # `model` or `organisation/model`; unlike "**", these patterns follow linked folders.
             found = (*place.glob(f"*/{CARD_FILE}"), *place.glob(f"*/*/{CARD_FILE}"))
         except (OSError, ValueError) as error:
-            raise CardError(f"models folder {place}: {error}") from error
+            raise CardError(unusable(f"models folder {place}", error)) from error
         found_here: list[Card] = []
         broken_here: list[BrokenCard] = []
         folders = sorted(path.parent for path in found)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from server import __version__
 from server.commands.on_demand import commands_on_demand
-from server.errors import EmbeddingServerError, GivenUp
-from server.program.termination import INTERRUPTED, raise_when_terminated
+from server.errors import EmbeddingServerError, GivenUp, first_line
+from server.program.rust_panics import is_panic
+from server.program.termination import exit_code_when_stopped, raise_when_stopped
 
 BROKEN = 1  # exit code of a server that cannot go on, and may after a restart
 MISTAKE = 2  # exit code of every error that a user can mend
@@ -43,14 +44,21 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: errors of ours become one line and exit code 2; signals, see `termination`."""
-    raise_when_terminated()
-    try:
-        app()
-    except EmbeddingServerError as error:
-        print(f"embedding-server: {error.message}", file=sys.stderr)
-        raise SystemExit(BROKEN if isinstance(error, GivenUp) else MISTAKE) from None
-    except KeyboardInterrupt:  # typer turns it into the same code while a command runs
-        raise SystemExit(INTERRUPTED) from None
+    with exit_code_when_stopped():
+        raise_when_stopped()
+        try:
+            app()
+        except EmbeddingServerError as error:
+            _end_with(error.message, BROKEN if isinstance(error, GivenUp) else MISTAKE)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            _end_with(f"a library failed: {first_line(error)}", MISTAKE)
+
+
+def _end_with(message: str, code: int) -> NoReturn:
+    print(f"embedding-server: {message}", file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 @app.callback(invoke_without_command=True)

@@ -10,6 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from server.program.termination import ending_at_once
+
 
 def commands_on_demand(places: Mapping[str, str]) -> type[TyperGroup]:
     """A class of groups that hold these commands behind those they were made with.
@@ -43,7 +45,8 @@ def _load(
     name: str, place: str
 ) -> Any:  # typer has click's classes inside, or click beside, by its version
     module, attribute = place.split(":")
-    found = getattr(importlib.import_module(module), attribute)
+    with ending_at_once():  # nothing is begun yet
+        found = getattr(importlib.import_module(module), attribute)
     if isinstance(found, typer.Typer):
         group = typer.main.get_group(found)
         group.name = name

@@ -10,12 +10,14 @@ import os
 
 from server.commands.flags import TRUST, with_flags
 from server.errors import SettingError
+from server.program.termination import end_at_once_when_stopped, end_now
 from server.settings import Settings, kubernetes_variables, unknown_environment_variables
 
 
 @with_flags(*(name for name in Settings.model_fields if name not in TRUST))
 def serve(settings: Settings) -> None:
     """Serve the models until SIGTERM or SIGINT."""
+    end_at_once_when_stopped()  # until the server has handlers of its own
     # The workers share the cores among themselves; a thread pool in numpy would fight them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from server import logs
@@ -32,10 +34,10 @@ def serve(settings: Settings) -> None:
         if "KEY" in name.upper():
             raise SettingError(f"{name} names no setting, and looks as if it should set a key")
         log.warning("%s names no setting", name)
-    try:
+    if settings.lacks_data_dir():  # it may be made later, for example by `keys create`
+        log.warning("data_dir %s does not exist", settings.data_dir)
+    else:
         settings.check_data_dir()
-    except SettingError as error:  # it may be made later, for example by `keys create`
-        log.warning("%s", error.message)
     access = Access(settings)
     settings.check_exposure(asks_for_keys=access.asks_for_keys)
     models = ResidentModels.find(settings)
@@ -46,8 +48,10 @@ def serve(settings: Settings) -> None:
 
         settings = settings.model_copy(update={"frontends": frontends})
         run_processes(settings, Offering(models), access)
-        return
-    # Importing the HTTP framework takes about as long as reading a small model.
-    from server.http.serving import run_server
+    else:
+        # Importing the HTTP framework takes about as long as reading a small model.
+        from server.http.serving import run_server
 
-    run_server(settings, Offering(models), access)
+        run_server(settings, Offering(models), access)
+    if not models.is_ready:
+        end_now()  # reading a large model may take minutes

@@ -124,7 +124,7 @@ class ResidentModels:
             encoder.close()
 
     def join(self) -> None:
-        """Wait for all threads, after `close`; blocks, for after the event loop."""
+        """Wait for all threads, after `close`, but for those that read; blocks."""
         for encoder in self._encoders:
             encoder.join()
-        self._around.threads.shutdown()
+        self._around.threads.shutdown(wait=self.is_ready)

@@ -27,6 +27,7 @@ from server.frontends.silence import TICK_S
 from server.http.listening import SharedAddress, allow_many_connections, announce, tell_metrics_port
 from server.metrics import Metrics
 from server.program.last_resort import end_within
+from server.program.rust_panics import panics_as_errors
 from server.program.termination import STOP_SIGNALS, ignore_stop_signals
 from server.settings import Settings
 
@@ -141,7 +142,8 @@ class Supervisor:
 
     async def _become_ready(self, links: list[FrontEndLink]) -> None:
         try:
-            await self._offering.load(self._metrics)
+            with panics_as_errors():
+                await self._offering.load(self._metrics)
             for link in links:
                 await link.ready
         except StartupError:

@@ -26,6 +26,7 @@ from server.engine.interface import Phase
 from server.engine.offering import Offering
 from server.errors import StartupError
 from server.metrics import Metrics
+from server.program.rust_panics import panics_as_errors
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ def _lifespan(
 
     async def load() -> None:
         try:
-            await offering.load(services.metrics)
+            with panics_as_errors():
+                await offering.load(services.metrics)
         except StartupError as error:
             on_failure(error)
         except Exception as error:

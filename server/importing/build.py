@@ -20,6 +20,7 @@ from server.errors import ImportRefused, ModelLoadError
 from server.importing import packages
 from server.importing.folder import CONFIG_FILE, ModelFolder
 from server.importing.head import MODULES_FILE
+from server.importing.json_files import MAX_TOKENIZER_BYTES, check_json_size
 from server.importing.plan import Wishes
 from server.importing.proof_texts import REFERENCE_TEXTS
 from server.importing.published_graph import choose_graph, files_of_graph
@@ -210,16 +211,16 @@ def _write_tokenizer(folder: ModelFolder, made: Path, report: Callable[[str], No
     settings = read_settings(folder.transformer_path, folder.config)
     source = folder.transformer_path / TOKENIZER_FILE
     if source.is_file():
-        try:
+        with refusing(str(source)):
+            check_json_size(source, MAX_TOKENIZER_BYTES)
             tokenizer = RustTokenizer.from_file(str(source))
-        except Exception as error:  # the library raises bare Exception
-            raise ImportRefused(f"{source}: {error}") from error
         check_numbers(source.parent, tokenizer, TOKENIZER_FILE)
     else:
         from server.importing.torch_tokenizer import make_tokenizer
 
         tokenizer = make_tokenizer(settings, report)
-    changed = correct(tokenizer, settings, folder.head.pooling, report)
+    with refusing(f"{source}: the tokenizer fails"):
+        changed = correct(tokenizer, settings, folder.head.pooling, report)
     if folder.lower_case:
         own = tokenizer.normalizer
         tokenizer.normalizer = NormalizerSequence([Lowercase(), *([own] if own else [])])

@@ -7,8 +7,10 @@ Reads headers and the numbers of positions, no weight; any thread may call.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from server.inference.tensor_account import UNUSED_HARMLESS, is_harmless, listed
 
 _WEIGHTS = frozenset({"F64", "F32", "F16", "BF16"})  # types of numbers that weights can have
 # What config.json counts that a class makes at once; each layer has tensors of its own.
-_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_labels")
+_COUNTS = re.compile(r"(layers?|labels|groups?|experts|blocks|inner_group_num)$")
 _NEVER_TOO_MANY = 1000  # a second's work
 _INTEGERS = {"I64": "<i8", "I32": "<i4"}
 _POSITIONS = "position_ids"  # a buffer of older checkpoints; classes of today count themselves
@@ -51,13 +53,21 @@ def check_files(folder: ModelFolder) -> None:
 def _check_counts(folder: ModelFolder) -> None:
     """A class with as many layers as a config says may take hours and all memory to make."""
     tensors = sum(len(read_header(folder.path / file)) for file in folder.transformer_weights)
-    for key in _COUNTS:
-        said = folder.config.get(key)
-        if isinstance(said, int | float) and said > max(tensors, _NEVER_TOO_MANY):
+    for key, said in _numbers(folder.config):
+        if _COUNTS.search(key) and said > max(tensors, _NEVER_TOO_MANY):
             raise ImportRefused(
                 f"{folder.transformer_path / CONFIG_FILE}: {key} is {said:,}, and the files hold "
                 f"{tensors:,} tensors; one of them is another model's, so get the publisher's files anew"
             )
+
+
+def _numbers(config: Mapping[str, Any], parents: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers of a config and of those inside it, by their keys."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{parents}{key}.")
+        elif isinstance(value, int | float):
+            yield f"{parents}{key}", value
 
 
 def _check_index(folder: ModelFolder) -> None:

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from server.catalog.card import GRAPH_FILE, Card, Reference
 from server.catalog.card_file import read_card, write_card
 from server.delivery.placing import workshop
-from server.errors import ImportRefused
+from server.errors import ImportRefused, InferenceFailed
 from server.importing import origin
 from server.importing.adapter_folder import find_base, whole_folder
 from server.importing.build import build_files, makes_own_graph, pin_files
@@ -71,6 +71,8 @@ def import_model(
                 max_input_tokens=wishes.max_input_tokens,
             )
             return _install(replace(folder, given=path), into, wishes, report, beside)
+    except InferenceFailed as error:  # a text of the proof is one of those at which it fails
+        raise ImportRefused(f"{path}: {error.message}") from error
     except OSError as error:
         raise ImportRefused(f"{error.filename or into}: {error.strerror or error}") from error
 

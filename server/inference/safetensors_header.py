@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000  # as the library itself
 _BITS = {
     "F64": 64,
     "I64": 64,
@@ -51,6 +52,8 @@ def read_header(file: Path) -> dict[str, HeaderEntry]:
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = _LENGTH_BYTES + int.from_bytes(opened.read(_LENGTH_BYTES), "little")
+        if start - _LENGTH_BYTES > _MAX_HEADER_BYTES:
+            raise NotSafetensors(f"{file}: not a safetensors file: its header is too long")
         content = opened.read(min(start, size) - _LENGTH_BYTES) if size > _LENGTH_BYTES else b""
     try:
         header = json.loads(content, object_pairs_hook=_each_once)

@@ -6,7 +6,9 @@ releases the GIL and keeps no state.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -22,10 +24,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import Tokenizer as RustTokenizer
 
 from server.catalog.card import TOKENIZER_FILE, Card
-from server.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, TooManyTokens
+from server.errors import (
+    ContextLengthExceeded,
+    EmbeddingServerError,
+    InferenceFailed,
+    InvalidRequest,
+    ModelLoadError,
+    TooManyTokens,
+    first_line,
+)
 from server.inference.backend import TokenIds
 from server.inference.inputs import TextInputs, TokenIdInputs
 from server.inference.long_texts import LONG_TEXT_CHARS, encode_windows
+from server.program.rust_panics import panics_as_errors
+
+log = logging.getLogger(__name__)
 
 # How much is encoded between two looks at the request's token limit; a longer text comes alone.
 CHUNK_CHARS = 4 * LONG_TEXT_CHARS
@@ -45,17 +58,18 @@ class Tokenizer:
 
     def __init__(self, path: Path, max_input_tokens: int) -> None:
         try:
-            self._rust = RustTokenizer.from_file(str(path))
+            with panics_as_errors():
+                self._rust = RustTokenizer.from_file(str(path))
+                # Files often carry their training's settings (MiniLM's pads and cuts to 128).
+                self._rust.no_padding()
+                self._rust.no_truncation()
+                around = tokens_around(self._rust)
         except Exception as error:  # the library raises bare Exception
-            raise ModelLoadError(f"tokenizer {path}: {error}") from error
-        # Files often carry their training's settings (MiniLM's pads and cuts to 128).
-        self._rust.no_padding()
-        self._rust.no_truncation()
+            raise ModelLoadError(f"tokenizer {path}: {first_line(error)}") from error
         self.max_input_tokens = max_input_tokens
         self._added = self._rust.get_added_tokens_decoder()  # whose ids may leave a gap
         own = self._rust.get_vocab_size(with_added_tokens=False)
         self.vocabulary_size: int = max([own, *(token_id + 1 for token_id in self._added)])
-        around = tokens_around(self._rust)
         if around is None:
             raise ModelLoadError(f"tokenizer {path}: does more than put tokens around a text")
         if sum(map(len, around)) >= max_input_tokens:
@@ -92,6 +106,7 @@ class Tokenizer:
             CancelledError: `stop` was set.
             ContextLengthExceeded: a text is too long and `truncate` is off.
             TooManyTokens: all texts together are too long.
+            InferenceFailed: the library fails on a text; names its position.
         """
         encoded: list[TokenIds] = []
         total = 0
@@ -101,13 +116,16 @@ class Tokenizer:
                 raise CancelledError
             if len(chunk) == 1 and len(chunk[0]) > LONG_TEXT_CHARS:
                 enough = self.max_input_tokens if truncate else max_request_tokens
-                sequences = [self._encode_long(prompt + chunk[0], enough, stop)]
+                with self._failing_at(inputs.position(len(encoded))):
+                    sequences = [self._encode_long(prompt + chunk[0], enough, stop)]
             else:
                 prompted = [prompt + text for text in chunk] if prompt else chunk
-                sequences = [
-                    np.asarray(encoding.ids, dtype=np.int32)
-                    for encoding in self._rust.encode_batch_fast(prompted)
-                ]
+                try:
+                    encodings = self._rust.encode_batch_fast(prompted)
+                except BaseException:  # the library's own errors, and its panics
+                    self._find_guilty(prompted, inputs, len(encoded))
+                    raise
+                sequences = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
             for token_ids in sequences:
                 position = inputs.position(len(encoded))
                 if len(token_ids) > max_request_tokens and not truncate:
@@ -175,6 +193,27 @@ class Tokenizer:
         if len(suffix) and np.array_equal(token_ids[-len(suffix) :], suffix):
             return np.concatenate((token_ids[: kept - len(suffix)], suffix))
         return token_ids[:kept]
+
+    @contextlib.contextmanager
+    def _failing_at(self, position: str) -> Iterator[None]:
+        """Tell where a text is on which the library fails; it lives on."""
+        try:
+            with panics_as_errors():
+                yield
+        except (EmbeddingServerError, CancelledError):
+            raise
+        except Exception as error:  # the library raises bare Exception
+            log.error("the tokenizer fails on a text")  # the text may be in what the library says
+            raise InferenceFailed(
+                f"{position}: the model's tokenizer fails on this text: {first_line(error)}",
+                param="input",
+            ) from error
+
+    def _find_guilty(self, texts: list[str], inputs: TextInputs, first: int) -> None:
+        """Encode texts one by one, of which the first is at `first`, and raise at the guilty one."""
+        for index, text in enumerate(texts, first):
+            with self._failing_at(inputs.position(index)):
+                self._rust.encode_batch_fast([text])
 
     def _encode_long(self, text: str, enough: int, stop: threading.Event) -> TokenIds:
         """Ids of a long text; what lies behind the first `enough` tokens may be left out."""

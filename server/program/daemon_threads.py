@@ -48,6 +48,8 @@ class DaemonThreads:
         def job() -> Callable[[], object]:
             try:
                 outcome = partial(future.set_result, work())
+            except StopIteration as error:  # a future takes any other
+                outcome = partial(future.set_exception, RuntimeError(repr(error)))
             except BaseException as error:
                 outcome = partial(future.set_exception, error)
             return partial(loop.call_soon_threadsafe, settle, outcome)

@@ -156,3 +156,19 @@ def test_a_buffer_of_positions_must_count(
 def test_more_layers_than_tensors_are_refused_before_they_are_made(folder: Path, key: str) -> None:
     change_json(folder / "config.json", **{key: 10_000_000})
     assert f"config.json: {key} is 10,000,000, and the files hold 3 tensors" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"num_hidden_layers": 10_000_000}, "num_hidden_layers"),
+        ({"decoder_layers": 1001}, "decoder_layers"),
+        ({"num_local_experts": 1e9}, "num_local_experts"),
+        ({"text_config": {"num_hidden_layers": 10**30}}, "text_config.num_hidden_layers"),
+    ],
+)
+def test_counts_that_would_take_for_ever_to_make_are_refused(
+    folder: Path, change: dict[str, Any], key: str
+) -> None:
+    change_json(folder / "config.json", **change)
+    assert f"config.json: {key} is " in refusal(folder)

@@ -32,6 +32,7 @@ from tests.catalog import write_card as write_by_hand
 from tests.conftest import PLAIN, REPOSITORY
 from tests.importing.exports import Exports
 from tests.importing.folders import DIM, MAX_TOKENS, change_json, make_folder
+from tests.panics import let_panic
 
 
 def ignore(line: str) -> None:
@@ -673,3 +674,13 @@ def test_tokens_that_the_weights_lack_are_named_and_the_import_goes_on(
     assert f"'[NEW0]' ({first}), '[NEW1]' ({first + 1})" in warning
     assert warning.endswith(f"'[NEW9]' ({first + 9}) and 2 more")
     assert load_encoder(card).num_embeddings == first
+
+
+@pytest.mark.parametrize("when", ["when it is read", "at every text", "at emoji"])
+def test_a_tokenizer_that_panics_is_refused_in_one_line(when: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "bert")
+    let_panic(folder / TOKENIZER_FILE, when)
+    with pytest.raises(StartupError) as refused:
+        import_model(folder, tmp_path / "models", Wishes(), ignore)
+    assert "\n" not in refused.value.message
+    assert not list((tmp_path / "models").rglob("card.toml"))

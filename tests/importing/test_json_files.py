@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from server.errors import ImportRefused
-from server.importing.json_files import is_there, read_any_json, read_json, read_json_if_there
+from server.importing.json_files import (
+    MAX_JSON_BYTES,
+    is_there,
+    read_any_json,
+    read_json,
+    read_json_if_there,
+)
 
 
 def test_an_absent_file_says_nothing_where_it_may_be_absent(tmp_path: Path) -> None:
@@ -48,3 +54,15 @@ def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")
     with pytest.raises(ImportRefused, match="not a file"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_file_that_would_take_all_memory_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(
+        ImportRefused, match=r"config\.json: has 1,099,511,627,776 bytes, more than"
+    ):
+        read_json(tmp_path / "config.json")
+    with (tmp_path / "config.json").open("wb") as file:
+        file.write(b"[" + b" " * (MAX_JSON_BYTES - 2) + b"]")
+    assert read_any_json(tmp_path / "config.json") == []

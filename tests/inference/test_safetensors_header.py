@@ -100,3 +100,12 @@ def test_a_tensor_that_two_files_hold_is_refused(tmp_path: Path) -> None:
     said = r"two\.safetensors: holds weight, which one\.safetensors holds too"
     with pytest.raises(NotSafetensors, match=said):
         read_shapes(files)
+
+
+def test_a_header_that_would_take_all_memory_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", 2**40))
+        opened.truncate(2**41)
+    with pytest.raises(NotSafetensors, match="its header is too long"):
+        read_header(file)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -10,11 +11,18 @@ import pytest
 from tokenizers import Tokenizer as RustTokenizer
 
 from server.catalog.card import TOKENIZER_FILE, Card
-from server.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, TooManyTokens
+from server.errors import (
+    ContextLengthExceeded,
+    InferenceFailed,
+    InvalidRequest,
+    ModelLoadError,
+    TooManyTokens,
+)
 from server.inference import tokenizer as module
 from server.inference.inputs import TextInputs, TokenIdInputs
 from server.inference.long_texts import LONG_TEXT_CHARS, MAX_WINDOW_CHARS
 from server.inference.tokenizer import Tokenizer
+from tests.panics import let_panic
 
 CLS, SEP = 101, 102
 
@@ -192,3 +200,25 @@ def test_the_vocabulary_ends_behind_the_highest_id(tmp_path: Path, plain_card: C
     assert encode(tokenizer, "[FAR]") == [[CLS, last, SEP]]
     assert tokenizer.token(last) == "[FAR]"
     assert tokenizer.token(last + 1) == ""
+
+
+@pytest.fixture
+def copy(plain_card: Card, tmp_path: Path) -> Path:
+    shutil.copy(plain_card.path(TOKENIZER_FILE), tmp_path)
+    return tmp_path / TOKENIZER_FILE
+
+
+@pytest.mark.parametrize("when", ["when it is read", "at every text"])
+def test_a_tokenizer_that_panics_cannot_be_loaded(copy: Path, when: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"tokenizer {copy}: ") as caught:
+        Tokenizer(let_panic(copy, when), max_input_tokens=256)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("filler", ["", "word " * (LONG_TEXT_CHARS // 4)], ids=["short", "long"])
+def test_a_panic_is_told_at_its_text_and_the_tokenizer_lives_on(copy: Path, filler: str) -> None:
+    tokenizer = Tokenizer(let_panic(copy, "at emoji"), max_input_tokens=256)
+    with pytest.raises(InferenceFailed, match=r"^input\[2\]: ") as caught:
+        encode(tokenizer, "fine", "fine, too", filler + "\N{GRINNING FACE}", truncate=True)
+    assert caught.value.param == "input"
+    assert encode(tokenizer, "hello") == [[CLS, 7592, SEP]]

@@ -30,6 +30,9 @@ async def test_work_gives_its_result_or_its_error_and_leaves_the_loop_free() -> 
         await threads.run(lambda: 1 // 0)
     with pytest.raises(SystemExit):
         await threads.run(sys.exit)
+    with pytest.raises(RuntimeError, match="StopIteration"):  # none that a future could tell
+        async with asyncio.timeout(30):
+            await threads.run(lambda: next(iter(())))
 
 
 async def test_work_that_comes_now_and_then_always_has_the_same_thread() -> None:

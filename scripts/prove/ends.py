@@ -1,0 +1,142 @@
+"""A signal at every moment of a command's start: how it ends, as a table.
+
+    python -m scripts.prove.ends                       # every 10 ms; five minutes
+    python -m scripts.prove.ends --step-ms 100
+
+Each start is a process group of its own on loopback with a data folder of its own. Its first
+milliseconds are Python's, before any line of this program is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.command_line import interruptible, user_environment
+
+PATIENCE_S = 20
+MODEL = ("--model", "all-MiniLM-L6-v2")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "serve": ("serve", "--port", "0", *MODEL),
+    "serve with two front ends": ("serve", "--port", "0", "--frontends", "2", *MODEL),
+    "keys create": ("keys", "create", "--name", "a"),
+    "models import": ("models", "import", "absent-folder"),
+    "bundle create": ("bundle", "create", "absent", "--output", "a.bundle"),
+}
+
+
+class Ended(NamedTuple):
+    """How a command ended that was signalled."""
+
+    code: int | None  # as shells report it; None: it did not end
+    seconds: float  # from the signal to the end
+    errors: str
+    left_over: int  # processes that were still there a moment later
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nobody saw anything of it."""
+        return "Traceback" not in self.errors and "Error" not in self.errors and not self.left_over
+
+    @property
+    def is_pythons(self) -> bool:
+        """Whether Python itself was interrupted, before any line of this program."""
+        return "KeyboardInterrupt" in self.errors and "/server/" not in self.errors
+
+
+def end_after(
+    arguments: Sequence[str],
+    number: signal.Signals,
+    delay_s: float,
+    *,
+    group: bool,
+    is_reached: Callable[[int], bool] = lambda _: False,
+) -> Ended | None:
+    """Start the command, send the signal after so long, and wait for the end; None: it was over.
+
+    Args:
+        is_reached: whether the process with this id is where it shall get the signal, if not by time.
+        group: every process gets the signal, as when someone types Ctrl-C.
+    """
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile(dir=home) as errors:
+        with interruptible():
+            running = subprocess.Popen(
+                [sys.executable, "-m", "server", *arguments],
+                env=user_environment({"EMBEDDING_SERVER_DATA_DIR": home}),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+        deadline_s = time.monotonic() + delay_s
+        while time.monotonic() < deadline_s and not is_reached(running.pid):
+            if running.poll() is not None:
+                return None
+            time.sleep(0.002)
+        begun_s = time.perf_counter()
+        (os.killpg if group else os.kill)(running.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(PATIENCE_S)
+        code = running.poll()
+        seconds = time.perf_counter() - begun_s
+        deadline_s = time.monotonic() + 5
+        while (left := len(session(running.pid))) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        errors.seek(0)
+        for process in session(running.pid):
+            os.kill(process, signal.SIGKILL)
+        if code is not None and code < 0:
+            code = 128 - code
+        return Ended(code, seconds, errors.read().decode(), left)
+
+
+def session(leader: int) -> list[int]:
+    """The processes of this session that are not over."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, number, *_ = stat.read_text().rpartition(")")[2].split()
+            if int(number) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--step-ms", type=int, default=10)
+    parser.add_argument("--most-ms", type=int, default=1500)
+    parser.add_argument("--verbose", action="store_true", help="show what was written")
+    given = parser.parse_args()
+    print("| command | signal | starts | ended with | not clean | Python's own | slowest end, s |")
+    print("|---|---|---|---|---|---|---|")
+    for name, arguments in COMMANDS.items():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            group = number == signal.SIGINT
+            ends: list[Ended] = []
+            for delay_ms in range(0, given.most_ms, given.step_ms):
+                end = end_after(arguments, number, delay_ms / 1000, group=group)
+                if end is None:
+                    break
+                ends.append(end)
+                if given.verbose and not ends[-1].is_clean:
+                    print(delay_ms, ends[-1].errors[-3000:], ends[-1].left_over, file=sys.stderr)
+            codes = ", ".join(f"{code}: {n}" for code, n in Counter(e.code for e in ends).items())
+            dirty, slowest = sum(not e.is_clean for e in ends), max(e.seconds for e in ends)
+            pythons = sum(e.is_pythons for e in ends)
+            row = (name, number.name, len(ends), codes, dirty, pythons, f"{slowest:.1f}")
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
