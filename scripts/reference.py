@@ -21,7 +21,8 @@ from server.catalog.prompts import PURPOSES
 from server.commands.cli import app as command_line
 from server.errors import ApiError, EmbeddingServerError, StartupError
 from server.http.app import create_app
-from server.metrics import PREFIX, Metrics
+from server.metrics import Metrics
+from server.program.declared_metrics import PREFIX
 from server.settings import Settings
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "reference"

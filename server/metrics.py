@@ -7,7 +7,6 @@ zero before the first request, so that a rate over them is never missing. Any th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar, overload
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,9 +23,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from server import __version__
 from server.errors import ApiError, api_errors
+from server.program.declared_metrics import Declared, declared
 from server.program.watched_counter import WatchedCounter
 
-PREFIX = "embedding_server"
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 EMBEDDINGS_ROUTE = "/v1/embeddings"
 OTHER_ROUTE = "other"  # an unknown path must not become a label
@@ -46,57 +45,6 @@ _TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 6
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each, which nobody asks for
-
-
-M = TypeVar("M", bound=Counter | Gauge | Histogram)
-
-
-class Declared(Generic[M]):
-    """A metric as it is declared in a class; its instances have the metric itself by that name.
-
-    Args:
-        labels: their names.
-        alike: says the same in each process of a server, so that it is not summed up.
-        watched: read from a function whenever the page is asked for.
-        buckets: of a histogram, their upper bounds.
-    """
-
-    def __init__(
-        self,
-        kind: Callable[..., M],
-        name: str,
-        help_text: str,
-        *labels: str,
-        alike: bool = False,
-        watched: bool = False,
-        buckets: tuple[float, ...] | None = None,
-    ) -> None:
-        self.name = f"{PREFIX}_{name}"
-        self.alike = alike
-        self.watched = watched
-        self._kind = kind
-        self._help = help_text
-        self._labels = labels
-        self._more = {"buckets": buckets} if buckets else {}
-
-    def make(self, registry: CollectorRegistry, *more_labels: str) -> M:
-        """The metric, on the page of this registry."""
-        labels = (*self._labels, *more_labels)
-        return self._kind(self.name, self._help, labels, registry=registry, **self._more)
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> Declared[M]: ...
-    @overload
-    def __get__(self, instance: object, owner: type) -> M: ...
-    def __get__(self, instance: object, owner: type) -> Declared[M] | M:
-        if instance is not None:  # an instance has its metric as an attribute of its own
-            raise AttributeError(f"{owner.__name__} did not make {self.name}")
-        return self
-
-
-def declared(kind: type) -> dict[str, Declared[Any]]:
-    """The families that a class declares, by attribute."""
-    return {name: found for name, found in vars(kind).items() if isinstance(found, Declared)}
 
 
 class EngineMetrics:

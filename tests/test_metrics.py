@@ -9,13 +9,13 @@ from server import __version__
 from server.errors import ApiError
 from server.metrics import (
     EMBEDDINGS_ROUTE,
-    PREFIX,
     ROUTES,
     STAGES,
     EngineMetrics,
     Metrics,
     refusal_reason,
 )
+from server.program.declared_metrics import PREFIX
 from tests.conftest import MATRYOSHKA, PLAIN
 from tests.metrics_page import MetricsPage
 

@@ -17,7 +17,7 @@ from server.api.services import Services
 from server.http.app import create_metrics_app
 from server.http.connection_limit import Connection, FewConnections
 from server.http.listening import bind, tell_metrics_port
-from server.http.protocol import LimitedState
+from server.http.patient_connection import LimitedState
 from server.http.uvicorn_config import uvicorn_config
 from server.settings import Settings
 

@@ -5,18 +5,12 @@ any key is asked, and it stops at the end of the head of a request that offers a
 is lost. Java's own client offers h2c with its first request, so such a connection goes on with h11,
 which ignores the offer (uvicorn 0.54, httptools 0.9).
 
-uvicorn closes a connection on which nothing came for a while after an answer. Here that timer also
-runs from a connection's begin, and until the next head is whole; and who does not read is not
-waited for either. Else whoever sends nothing, or half a head, or lets answers lie, would hold a
-file descriptor for good.
-
 What lies in a connection and belongs to no seat is counted in the process's waiting room.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -25,26 +19,19 @@ import httptools
 import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
 from server.errors import ApiError, InvalidRequest, Overloaded
-from server.http.connection_limit import ConnectionLimit, FewConnections
-from server.http.half_closed import HalfClosed
+from server.http.patient_connection import MAX_HEAD_BYTES, LimitedState, PatientConnection
 from server.http.waiting_room import WaitingRoom, head_bytes, waiting_bytes
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
-MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 256
 # A head that is no larger is not counted: a few kilobytes as objects, as all of a connection.
 USUAL_HEAD_BYTES = 4096
 USUAL_HEADERS = 32
 MAX_PIPELINED = 16  # requests that wait behind an unanswered one of their connection
-# What is read of a body whose request is answered already, so that the client sees its answer.
-MAX_UNWANTED_BYTES = 64 * 1024 * 1024
-MAX_UNWANTED_S = 60.0
-MIN_READ_BYTES_PER_S = 1024  # of an answer: whoever reads it holds memory and a place of others
 _NO_HTTP = "Invalid HTTP request received."
 _TOO_MANY_HEADERS = f"The request has more than {MAX_HEADERS} headers."
 
@@ -57,106 +44,7 @@ class _Answer(Protocol):
     response_complete: bool
 
 
-class LimitedState(ServerState):
-    """What all connections share."""
-
-    connection_limit: ConnectionLimit | FewConnections
-
-
-class _NotForGood(HalfClosed):
-    """What keeps both protocols from waiting for a client for ever."""
-
-    room = WaitingRoom(1024 * 1024 * 1024)  # see `within`
-    _room_bytes = 0  # what this connection has of it
-    loop: asyncio.AbstractEventLoop
-    transport: asyncio.Transport
-    timeout_keep_alive: int
-    timeout_keep_alive_task: asyncio.TimerHandle | None
-    _unset_keepalive_if_required: Callable[[], None]
-    _body_bytes = 0  # of an answered request, since the timer was set
-    _unwanted_bytes = 0  # of it, in all
-    _answered_s = 0.0
-    _unread_bytes = 0
-    _reader_timer: asyncio.TimerHandle | None = None
-
-    @property
-    def idle_order(self) -> float | None:
-        """When it is closed for its silence; None while a request or an answer is on its way."""
-        timer = self.timeout_keep_alive_task
-        if timer is None or self.transport.is_closing() or self.transport.get_write_buffer_size():
-            return None
-        return timer.when()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Keep nothing alive, however it ended."""
-        self._hold(0)
-        self._unset_keepalive_if_required()
-        self.resume_writing()
-        super().connection_lost(exc)
-
-    def timeout_keep_alive_handler(self) -> None:
-        """No whole head came in time; what was answered may still be on its way."""
-        self.transport.close()
-        self._watch_reader()
-
-    def pause_writing(self) -> None:
-        """The client does not read as fast as it is answered."""
-        super().pause_writing()
-        self._watch_reader()
-
-    def resume_writing(self) -> None:
-        """The client has read."""
-        if self._reader_timer is not None:
-            self._reader_timer.cancel()
-            self._reader_timer = None
-        super().resume_writing()
-
-    def on_response_complete(self) -> None:
-        """Its body may still be on its way, for a while."""
-        self._unwanted_bytes, self._answered_s = 0, self.loop.time()
-        super().on_response_complete()
-
-    def _set_keepalive(self) -> None:
-        self._unset_keepalive_if_required()
-        self._body_bytes = 0
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
-
-    def _take_notice_of_body(self, size: int) -> None:
-        """Of a request that was answered early the rest may come, unless it hardly moves."""
-        if self.timeout_keep_alive_task is None:
-            return
-        self._body_bytes += size
-        self._unwanted_bytes += size
-        is_late = self.loop.time() - self._answered_s > MAX_UNWANTED_S
-        if is_late or self._unwanted_bytes > MAX_UNWANTED_BYTES:
-            self.transport.close()
-        elif self._body_bytes >= MAX_HEAD_BYTES:
-            self._set_keepalive()
-
-    def _hold(self, num_bytes: int) -> bool:
-        """Whether there is room for so many bytes of this connection."""
-        if not self.room.change(self._room_bytes, num_bytes):
-            return False
-        self._room_bytes = num_bytes
-        return True
-
-    def _watch_reader(self) -> None:
-        if self._reader_timer is None:
-            self._unread_bytes = self.transport.get_write_buffer_size()
-            self._reader_timer = self.loop.call_later(self.timeout_keep_alive, self._look_at_reader)
-
-    def _look_at_reader(self) -> None:
-        self._reader_timer = None
-        read_bytes = self._unread_bytes - self.transport.get_write_buffer_size()
-        if read_bytes < MIN_READ_BYTES_PER_S * self.timeout_keep_alive:
-            self.transport.abort()
-        else:
-            self._watch_reader()
-
-
-class BoundedProtocol(_NotForGood, HttpToolsProtocol):
+class BoundedProtocol(PatientConnection, HttpToolsProtocol):
     """Refuses heads, trailers and chunk extensions that are too long, and keeps every body."""
 
     server_state: LimitedState
@@ -222,7 +110,7 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Parser callback."""
         self._progress = True
-        self._take_notice_of_body(len(body))
+        self.take_notice_of_body(len(body))
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
@@ -251,7 +139,7 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
         num_bytes = self._bytes_without_progress + self._head_bytes + waiting_bytes(self.pipeline)
         if self._bytes_without_progress:
             num_bytes += head_bytes(self.headers)
-        if not self._hold(num_bytes):
+        if not self.hold(num_bytes):
             self._refuse(_no_room())
 
     def _refuse(self, error: ApiError) -> None:
@@ -270,25 +158,25 @@ class BoundedProtocol(_NotForGood, HttpToolsProtocol):
         self.connections.discard(self)
         protocol = UpgradeIgnoringProtocol(self.config, self.server_state, self.app_state)
         protocol.room = self.room
-        self._hold(0)
+        self.hold(0)
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)
         protocol.data_received(b"".join((*head, b"\r\n", rest)))
 
 
-class UpgradeIgnoringProtocol(_NotForGood, H11Protocol):
+class UpgradeIgnoringProtocol(PatientConnection, H11Protocol):
     """A connection whose client has offered an upgrade once."""
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's, but a whole head ends the wait for it, not its first byte."""
         if self.conn.their_state is h11.SEND_BODY:
-            self._take_notice_of_body(len(data))
+            self.take_notice_of_body(len(data))
         self.conn.receive_data(data)
         self.handle_events()
         headers = self.headers or ()
         if len(headers) > MAX_HEADERS:
             self.send_400_response(_TOO_MANY_HEADERS)
-        elif not self._hold(len(self.conn.trailing_data[0]) + head_bytes(headers)):
+        elif not self.hold(len(self.conn.trailing_data[0]) + head_bytes(headers)):
             _refuse(self.transport, self.cycle, _no_room())
 
     def send_400_response(self, msg: str) -> None:

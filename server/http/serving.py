@@ -32,7 +32,7 @@ from server.http.app import create_app
 from server.http.connection_limit import HOW_TO_RAISE, Connection, ConnectionLimit
 from server.http.listening import BACKLOG, allow_many_connections, announce, bind
 from server.http.metrics_port import MetricsServer, bind_metrics
-from server.http.protocol import LimitedState
+from server.http.patient_connection import LimitedState
 from server.http.uvicorn_config import CLOSE_TIMEOUT_S, uvicorn_config
 from server.program.last_resort import end_within
 from server.program.termination import ignore_stop_signals

@@ -17,13 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from server.http.protocol import (
-    MAX_HEAD_BYTES,
-    MAX_HEADERS,
-    MAX_PIPELINED,
-    MAX_UNWANTED_BYTES,
-    _NotForGood,
-)
+from server.http.patient_connection import MAX_HEAD_BYTES, MAX_UNWANTED_BYTES, PatientConnection
+from server.http.protocol import MAX_HEADERS, MAX_PIPELINED
 from tests.conftest import REPOSITORY
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
@@ -385,7 +380,7 @@ def test_who_reads_slowly_gets_the_whole_answer(impatient: ServerProcess) -> Non
         assert len(data) == 2048
 
 
-class Reading(_NotForGood):
+class Reading(PatientConnection):
     """A connection whose client has read so much whenever it is looked at."""
 
     timeout_keep_alive = 75
