@@ -8,7 +8,6 @@ Starts a server of its own on loopback that waits 2 s where a server waits 75 s,
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import time
@@ -17,19 +16,18 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import httpx
-import orjson
 import psutil
 
-from scripts.prove.bodies import MODEL
-from scripts.prove.clients import Client, beside
-from scripts.prove.floods import KEYS, Flooded, other_queries
+from scripts.prove.clients import SERVE, Client, beside, body
+from scripts.prove.floods import KEYS, TOLD, Flooded, other_queries
+from scripts.prove.tables import options, print_table
 from scripts.prove.watching import watched
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 
-FLAGS = ("--model", MODEL.decode(), *KEYS, "--keep-alive-timeout-s", "2")
+FLAGS = (*SERVE, *KEYS, "--keep-alive-timeout-s", "2")
 LISTENING = 1  # of the server's sockets
-TEXTS = orjson.dumps({"model": MODEL.decode(), "input": ["a"] * 2048})
+TEXTS = body(["a"] * 2048)
 POST = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -52,7 +50,7 @@ def kinds(client: Client) -> dict[str, Kind]:
         "half a head of 12,000 headers": Kind(POST + b"a:b\r\n" * 12_000),
         "12,000 headers, a body that stalls": Kind(client.head(9)[:-2] + b"a:b\r\n" * 12_000 + b"\r\n"),
         "7,000 requests in a row, unread": Kind(
-            b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 7_000, read_bytes=0
+            b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 7_000
         ),
         "a terabyte after a 401, by drops": Kind(tera, then=b"a", read_bytes=1000),
         "answers of 2,048 texts, unread": Kind(ask, clients=0.02, seconds=20),
@@ -94,7 +92,7 @@ def attack(
     server: ServerProcess, clients: int, names: Sequence[str] = (), seconds: float | None = None
 ) -> Iterator[Slow]:
     """Every kind, or those that are named, one after the other; all give up after `seconds`."""
-    client = Client(server.url.removeprefix("http://"), "enemy")
+    client = Client(server.url, "enemy")
     process = psutil.Process(server.process.pid)
     for name, full in kinds(client).items():
         if names and name not in names:
@@ -121,22 +119,17 @@ def _held_bytes(server: ServerProcess) -> float:
     return MetricsPage(page).value("request_memory_bytes")
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clients", type=int, default=1000)
-    clients = parser.parse_args().clients
-    print("| kind | clients | gone after, s | still held, bytes | the other's | its p50, ms "
-          "| its p99, ms | memory, MB | longest silence of /livez, ms |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
+def _rows(clients: int) -> Iterator[tuple[object, ...]]:
     with ServerProcess(*FLAGS) as server:
         for one in attack(server, clients):
-            gone = "not" if one.gone_s is None else f"{one.gone_s:.1f}"
-            print(
-                f"| {one.kind} | {one.clients} | {gone} | {one.held_bytes:.0f} "
-                f"| {one.seen.told()} |",
-                flush=True,
-            )
+            gone = "not" if one.gone_s is None else one.gone_s
+            yield one.kind, one.clients, gone, f"{one.held_bytes:.0f}", *one.seen.told()
+
+
+def main() -> None:
+    """Print the table."""
+    columns = ("kind", "clients", "gone after, s", "still held, bytes", *TOLD)
+    print_table(columns, _rows(options(__doc__, clients=1000).clients))
 
 
 if __name__ == "__main__":
