@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -71,16 +72,23 @@ def room(num_bytes: int, groups: Path = GROUPS) -> Iterator[Room]:
     try:
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(str(num_bytes))
-    except OSError:
+        subprocess.run([*_entering(group), "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        with contextlib.suppress(OSError):
+            group.rmdir()
         yield Room(flags=["--max-memory-bytes", str(num_bytes // DEFAULT_SHARE)])
         return
-    enter = f'echo $$ > {group}/cgroup.procs && exec "$@"'
     try:
-        yield Room(group, wrapper=["sh", "-c", enter, "sh"])
+        yield Room(group, wrapper=_entering(group))
     finally:
         while (group / "cgroup.procs").read_text():  # the server was told to end
             time.sleep(LOOK_EVERY_S)
         group.rmdir()
+
+
+def _entering(group: Path) -> list[str]:
+    """What a command is preceded by that shall run in this group."""
+    return ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import httpx
 
 REQUESTS = 1500  # a line each; a pipe holds 300
-START_TIMEOUT_S, STOP_TIMEOUT_S = 30.0, 15.0
+START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0
 # What is done to a stream: as a shell says it, or the name of a file that is made for it.
 ATTACKS = {
     "stdin closed": "<&-",
@@ -81,7 +81,7 @@ def attack(name: str, *flags: str, requests: int = REQUESTS) -> Seen:
             streams[how[0]] = stack.enter_context(stream(how[1]))
         server = subprocess.Popen(command, **streams)
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=5) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=15) as client:
                 ready = is_ready(server, client)
                 answered = answers(client, requests) if ready else 0
             code, stop_s = ended(server)

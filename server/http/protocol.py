@@ -138,7 +138,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         """Hold what lies here; refuse what there is no room for."""
         num_bytes = self._bytes_without_progress + self._head_bytes + waiting_bytes(self.pipeline)
         if self._bytes_without_progress:
-            num_bytes += head_bytes(self.headers)
+            num_bytes += head_bytes(self.headers or ())  # None before the first
         if not self.hold(num_bytes):
             self._refuse(_no_room())
 

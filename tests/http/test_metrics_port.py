@@ -50,7 +50,12 @@ def test_each_port_answers_for_its_own_paths_and_the_counters_are_one(frontends:
         assert "/metrics" not in httpx.get(f"{server.url}/openapi.json").json()["paths"]
         wait_for(lambda: answered(beside) == 6, "all of them on the page")
         if frontends > 1:
-            psutil.Process(server.process.pid).children()[0].kill()
+            killed = psutil.Process(server.process.pid).children()[0]
+            wait_for(
+                lambda: count_on(server.answer_of_another(f"{beside}/metrics", killed)) == 6,
+                "what it has counted",
+            )
+            killed.kill()
             wait_for(lambda: "starting another one" in server.log(), "a front end in its place")
             for _ in range(8):
                 assert answered(beside) == 6
@@ -59,7 +64,10 @@ def test_each_port_answers_for_its_own_paths_and_the_counters_are_one(frontends:
 
 def answered(beside: str) -> float:
     """How many requests were answered, as a new connection is told."""
-    page = httpx.get(f"{beside}/metrics", timeout=60)
+    return count_on(httpx.get(f"{beside}/metrics", timeout=60))
+
+
+def count_on(page: httpx.Response) -> float:
     assert page.status_code == 200
     labels = {"route": "/v1/embeddings", "status": "200", "model": PLAIN}
     return MetricsPage(page.content).value("requests_total", **labels)
