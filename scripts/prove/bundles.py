@@ -8,7 +8,6 @@ minute, prints a table.
 
 from __future__ import annotations
 
-import argparse
 import random
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.prove.tables import options, print_table
 from tests.catalog import FILES, card_table, pins, write_model
 from tests.command_line import run
 
@@ -113,19 +113,21 @@ def attack(positions: int) -> Iterator[Attack]:
             yield Attack(name, site.install(), trusting)
 
 
-def main() -> None:
-    """Print what became of each bundle, those with one changed bit together."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--positions", type=int, default=400)
-    print("| what was changed | without a signature | with `--trust` |\n|---|---|---|")
+def _rows(positions: int) -> Iterator[tuple[str, str, str]]:
     bits = []
-    for one in attack(parser.parse_args().positions):
+    for one in attack(positions):
         if one.name.startswith("one bit"):
             bits.append(one)
         else:
-            print(f"| {one.name} | {one.untrusting} | {one.trusting} |")
+            yield one
     plain, trusting = (sum(each[end] != "installed" for each in bits) for end in (1, 2))
-    print(f"| one bit, at {len(bits)} places | {plain} refused | {trusting} refused |")
+    yield f"one bit, at {len(bits)} places", f"{plain} refused", f"{trusting} refused"
+
+
+def main() -> None:
+    """Print what became of each bundle, those with one changed bit together."""
+    columns = ("what was changed", "without a signature", "with `--trust`")
+    print_table(columns, _rows(options(__doc__, positions=400).positions))
 
 
 if __name__ == "__main__":

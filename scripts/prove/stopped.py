@@ -17,11 +17,13 @@ from pathlib import Path
 import httpx
 import psutil
 
+from scripts.prove.clients import SERVE, embed, outcome
+from scripts.prove.tables import options, print_table
+from scripts.prove.watching import seconds_until
 from tests.faults.faults import with_faults
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 
-MODEL = "all-MiniLM-L6-v2"
 PATIENCE_S = 90.0
 ONLY_ONE_PROCESS = "device fails for good"
 
@@ -41,13 +43,11 @@ class Target:
 
     def get(self, path: str) -> int | str:
         """The status, or what the connection ended with; each time on a connection of its own."""
-        return _outcome(lambda: httpx.get(self.server.url + path, timeout=5))
+        return outcome(lambda: httpx.get(self.server.url + path, timeout=5))
 
-    def embed(self, timeout_s: float = 60.0) -> int | str:
+    def embed(self) -> int | str:
         """The same for a short text."""
-        body = {"model": MODEL, "input": "a text"}
-        url = f"{self.server.base_url}/embeddings"
-        return _outcome(lambda: httpx.post(url, json=body, timeout=timeout_s))
+        return outcome(lambda: embed(self.server))
 
     def counted(self, but: psutil.Process) -> float:
         """Answered requests, as another front end than this one has them on /metrics."""
@@ -57,22 +57,13 @@ class Target:
 
     def until(self, what: str, condition: Callable[[], object]) -> None:
         """Wait for it; note after how many seconds it came, or that it did not."""
-        begun_s = time.perf_counter()
-        while not (came := bool(condition())) and time.perf_counter() - begun_s < PATIENCE_S:
-            time.sleep(0.1)
-        self.seen[what] = round(time.perf_counter() - begun_s, 1) if came else "never"
+        seconds = seconds_until(condition, PATIENCE_S)
+        self.seen[what] = "never" if seconds is None else round(seconds, 1)
 
     def until_ended(self) -> None:
         """Wait until it has ended."""
         self.until("ended after, s", lambda: self.server.process.poll() is not None)
         self.seen |= {"exit code": self.server.process.poll(), "livez": self.get("/livez")}
-
-
-def _outcome(ask: Callable[[], httpx.Response]) -> int | str:
-    try:
-        return ask().status_code
-    except httpx.TransportError as error:
-        return type(error).__name__
 
 
 def stop_engine(target: Target) -> None:
@@ -154,7 +145,7 @@ def attack(name: str, waits: dict[str, float] | None = None) -> dict[str, object
     frontends = "1" if name == ONLY_ONE_PROCESS else "2"
     with tempfile.TemporaryDirectory() as folder:
         faults = with_faults(Path(folder), waits)
-        flags = ("--frontends", frontends, "--threads", "1", "--model", MODEL)
+        flags = ("--frontends", frontends, "--threads", "1", *SERVE)
         with ServerProcess(*flags, environment=faults) as server:
             target = Target(server, Path(folder))
             ATTACKS[name](target)
@@ -167,11 +158,9 @@ def attack(name: str, waits: dict[str, float] | None = None) -> dict[str, object
 
 def main() -> None:
     """Print the table."""
-    print("| attack | what was seen |")
-    print("|---|---|")
-    for name in ATTACKS:
-        seen = ", ".join(f"{what}: {found}" for what, found in attack(name).items())
-        print(f"| {name} | {seen} |", flush=True)
+    options(__doc__)
+    told = ((name, ", ".join(f"{k}: {v}" for k, v in attack(name).items())) for name in ATTACKS)
+    print_table(("attack", "what was seen"), told)
 
 
 if __name__ == "__main__":

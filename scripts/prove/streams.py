@@ -8,7 +8,6 @@ Starts servers of its own on loopback and ends them.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import pty
@@ -23,6 +22,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import httpx
+
+from scripts.prove.clients import SERVE, outcome
+from scripts.prove.tables import options, print_table
 
 REQUESTS = 1500  # a line each; a pipe holds 300
 START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0
@@ -101,13 +103,12 @@ def is_free(port: int) -> bool:
 
 def is_ready(server: subprocess.Popen[bytes], client: httpx.Client) -> bool:
     """Wait until it takes work, or will not."""
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while server.poll() is None and time.monotonic() < deadline_s:
-        with contextlib.suppress(httpx.HTTPError):
-            if client.get("/readyz").status_code == 200:
-                return True
-        time.sleep(0.05)
-    return False
+
+    def takes_work() -> bool:
+        return outcome(lambda: client.get("/readyz")) == 200
+
+    seconds_until(lambda: server.poll() is not None or takes_work(), START_TIMEOUT_S)
+    return takes_work()
 
 
 def answers(client: httpx.Client, requests: int) -> int:
@@ -132,21 +133,19 @@ def ended(server: subprocess.Popen[bytes]) -> tuple[int, float]:
     return code, time.monotonic() - begun_s
 
 
+def _rows(*flags: str) -> Iterator[tuple[object, ...]]:
+    for name in ATTACKS:
+        seen = attack(name, *SERVE, *flags)
+        last = (seen.log.splitlines() or [""])[-1][:110]
+        answered = f"{seen.answered} of {REQUESTS}"
+        yield name, "yes" if seen.ready else "no", answered, seen.exit_code, seen.stop_s, last
+
+
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--frontends", default="1")
-    flags = ("--model", "all-MiniLM-L6-v2", "--frontends", parser.parse_args().frontends)
-    print("| stream | ready | answered | exit code | end, s | last line of the log |")
-    print("|---|---|---|---|---|---|")
-    for name in ATTACKS:
-        seen = attack(name, *flags)
-        last = (seen.log.splitlines() or [""])[-1][:110]
-        print(
-            f"| {name} | {'yes' if seen.ready else 'no'} | {seen.answered} of {REQUESTS} | "
-            f"{seen.exit_code} | {seen.stop_s:.1f} | {last} |",
-            flush=True,
-        )
+    flags = ("--frontends", str(options(__doc__, frontends=1).frontends))
+    columns = ("stream", "ready", "answered", "exit code", "end, s", "last line of the log")
+    print_table(columns, _rows(*flags))
 
 
 if __name__ == "__main__":

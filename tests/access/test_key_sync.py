@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -12,7 +15,13 @@ from server.access.database import META, NUM_WRITES, Database, metadata
 from server.access.key_store import KeyStore
 from server.access.key_sync import KeySync
 from server.access.keyring import Keyring
-from server.errors import ApiKeyRevoked, DatabaseEmpty, DatabaseError, IncorrectApiKey
+from server.errors import (
+    ApiKeyRevoked,
+    DatabaseEmpty,
+    DatabaseError,
+    DatabaseForeign,
+    IncorrectApiKey,
+)
 
 
 @pytest.fixture
@@ -144,6 +153,24 @@ def test_an_empty_database_is_left_alone_for_a_while_and_then_taken_over(
     monkeypatch.setattr(key_sync, "EMPTY_PATIENCE_S", 0)
     assert isinstance(sync.read_changes(), DatabaseEmpty)
     database.check_tables()
+
+
+def test_a_file_of_another_program_is_not_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, others = tmp_path / "keys.db", tmp_path / "others.db"
+    database = Database(f"sqlite:///{file}")
+    sync = KeySync(database, Keyring(), lambda: None)
+    with contextlib.closing(sqlite3.connect(others)) as connection:
+        connection.execute("CREATE TABLE letters (text)")
+    before = others.read_bytes()
+    others.rename(file)
+    monkeypatch.setattr(key_sync, "EMPTY_PATIENCE_S", 0)
+    for _ in range(2):
+        with pytest.raises(DatabaseForeign):
+            sync.read_changes()
+    database.close()
+    assert file.read_bytes() == before
 
 
 def test_what_fails_while_another_one_is_taken_over_is_done_the_next_time(
