@@ -22,7 +22,8 @@ from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import Limits
 from tests.server_process import ServerProcess
-from tests.services import FakedClock, wait_for
+from tests.services import FakedClock
+from tests.waiting import wait_for
 
 HOUR_S = 3600
 # What it differs by from the true time.

@@ -25,6 +25,7 @@ import httpx
 
 from scripts.prove.clients import SERVE, outcome
 from scripts.prove.tables import options, print_table
+from scripts.prove.watching import seconds_until
 
 REQUESTS = 1500  # a line each; a pipe holds 300
 START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0

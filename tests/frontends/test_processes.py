@@ -25,7 +25,7 @@ from server.access.usage_report import By, usage_by
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
-from tests.services import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.server
 

@@ -13,7 +13,7 @@ from tests.conftest import PLAIN
 from tests.http.test_protocol import BODY, OFFER, POST
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
-from tests.services import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.server
 

@@ -19,7 +19,7 @@ from server.settings import Settings
 from tests.conftest import PLAIN, client_of
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
-from tests.services import wait_for
+from tests.waiting import wait_for
 
 BODY = {"model": PLAIN, "input": "x"}
 

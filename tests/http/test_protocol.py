@@ -21,7 +21,7 @@ from server.http.protocol import MAX_HEADERS, MAX_PIPELINED
 from tests.conftest import REPOSITORY
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
-from tests.services import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.server
 

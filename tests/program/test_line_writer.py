@@ -5,26 +5,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from server.program import line_writer
 from server.program.line_writer import LineStream, LineWriter
+from tests.waiting import wait_for
 
 LINE = b"x" * 99 + b"\n"
 
 
 def dropped_line(number: int) -> bytes:
     return b"dropped %d\n" % number
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.002)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +45,7 @@ def piped() -> Iterator[tuple[LineWriter, int]]:
         yield writer, reading
     finally:
         os.close(reading)  # what still waits cannot be written
-        wait_until(lambda: writer._handled_bytes == writer._accepted_bytes)
+        wait_for(lambda: writer._handled_bytes == writer._accepted_bytes)
         os.close(writing)
 
 
@@ -118,7 +112,7 @@ def test_a_full_disk_is_told_once_it_takes_lines_again(tmp_path: Path) -> None:
     writer = LineWriter(file, dropped_line)
     for _ in range(3):
         writer.write(LINE)
-    wait_until(lambda: writer.dropped == 3)
+    wait_for(lambda: writer.dropped == 3)
     place = tmp_path / "log"
     with place.open("wb") as now:
         os.dup2(now.fileno(), file)
