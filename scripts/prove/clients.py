@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import select
 import socket
 import time
 from collections import Counter
@@ -46,6 +47,13 @@ def outcome(ask: Callable[[], httpx.Response]) -> int | str:
         return ask().status_code
     except httpx.TransportError as error:
         return type(error).__name__
+
+
+def is_ended(connection: socket.socket) -> bool:
+    """Whether the server has ended it, which is known without reading what it sent."""
+    look = select.poll()
+    look.register(connection, select.POLLRDHUP)
+    return bool(look.poll(0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import httpx
 
-from scripts.prove.clients import SERVE, embed, outcome
+from scripts.prove.clients import SERVE, embed, is_ended, outcome
 from scripts.prove.tables import options, print_table
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
@@ -61,7 +61,7 @@ def attack(sent: bytes, *flags: str, files: int = FILES, connections: int = CONN
             seconds_of(lambda: httpx.get(f"{server.url}/livez", timeout=5)) for _ in range(10)
         ]
         vectors = [seconds_of(lambda: embed(server, timeout_s=5)) for _ in range(10)]
-        still = sum(is_open(one) for one in held)
+        still = sum(not is_ended(one) for one in held)
         page = ""
         with contextlib.suppress(httpx.HTTPError):
             page = httpx.get(f"{server.url}/metrics", timeout=5).text
@@ -73,19 +73,6 @@ def seconds_of(ask: Callable[[], httpx.Response]) -> float | None:
     """How long a good answer took, or None."""
     begun_s = time.monotonic()
     return time.monotonic() - begun_s if outcome(ask) == 200 else None
-
-
-def is_open(connection: socket.socket) -> bool:
-    """Whether the server has not closed it."""
-    connection.setblocking(False)
-    try:
-        while connection.recv(65536):
-            pass
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 def _rows(*flags: str) -> Iterator[tuple[object, ...]]:

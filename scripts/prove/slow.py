@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +17,7 @@ from typing import NamedTuple
 
 import httpx
 
-from scripts.prove.clients import SERVE, Client, beside, body
+from scripts.prove.clients import SERVE, Client, beside, body, is_ended
 from scripts.prove.floods import KEYS, TOLD, Flooded, other_queries
 from scripts.prove.tables import options, print_table
 from scripts.prove.watching import watched
@@ -77,7 +75,7 @@ async def crawl(client: Client, kind: Kind, clients: int) -> float | None:
         with contextlib.suppress(ConnectionError), client.bare_socket() as connection:
             await loop.sock_connect(connection, client.host_and_port)
             await loop.sock_sendall(connection, kind.first)
-            while not _is_ended(connection):
+            while not is_ended(connection):
                 await asyncio.sleep(1)
                 await loop.sock_sendall(connection, kind.then)
                 if kind.read_bytes:
@@ -90,13 +88,6 @@ async def crawl(client: Client, kind: Kind, clients: int) -> float | None:
     except TimeoutError:
         return None
     return time.monotonic() - begun_s
-
-
-def _is_ended(connection: socket.socket) -> bool:
-    """Whether the other side has, which is known without reading what it sent."""
-    look = select.poll()
-    look.register(connection, select.POLLRDHUP)
-    return bool(look.poll(0))
 
 
 def attack(server: ServerProcess, clients: int, names: Sequence[str] = ()) -> Iterator[Slow]:
