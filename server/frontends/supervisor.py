@@ -27,6 +27,7 @@ from server.frontends.silence import TICK_S
 from server.http.listening import SharedAddress, allow_many_connections, announce, tell_metrics_port
 from server.metrics import Metrics
 from server.program.last_resort import end_within
+from server.program.process_activity import ProcessActivity
 from server.program.rust_panics import panics_as_errors
 from server.program.termination import STOP_SIGNALS, ignore_stop_signals
 from server.settings import Settings
@@ -223,7 +224,9 @@ class Supervisor:
         except BaseException:
             ours.close()
             raise
-        front_end = FrontEndProcess(process, await self._service.connect(ours))
+        activity = ProcessActivity(process.pid)
+        link = await self._service.connect(ours, activity.is_at_work)
+        front_end = FrontEndProcess(process, link)
         self._running[number] = front_end
         return front_end
 
