@@ -34,6 +34,7 @@ from server.http.app import create_app
 from server.http.serving import http_server
 from server.metrics import Metrics
 from server.program.last_resort import end_within
+from server.program.orphans import go_on_without_parent
 from server.program.process_activity import ProcessActivity
 from server.settings import Settings
 
@@ -55,6 +56,7 @@ def run(
         listener: where requests come in.
         metrics_listener: where those for /metrics come in, if it has a port of its own.
     """
+    go_on_without_parent()
     first = receive_frame(stream)
     if first is None:  # the engine process is gone already
         return

@@ -187,9 +187,10 @@ class Supervisor:
             await front_end.link.lost.wait()
             code = await _reap(front_end.process)
             del self._running[number]
-            if not self._is_ready:  # the start fails
+            failure = front_end.link.ready.exception()
+            if failure is not None and not self._is_ready:  # the start fails
                 return
-            why = front_end.link.ready.exception() or f"exit code {code}"
+            why = failure or f"exit code {code}"
             reason = "silent" if front_end.link.is_lost else "ended"
             self._metrics.frontend_restarts.labels(reason).inc()
             another = await self._start_another(number, why)
