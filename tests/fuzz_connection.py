@@ -89,7 +89,7 @@ async def _serve(pieces: list[bytes], turns: int = 0) -> _Served:
     _FAILURES.found.clear()
     _CONFIG.loaded_app = app
     state, wire = LimitedState(), _Wire()
-    state.connection_limit = FewConnections(state.connections, 1)
+    state.connection_limit = FewConnections(state.all_connections, 1)
     wire.protocol = BoundedProtocol(_CONFIG, state, {})
     wire.protocol.connection_made(wire)
     for piece in pieces:

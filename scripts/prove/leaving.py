@@ -3,7 +3,8 @@
     python -m scripts.prove.leaving                     # who waits 10 s, and who waits ten minutes
     python -m scripts.prove.leaving --patience 5 --seconds 60
 
-Starts a server of its own on loopback and ends it. Who is refused comes back when it was told to.
+Starts a server of its own on loopback and ends it. All have one key; who is refused comes
+back when it was told to.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from scripts.prove.clients import SERVE, beside, body
 from scripts.prove.tables import options, print_table
 from tests.server_process import ServerProcess
 
+KEY = "who-leaves"
 TEXTS = 128
 WORDS = 60
 PATIENT_S = 600.0  # as OpenAI's own library
@@ -30,7 +32,10 @@ async def leave(url: str, clients: int, patience_s: float, seconds: float) -> Co
     ends: Counter[str] = Counter()
     end_s = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=patience_s, limits=limits) as client:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(
+        base_url=url, timeout=patience_s, limits=limits, headers=headers
+    ) as client:
 
         async def ask(number: int) -> None:
             words = random.Random(number)
@@ -52,7 +57,7 @@ async def leave(url: str, clients: int, patience_s: float, seconds: float) -> Co
 def _rows(patience_s: float, seconds: float, clients: int) -> Iterator[tuple[object, ...]]:
     for waits_s in (patience_s, PATIENT_S):
         with (
-            ServerProcess(*SERVE) as server,
+            ServerProcess(*SERVE, "--api-key", KEY) as server,
             beside(leave, server.url, clients, waits_s, seconds) as ends,
         ):
             found = ends.result()

@@ -93,16 +93,11 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         elif self._bytes_without_progress or self.pipeline or self._room_bytes or self._head_bytes:
             self._count()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Parser callback."""
-        if len(self.headers) >= MAX_HEADERS:
-            raise InvalidRequest(_TOO_MANY_HEADERS)
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """Parser callback."""
         self._progress = True
         self._unset_keepalive_if_required()
+        self._check_headers()
         if len(self.pipeline) >= MAX_PIPELINED:
             raise InvalidRequest(f"More than {MAX_PIPELINED} requests wait for an answer.")
         super().on_headers_complete()
@@ -112,6 +107,11 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         self._progress = True
         self.take_notice_of_body(len(body))
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Parser callback; trailers have been added to the headers."""
+        self._check_headers()
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered in the one shape, too."""
@@ -138,9 +138,18 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         """Hold what lies here; refuse what there is no room for."""
         num_bytes = self._bytes_without_progress + self._head_bytes + waiting_bytes(self.pipeline)
         if self._bytes_without_progress:
-            num_bytes += head_bytes(self.headers or ())  # None before the first
+            headers = self.headers or ()  # None before the first
+            num_bytes += head_bytes(headers)
+            if len(headers) > MAX_HEADERS:
+                self._refuse(InvalidRequest(_TOO_MANY_HEADERS))
+                return
         if not self.hold(num_bytes):
             self._refuse(_no_room())
+
+    def _check_headers(self) -> None:
+        """Not one by one as they come: one piece of data does not hold many, and costs each."""
+        if len(self.headers) > MAX_HEADERS:
+            raise InvalidRequest(_TOO_MANY_HEADERS)
 
     def _refuse(self, error: ApiError) -> None:
         _refuse(self.transport, self._answering, error)
