@@ -91,8 +91,6 @@ UPGRADES: dict[int, tuple[str, ...]] = {}
 
 
 class _Mark(NamedTuple):
-    """What tells a database, and a state of it."""
-
     identity: str
     num_writes: int
 
@@ -118,11 +116,14 @@ class Database:
             self.close()
             raise
 
-    def open(self) -> None:
+    def open(self) -> bool:
         """Take what is there for the database from now on, and bring it to this version.
 
         An older copy of the one that was open gets an identity of its own, so that no other server
         takes it for the newer one, however much is written into it meanwhile.
+
+        Returns:
+            Whether that is another one; not if one only looked older, as a replica that lags does.
 
         Raises:
             DatabaseError: see Database.
@@ -137,7 +138,8 @@ class Database:
                     _set(connection, IDENTITY, new_identity())
                     found = _found(connection)
         with self._marking:
-            self._mark = found
+            was, self._mark = self._mark, found
+        return found.identity != was.identity
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -214,7 +216,8 @@ class Database:
         known = self._mark
         found = _found(connection)
         if found.identity != known.identity:
-            raise DatabaseReplaced(f"the database {self.name} is another one now", older=False)
+            older = not found.identity  # a copy from before there were identities
+            raise DatabaseReplaced(f"the database {self.name} is another one now", older=older)
         if found.num_writes - num_own_writes < known.num_writes:
             raise DatabaseReplaced(f"the database {self.name} is an older copy now", older=True)
         return found

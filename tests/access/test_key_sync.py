@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from server.access import key_sync
-from server.access.database import META, NUM_WRITES, Database, metadata
+from server.access.database import IDENTITY, META, NUM_WRITES, Database, metadata
 from server.access.key_store import KeyStore
 from server.access.key_sync import KeySync
 from server.access.keyring import Keyring
@@ -20,6 +20,7 @@ from server.errors import (
     DatabaseEmpty,
     DatabaseError,
     DatabaseForeign,
+    DatabaseReplaced,
     IncorrectApiKey,
 )
 
@@ -53,9 +54,15 @@ def execute(database: Database, *statements: str) -> None:
             connection.execute(text(statement))
 
 
-def become_older(database: Database) -> None:
+def become_older(database: Database, num_writes: int = 0) -> None:
     """As a copy is that was made before the last write."""
-    execute(database, f"UPDATE {META.name} SET value = '0' WHERE name = '{NUM_WRITES}'")
+    changed = f"UPDATE {META.name} SET value = '{num_writes}' WHERE name = '{NUM_WRITES}'"
+    execute(database, changed)
+
+
+def lose_marks(database: Database) -> None:
+    """As a copy is that was made before databases had them."""
+    execute(database, f"DELETE FROM {META.name} WHERE name IN ('{IDENTITY}', '{NUM_WRITES}')")
 
 
 def test_a_change_is_read_and_nothing_is_told(
@@ -70,7 +77,9 @@ def test_a_change_is_read_and_nothing_is_told(
         keyring.find(f"Bearer {secret}")
 
 
+@pytest.mark.parametrize("age", [become_older, lose_marks])
 def test_an_older_copy_is_told_once_and_what_had_ended_stays_so(
+    age: Callable[[Database], None],
     sync: KeySync,
     other: Database,
     keyring: Keyring,
@@ -90,10 +99,10 @@ def test_an_older_copy_is_told_once_and_what_had_ended_stays_so(
         *(f"UPDATE embedding_server_keys SET digest = '{d}' WHERE id = '{i}'" for i, d in old),
         "UPDATE embedding_server_keys SET revoked_at = NULL",
     )
-    become_older(other)
+    age(other)
     found = sync.read_changes()
-    assert found is not None
-    assert "an older copy" in found.message
+    assert isinstance(found, DatabaseReplaced)
+    assert found.older
     assert read_again == [True]
     with pytest.raises(ApiKeyRevoked):
         keyring.find(f"Bearer {revoked}")
@@ -101,6 +110,23 @@ def test_an_older_copy_is_told_once_and_what_had_ended_stays_so(
         keyring.find(f"Bearer {rotated_out}")
     assert keyring.find(f"Bearer {rotated}").name == "rotated"
     assert caplog.text.count("was ended before") == 2
+    assert sync.read_changes() is None
+
+
+def test_a_replica_that_lags_for_a_moment_is_not_taken_for_an_older_copy(
+    sync: KeySync, database: Database, other: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    KeyStore(other).create("team")
+    sync.read_changes()
+    become_older(other)
+    opening = database.open
+
+    def open_where_it_is_written() -> bool:
+        become_older(other, num_writes=1)
+        return opening()
+
+    monkeypatch.setattr(database, "open", open_where_it_is_written)
+    assert sync.read_changes() is None
     assert sync.read_changes() is None
 
 
