@@ -111,6 +111,7 @@ LONG = [
     "tests/importing/test_importer.py",
     "tests/importing/test_layouts.py",
     "tests/inference/test_torch_backend.py",
+    "tests/scripts/test_prove_stopped.py",
     "tests/test_parity.py",
 ]
 

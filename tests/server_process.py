@@ -30,7 +30,7 @@ class ServerProcess:
         environment: Mapping[str, str] | None = None,
         wrapper: Sequence[str] = (),
     ) -> None:
-        self._stderr = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         command = [*wrapper, sys.executable, "-m", "server", "serve", "--port", "0", *flags]
         self.process = subprocess.Popen(
             command,
@@ -55,9 +55,9 @@ class ServerProcess:
 
     def log(self) -> str:
         """Everything written to standard error so far."""
-        self._stderr.flush()
-        self._stderr.seek(0)
-        return self._stderr.read()
+        # The server's processes write where the file's one position is: it must not be moved.
+        file = self._stderr.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
     def stop(self, with_signal: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal, wait, return the exit code."""
