@@ -2,7 +2,7 @@
 
     python -m scripts.prove.clocks            # two minutes: each limit is waited for
 
-Starts servers of its own on loopback, whose clocks libfaketime sets, and ends them.
+Starts a server of its own on loopback, whose clock libfaketime sets, and ends it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from tests.services import FakedClock, wait_for
 
 MODEL = "all-MiniLM-L6-v2"
 HOUR_S = 3600
-JUMPS = {"set back an hour": -HOUR_S, "set forward an hour": HOUR_S}
+# What it differs by from the true time.
+SETTINGS_S = {"set back an hour": -HOUR_S, "then forward two hours": HOUR_S}
 
 
 class Outcome(NamedTuple):
@@ -46,34 +47,39 @@ def attack(folder: Path, *, wait: bool) -> Iterator[Outcome]:
     Args:
         wait: as long as the server says that a spent minute lasts.
     """
-    for name, jump_s in JUMPS.items():
-        clock = FakedClock(folder / "clock")
-        url, now = f"sqlite:///{folder / name}.db", int(time.time())
-        with closing(Database(url)) as database:
-            store = KeyStore(database)
-            limited = store.create("limited", limits=Limits(requests_per_minute=1))[1]
-            ending = store.create("ending", expires_at=now + HOUR_S // 2)[1]
-            ended = store.create("ended", expires_at=now - HOUR_S // 2)[1]
-        flags = ["--model", MODEL, "--database-url", url]
-        with ServerProcess(*flags, environment=clock.environment) as server:
+    clock = FakedClock(folder / "clock")
+    url, now = f"sqlite:///{folder / 'keys.db'}", int(time.time())
+    with closing(Database(url)) as database:
+        store = KeyStore(database)
+        limited = store.create("limited", limits=Limits(requests_per_minute=1))[1]
+        ending = store.create("ending", expires_at=now + HOUR_S // 2)[1]
+        ended = store.create("ended", expires_at=now - HOUR_S // 2)[1]
+    flags = ["--model", MODEL, "--database-url", url]
+    with ServerProcess(*flags, environment=clock.environment) as server:
 
-            def ask(secret: str) -> httpx.Response:
-                headers = {"Authorization": f"Bearer {secret}"}
-                body = {"model": MODEL, "input": "one"}
-                return httpx.post(f"{server.url}/v1/embeddings", json=body, headers=headers)
+        def ask(secret: str) -> httpx.Response:
+            headers = {"Authorization": f"Bearer {secret}"}
+            body = {"model": MODEL, "input": "one"}
+            return httpx.post(f"{server.url}/v1/embeddings", json=body, headers=headers)
 
+        def said() -> list[str]:
+            return re.findall(r"jumped \d+ s \w+", server.log())
+
+        def hear(times: int) -> None:
+            wait_for(lambda: len(said()) == times, "a line about the clock")
+
+        for times, (name, difference_s) in enumerate(SETTINGS_S.items(), 1):
             ask(limited)
-            clock.set(jump_s)
-            wait_for(lambda: "has jumped" in server.log(), "a line about the clock")
+            clock.set(difference_s)
+            hear(times)
             answer = ask(limited)
             retry_after_s = int(answer.headers.get("retry-after", 0))
             if wait:
                 time.sleep(retry_after_s)
                 answer = ask(limited)
-            said = re.search(r"jumped \d+ s \w+", server.log())
             yield Outcome(
                 name, retry_after_s, answer.status_code,
-                ask(ending).status_code, ask(ended).status_code, said.group() if said else "",
+                ask(ending).status_code, ask(ended).status_code, said()[-1],
             )  # fmt: skip
 
 

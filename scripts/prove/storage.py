@@ -88,6 +88,10 @@ FILES: Mapping[str, Steps] = {
         lambda s: s.file.rename(s.away),
         lambda s: s.away.rename(s.file),
     ),
+    "file moved away, older copy in its place": (
+        lambda s: s.file.rename(s.away),
+        lambda s: s.copy.rename(s.file),
+    ),
     "folder moved away, then back": (
         lambda s: s.folder.rename(s.away),
         lambda s: s.away.rename(s.folder),
@@ -135,6 +139,7 @@ def attack(site: Site, change: Callable[[Site], object], repair: Callable[[Site]
         noticed, readyz = until(told), told()
         repair(site)
         until(lambda: not told().endswith("later"))
+        then = told()
         before = asked(site.revoked, "revoked").status_code
         site.revoke("kept")
         until(lambda: asked(site.secret, "after").status_code != 200)
@@ -143,13 +148,15 @@ def attack(site: Site, change: Callable[[Site], object], repair: Callable[[Site]
         told_tokens = re.findall(r"not written: .*user='since' .*tokens=(\d+)", server.log())
     sent = sum(answer.get("usage", {}).get("total_tokens", 0) for answer in answers)
     lost = sent - sum(map(int, told_tokens)) - site.written_tokens()
-    return f"{noticed} | {readyz or 'says nothing'} | {lost} of {sent} | {before} | {after}"
+    return f"{noticed} | {readyz or 'nothing'} | {then or 'nothing'} | {lost} of {sent} | {before} | {after}"
 
 
 def main() -> None:
     """Print the table."""
-    print("| change | noticed | /readyz | tokens lost | revoked before | revoked after |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| change | noticed | /readyz | once put right | tokens lost | revoked before | revoked after |"
+    )
+    print("|---|---|---|---|---|---|---|")
     with (
         tempfile.TemporaryDirectory() as sites,
         tempfile.TemporaryDirectory() as folder,
