@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
-from server.http.connection_limit import FewConnections
+from server.http.connection_limit import Connection, FewConnections
 from server.http.patient_connection import LimitedState
 from server.http.protocol import BoundedProtocol
 from server.http.starts import AT_ONCE
@@ -46,7 +46,8 @@ async def test_of_many_requests_a_few_begin_at_a_time_and_a_probe_at_once() -> N
     config = uvicorn.Config(app, http=BoundedProtocol.within(WaitingRoom(10**9)), lifespan="off")
     config.load()
     state = LimitedState()
-    state.connection_limit = FewConnections(state.connections, 2 * MANY)
+    connections = cast("set[Connection]", state.connections)
+    state.connection_limit = FewConnections(connections, 2 * MANY)
 
     def come(path: str) -> None:
         protocol: Any = config.http_protocol_class
