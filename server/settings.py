@@ -271,8 +271,8 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds that a request may have to wait for the work of others, at the "
         "measured speed; requests that would wait longer are refused with 503. A key whose clients "
-        "leave sooner (an address, without keys) has its next requests wait no longer than those "
-        "did, until a minute or more has passed.",
+        "leave sooner has its next requests of about that size wait no longer than those did, until "
+        "a minute or more has passed.",
     )
     max_concurrent_requests: int = Field(
         2048, ge=1, description="Most requests for embeddings at a time; more get 503, unread."

@@ -3,7 +3,8 @@
     python -m scripts.prove.leaving                     # who waits 10 s, and who waits for good
     python -m scripts.prove.leaving --patience 5 --seconds 60
 
-Starts a server of its own on loopback and ends it. Who is refused comes back when it was told to.
+Starts a server of its own on loopback and ends it. All have one key; who is refused comes
+back when it was told to.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from scripts.prove.bodies import MODEL
 from scripts.prove.clients import beside
 from tests.server_process import ServerProcess
 
+KEY = "who-leaves"
 TEXTS = 128
 WORDS = 60
 
@@ -30,7 +32,10 @@ async def leave(url: str, clients: int, patience_s: float, seconds: float) -> Co
     ends: Counter[str] = Counter()
     end_s = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=patience_s, limits=limits) as client:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(
+        base_url=url, timeout=patience_s, limits=limits, headers=headers
+    ) as client:
 
         async def ask(number: int) -> None:
             words = random.Random(number)
@@ -61,7 +66,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for patience_s in given.patience:
         with (
-            ServerProcess("--model", MODEL.decode()) as server,
+            ServerProcess("--model", MODEL.decode(), "--api-key", KEY) as server,
             beside(leave, server.url, given.clients, patience_s, given.seconds) as ends,
         ):
             found = ends.result()

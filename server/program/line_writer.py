@@ -23,6 +23,9 @@ FLUSH_TIMEOUT_S = 1.0  # the process's end is not kept waiting longer for a read
 _PIPE_WRITE_BYTES = select.PIPE_BUF if hasattr(select, "PIPE_BUF") else 512
 _FILE_WRITE_BYTES = 64 * 1024
 _LOOK_INTERVAL_S = 0.005
+# Between two times that it has written all there is: waking a thread for each line costs who gives
+# it more than the line.
+_PAUSE_S = 0.02
 
 
 class _Waiting(NamedTuple):
@@ -108,6 +111,7 @@ class LineWriter:
             if self._waiting.empty():
                 yield batch
                 batch, size = [], 0
+                time.sleep(_PAUSE_S)
 
     def _write(self, content: bytes) -> bool:
         """Whether all of it could be written; waits for the reader."""
