@@ -540,18 +540,26 @@ def load_settings(
     values: dict[str, Any] = {}
     for given in reversed(by_source.values()):
         values |= given
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        name = str(problem["loc"][0])
+
+    def spelled(name: str) -> str:
         source = next(source for source, given in by_source.items() if name in given)
-        spelled = {
+        return {
             "flags": "--" + name.replace("_", "-"),
             "environment": ENV_PREFIX + name.upper(),
             "file": str(config),
         }[source]
-        raise SettingError(f"setting {name} ({spelled}): {problem['msg']}") from None
+
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        name = str(problem["loc"][0])
+        raise SettingError(f"setting {name} ({spelled(name)}): {problem['msg']}") from None
+    for name in ("trust", "trust_revoked"):  # a rule must not depend on the folder of a command
+        file = getattr(settings, name)
+        if file is not None and not file.is_absolute() and name not in by_source["flags"]:
+            raise SettingError(f"setting {name} ({spelled(name)}): must be an absolute path")
+    return settings
 
 
 def unknown_environment_variables(environ: Mapping[str, str]) -> list[str]:
