@@ -122,9 +122,7 @@ class FrontEnd:
         self._requests_seen = 0
         self._was_busy = False
         self._others: list[Samples] = []  # the metrics of the other processes, as told last
-        self._models = RemoteModels(
-            registry_of(welcome), settings, self._channel, engine_at_work
-        )
+        self._models = RemoteModels(registry_of(welcome), settings, self._channel, engine_at_work)
         self._offering = Offering(self._models)
         self.app = create_app(
             settings,
