@@ -1,6 +1,6 @@
 """Processes that are stopped or killed, and a device that fails for good: what is seen, as a table.
 
-    python -m scripts.prove.stopped            # five minutes
+    python -m scripts.prove.stopped            # four minutes
 
 Starts servers of its own on loopback, stops, kills and breaks their processes, and ends them.
 """
@@ -23,7 +23,6 @@ from tests.server_process import ServerProcess
 
 MODEL = "all-MiniLM-L6-v2"
 PATIENCE_S = 90.0
-ONLY_ONE_PROCESS = "device fails for good"
 
 
 @dataclass
@@ -134,43 +133,45 @@ def break_device(target: Target) -> None:
 
 
 ATTACKS: Mapping[str, Callable[[Target], None]] = {
-    "engine stopped, then continued": stop_engine,
-    "engine stopped for good": lose_engine,
+    "front end killed": kill_front_end,  # the first: it counts all requests of its server
     "front end stopped": stop_front_end,
-    "front end killed": kill_front_end,
+    "engine stopped, then continued": stop_engine,
     "all stopped for 15 s": stop_all,
-    ONLY_ONE_PROCESS: break_device,
+    "engine stopped for good": lose_engine,
+    "device fails for good": break_device,
     "device fails for good, two front ends": break_device,
 }
 
 
-def attack(name: str, waits: dict[str, float] | None = None) -> dict[str, object]:
-    """What is seen of a server of its own.
+def attack(
+    *names: str, frontends: int = 2, waits: dict[str, float] | None = None
+) -> dict[str, dict[str, object]]:
+    """What is seen of a server of their own under each of these attacks, in turn.
 
     Args:
         waits: see `with_faults`.
     """
-    frontends = "1" if name == ONLY_ONE_PROCESS else "2"
+    seen = {}
+    flags = ("--frontends", str(frontends), "--threads", "1", "--model", MODEL)
     with tempfile.TemporaryDirectory() as folder:
         faults = with_faults(Path(folder), waits)
-        flags = ("--frontends", frontends, "--threads", "1", "--model", MODEL)
         with ServerProcess(*flags, environment=faults) as server:
-            target = Target(server, Path(folder))
-            ATTACKS[name](target)
-            left = target.engine.children() if server.process.poll() is None else []
-        for process in left:  # those that are stopped do not see that the server has ended
-            if process.is_running():
-                process.kill()
-        return target.seen
+            for name in names:
+                target = Target(server, Path(folder))
+                ATTACKS[name](target)
+                seen[name] = target.seen
+    return seen
 
 
 def main() -> None:
     """Print the table."""
     print("| attack | what was seen |")
     print("|---|---|")
-    for name in ATTACKS:
-        seen = ", ".join(f"{what}: {found}" for what, found in attack(name).items())
-        print(f"| {name} | {seen} |", flush=True)
+    *harmless, device, devices = ATTACKS
+    for names, frontends in ((harmless, 2), ([device], 1), ([devices], 2)):
+        for name, found in attack(*names, frontends=frontends).items():
+            seen = ", ".join(f"{what}: {value}" for what, value in found.items())
+            print(f"| {name} | {seen} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,8 @@ class DrainingServer(uvicorn.Server):
             self._on_second()
         if self._drain_deadline is not None:
             if time.monotonic() >= self._drain_deadline:
-                log.warning("drain timeout: %d requests are cut", len(self.server_state.tasks))
+                if self.server_state.tasks:
+                    log.warning("drain is cut short: %d requests", len(self.server_state.tasks))
                 self._offering.close()
                 self.should_exit = True
             elif not self._offering.is_busy:

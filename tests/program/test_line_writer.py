@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +97,26 @@ def test_the_end_waits_for_a_reader_but_once_and_not_for_long(
         assert sum(looks) <= 0.11
 
 
+def test_the_end_waits_for_a_reader_who_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    with piped() as (writer, reading):
+        for number in range(2000):  # three times what a pipe holds
+            writer.write(numbered(number))
+        read, now_s = [b""], [0.0]
+
+        def read_some(_: float) -> None:
+            now_s[0] += 0.9 * line_writer.FLUSH_TIMEOUT_S
+            handled = writer._handled_bytes
+            read.append(os.read(reading, 60_000))
+            wait_until(lambda: writer._handled_bytes > handled)
+
+        slow = SimpleNamespace(monotonic=lambda: now_s[0], sleep=read_some)
+        monkeypatch.setattr(line_writer, "time", slow)
+        writer.flush()
+        assert writer._handled_bytes == writer._accepted_bytes
+        read.append(os.read(reading, 65536))
+        assert b"".join(read) == b"".join(map(numbered, range(2000)))
+
+
 def test_a_full_disk_is_told_once_it_takes_lines_again(tmp_path: Path) -> None:
     file = os.open("/dev/full", os.O_WRONLY)
     writer = LineWriter(file, dropped_line)
@@ -155,4 +176,7 @@ def test_a_stream_gives_whole_lines_of_each_thread() -> None:
         lines = os.read(reading, 65536).decode().splitlines()
         assert sorted(lines) == ["say b"] * 100 + ["say ä\\udcff"] * 100
         assert stream.fileno() == writer._file
+        assert stream.write("x" * 5) == 5
+        assert stream.write("y" * 70_000) == 70_000  # not kept until it ends
+        wait_until(lambda: writer._accepted_bytes >= 70_005)
         assert not stream.isatty()
