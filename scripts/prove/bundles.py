@@ -7,7 +7,6 @@ Each is installed without a signature and with `--trust`; opens no connection, t
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import subprocess
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.prove.tables import options, print_table
 from tests.catalog import FILES, card_table, pins, write_model
 from tests.command_line import run
 
@@ -113,17 +113,21 @@ def _attacks(site: Site, positions: int) -> dict[str, Callable[[], None]]:
     return found
 
 
+def _rows(positions: int) -> Iterator[tuple[str, str, str]]:
+    bits = []
+    for one in attack(positions):
+        if one.name.startswith("one bit"):
+            bits.append(one)
+        else:
+            yield one
+    plain, trusting = (sum(each[end] != "installed" for each in bits) for end in (1, 2))
+    yield f"one bit, at {len(bits)} places", f"{plain} refused", f"{trusting} refused"
+
+
 def main() -> None:
     """Print what became of each bundle, those with one changed bit together."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--positions", type=int, default=400)
-    attacks = list(attack(parser.parse_args().positions))
-    bits = [one for one in attacks if one.name.startswith("one bit")]
-    print("| what was changed | without a signature | with `--trust` |\n|---|---|---|")
-    for one in attacks[: len(attacks) - len(bits)]:
-        print(f"| {' | '.join(one)} |")
-    plain, trusting = (sum(each[end] != "installed" for each in bits) for end in (1, 2))
-    print(f"| one bit, at {len(bits)} places | {plain} refused | {trusting} refused |")
+    columns = ("what was changed", "without a signature", "with `--trust`")
+    print_table(columns, _rows(options(__doc__, positions=400).positions))
 
 
 if __name__ == "__main__":

@@ -147,8 +147,9 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         """Hold what lies here; refuse what there is no room for."""
         num_bytes = self._bytes_without_progress + self._head_bytes + waiting_bytes(self.pipeline)
         if self._bytes_without_progress:
-            num_bytes += head_bytes(self.headers)
-            if len(self.headers) > MAX_HEADERS:
+            headers = self.headers or ()  # None before the first
+            num_bytes += head_bytes(headers)
+            if len(headers) > MAX_HEADERS:
                 self._refuse(InvalidRequest(_TOO_MANY_HEADERS))
                 return
         if not self.hold(num_bytes):

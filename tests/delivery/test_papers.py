@@ -111,7 +111,7 @@ class TestSbom:
     ) -> None:
         own = write_wheel(tmp_path, metadata=["Requires-Dist: a"])
         tags = ("cp311-cp311-linux_x86_64", "cp312-cp312-linux_x86_64")
-        needs: tuple[list[str], list[str]] = (["Requires-Dist: b"], [])
+        needs: tuple[list[str], ...] = (["Requires-Dist: b"], [])
         both = [
             write_wheel(tmp_path, "a", "1", tag=tag, metadata=more)
             for tag, more in zip(tags, needs, strict=True)

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +45,7 @@ from server.settings import Settings
 from tests.command_line import interruptible
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.fakes import FAKE_DIM, FakeBackend
+from tests.waiting import wait_for
 
 TEXTS = [f"{word} " * count for count in (1, 3, 17, 60) for word in ("cat", "Zürich", "naïve 42")]
 
@@ -102,13 +102,6 @@ def running(function: Callable[[], object]) -> threading.Thread:
 def threads_of_embedders() -> list[threading.Thread]:
     names = ("engine", "replica", "tokenize", "offline")
     return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
 
 
 async def count_tasks(engine: Engine) -> int:
@@ -392,7 +385,7 @@ class TestTheEnd:
             with pytest.raises(KeyboardInterrupt):
                 fake.embed(["a b c d e f g h"] * 1000)
             interrupter.join()
-        wait_until(lambda: fake.begin(count_tasks).result() == at_rest)  # the engine heard
+        wait_for(lambda: fake.begin(count_tasks).result() == at_rest)  # the engine heard
         backend.gate.set()
         assert len(fake.embed(["a"])) == 1
         assert len(backend.shapes) < 10
@@ -407,7 +400,7 @@ class TestTheEnd:
         del forgotten
         gc.collect()
         assert watched() is None
-        wait_until(lambda: set(threads_of_embedders()) <= before)
+        wait_for(lambda: set(threads_of_embedders()) <= before)
 
     @pytest.mark.parametrize("collector", ["engine", "replica-0"])
     def test_one_that_is_collected_in_a_thread_of_its_own_ends_all_the_same(
@@ -443,9 +436,9 @@ class TestTheEnd:
             del forgotten, circle
             assert watched() is not None
             backend.gate.set()
-            wait_until(lambda: watched() is None)
+            wait_for(lambda: watched() is None)
             assert call.wait(10)
-            wait_until(lambda: set(threads_of_embedders()) <= before)
+            wait_for(lambda: set(threads_of_embedders()) <= before)
         finally:
             gc.enable()
 

@@ -5,7 +5,7 @@ import sys
 
 import psutil
 
-from tests.services import wait_for
+from tests.waiting import wait_for
 
 CHILD = """
 import sys

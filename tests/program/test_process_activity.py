@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import psutil
 
 from server.program.process_activity import ProcessActivity
-from tests.services import wait_for
+from tests.waiting import wait_for
 
 
 @contextmanager
