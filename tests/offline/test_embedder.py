@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import doctest
 import gc
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from server.catalog.card import Card
+from server.catalog.card import TOKENIZER_FILE, Card
 from server.engine.engine import Engine
 from server.errors import (
     ContextLengthExceeded,
@@ -38,6 +41,7 @@ from server.errors import (
 from server.inference.backend import TokenIds
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
+from server.inference.tokenizer import Tokenizer
 from server.offline import embedder as embedder_module
 from server.offline.embedder import Embedder
 from server.offline.texts import WINDOW_TEXTS
@@ -45,6 +49,7 @@ from server.settings import Settings
 from tests.command_line import interruptible
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.fakes import FAKE_DIM, FakeBackend
+from tests.panics import let_panic
 from tests.waiting import wait_for
 
 TEXTS = [f"{word} " * count for count in (1, 3, 17, 60) for word in ("cat", "Zürich", "naïve 42")]
@@ -286,6 +291,17 @@ class TestMistakes:
                 embedder.embed(["a", "a", "a b"])
             with pytest.raises(InferenceFailed, match=r"^Of input\[1024\] to input\[1026\]: "):
                 embedder.embed([*["a"] * WINDOW_TEXTS, "a", "a b", "a"])
+            assert len(embedder.embed(["a"])) == 1
+
+    def test_a_text_on_which_the_tokenizer_panics_is_named_once_and_others_go_on(
+        self, plain_card: Card, encoder: Encoder, tmp_path: Path
+    ) -> None:
+        place = shutil.copy(plain_card.path(TOKENIZER_FILE), tmp_path)
+        tokenizer = Tokenizer(let_panic(Path(place), "at emoji"), plain_card.max_input_tokens)
+        panicking = dataclasses.replace(encoder, tokenizer=tokenizer)
+        with over(FakeBackend(), plain_card, panicking) as embedder:
+            with pytest.raises(InferenceFailed, match=r"^input\[1025\]: the model's tokenizer"):
+                embedder.embed([*["a"] * WINDOW_TEXTS, "a", "\N{GRINNING FACE}"])
             assert len(embedder.embed(["a"])) == 1
 
     def test_settings_and_names_are_checked_as_those_of_a_command(self) -> None:
