@@ -126,10 +126,10 @@ def break_device(target: Target) -> None:
 
 
 ATTACKS: Mapping[str, Callable[[Target], None]] = {
+    "front end killed": kill_front_end,  # the first: it counts all requests of its server
     "front end stopped": stop_front_end,
     "engine stopped, then continued": stop_engine,
     "all stopped for 15 s": stop_all,
-    "front end killed": kill_front_end,
     "engine stopped for good": lose_engine,
     "device fails for good": break_device,
     "device fails for good, two front ends": break_device,

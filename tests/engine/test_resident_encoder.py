@@ -361,6 +361,25 @@ async def test_a_model_in_use_is_not_unloaded(
     assert not served.states()[ONE].loaded
 
 
+async def test_a_model_that_does_not_compute_stays_so_that_it_can_be_seen(
+    disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await serve(unload_after_s=100, patience=Patience(probe_interval_s=0.01))
+    await served.ask(ONE)
+    disk.backend.broken.set()
+    for _ in range(3):
+        with pytest.raises(InferenceFailed):
+            await served.ask(ONE)
+    await until(lambda: not served.states()[ONE].sound)
+    for _ in range(3):
+        await after(101, monkeypatch)
+        assert served.states()[ONE].loaded
+    disk.backend.broken.clear()
+    await until(lambda: served.states()[ONE].sound)
+    await after(101, monkeypatch)
+    assert not served.states()[ONE].loaded
+
+
 async def test_use_of_one_model_keeps_the_encoder_of_both(
     disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
