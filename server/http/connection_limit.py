@@ -165,24 +165,6 @@ class ConnectionLimit:
         )  # fmt: skip
 
 
-class FewPlaces:
-    """Takes a few connections and closes what comes beyond, with the descriptors that Room leaves.
-
-    Args:
-        connections: those that are open.
-        most: how many there may be.
-    """
-
-    def __init__(self, connections: Collection[Connection], most: int) -> None:
-        self._connections = connections
-        self._most = most
-
-    def take(self, new: Connection) -> None:
-        """A connection was accepted."""
-        if len(self._connections) > self._most:
-            new.transport.close()
-
-
 class FewConnections:
     """Takes a few and closes what comes beyond; for those the last descriptors are enough.
 

@@ -17,8 +17,6 @@ from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
-
 BACKLOG = 2048
 
 

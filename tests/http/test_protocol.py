@@ -403,7 +403,7 @@ class Reading(PatientConnection):
 def test_who_reads_an_answer_too_slowly_is_left(bytes_per_s: int, is_kept: bool) -> None:
     connection = Reading()
     connection.unread = 300_000
-    connection._watch_reader()
+    connection.watch_reader()
     for _ in range(3):
         connection.unread -= 75 * bytes_per_s
         if connection.is_open:
