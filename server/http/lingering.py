@@ -8,7 +8,6 @@ the bounds that PatientConnection has for bodies that nobody wants.
 from __future__ import annotations
 
 import asyncio
-from abc import abstractmethod
 from typing import Any
 
 # While the server stops: what a client that hardly sends may hold up its end.
@@ -65,18 +64,18 @@ class Lingering(asyncio.Protocol):
         else:
             self.cycle.keep_alive = False
 
-    @abstractmethod
     def expects_more(self) -> bool:
         """Whether a request has begun to come, but not ended."""
+        raise NotImplementedError
 
-    @abstractmethod
     def forget(self) -> None:
         """Nothing that lies here is wanted any more."""
+        raise NotImplementedError
 
-    @abstractmethod
     def begin_unwanted(self) -> None:
         """From now on all that comes is thrown away, within bounds."""
+        raise NotImplementedError
 
-    @abstractmethod
     def watch_reader(self) -> None:
         """Wait no longer for a client that does not read."""
+        raise NotImplementedError
