@@ -7,8 +7,9 @@ import logging
 from typing import Any, NamedTuple
 
 import uvicorn
-from uvicorn.server import ServerState
 
+from server.http.connection_limit import FewConnections
+from server.http.patient_connection import LimitedState
 from server.http.protocol import BoundedProtocol
 
 
@@ -28,7 +29,7 @@ class _Wire(asyncio.Transport):
     def close(self) -> None:
         self.is_over = True
 
-    abort = close
+    abort = write_eof = close  # nothing that a client reads comes behind either
 
     def is_closing(self) -> bool:
         return self.is_over
@@ -86,7 +87,8 @@ async def _serve(pieces: list[bytes], turns: int = 0) -> _Served:
 
     _FAILURES.found.clear()
     _CONFIG.loaded_app = app
-    state, wire = ServerState(), _Wire()
+    state, wire = LimitedState(), _Wire()
+    state.connection_limit = FewConnections(set(), 1)
     wire.protocol = BoundedProtocol(_CONFIG, state, {})
     wire.protocol.connection_made(wire)
     for piece in pieces:
