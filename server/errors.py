@@ -53,6 +53,7 @@
         DatabaseError
           DatabaseGone
           DatabaseEmpty
+          DatabaseForeign
           DatabaseReplaced
         TextFileError
         OutputFileError
@@ -620,6 +621,12 @@ class DatabaseEmpty(DatabaseError):
     """It holds nothing of this software's any more; somebody may be restoring it."""
 
     state = "empty"
+
+
+class DatabaseForeign(DatabaseError):
+    """Its file holds other tables than this software's; nothing is written into it."""
+
+    state = "a file of another program"
 
 
 class DatabaseReplaced(DatabaseError):

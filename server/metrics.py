@@ -23,8 +23,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from server import __version__
 from server.errors import ApiError, api_errors
-from server.program.declared_metrics import Declared, declared
-from server.program.watched_counter import WatchedCounter
+from server.program.declared_metrics import Declared, WatchedCounter, declared
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 EMBEDDINGS_ROUTE = "/v1/embeddings"

@@ -271,8 +271,8 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds that a request may have to wait for the work of others, at the "
         "measured speed; requests that would wait longer are refused with 503. A key whose clients "
-        "leave sooner (an address, without keys) has its next requests wait no longer than those "
-        "did, until a minute or more has passed.",
+        "leave sooner has its next requests of about that size wait no longer than those did, until "
+        "a minute or more has passed.",
     )
     max_concurrent_requests: int = Field(
         2048, ge=1, description="Most requests for embeddings at a time; more get 503, unread."
@@ -540,18 +540,26 @@ def load_settings(
     values: dict[str, Any] = {}
     for given in reversed(by_source.values()):
         values |= given
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        name = str(problem["loc"][0])
+
+    def spelled(name: str) -> str:
         source = next(source for source, given in by_source.items() if name in given)
-        spelled = {
+        return {
             "flags": "--" + name.replace("_", "-"),
             "environment": ENV_PREFIX + name.upper(),
             "file": str(config),
         }[source]
-        raise SettingError(f"setting {name} ({spelled}): {problem['msg']}") from None
+
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        name = str(problem["loc"][0])
+        raise SettingError(f"setting {name} ({spelled(name)}): {problem['msg']}") from None
+    for name in ("trust", "trust_revoked"):  # a rule must not depend on the folder of a command
+        file = getattr(settings, name)
+        if file is not None and not file.is_absolute() and name not in by_source["flags"]:
+            raise SettingError(f"setting {name} ({spelled(name)}): must be an absolute path")
+    return settings
 
 
 def unknown_environment_variables(environ: Mapping[str, str]) -> list[str]:

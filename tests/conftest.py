@@ -19,7 +19,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from filelock import FileLock
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from server.access.access import Access
 from server.access.counters import Counters
@@ -46,7 +46,13 @@ MATRYOSHKA = "all-MiniLM-L6-v2-matryoshka"
 # One thread a process: two processes that each use every core take several times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-settings.register_profile("default", deadline=None, max_examples=100, print_blob=True)
+settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=100,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("default")
 
 
@@ -105,6 +111,7 @@ LONG = [
     "tests/importing/test_importer.py",
     "tests/importing/test_layouts.py",
     "tests/inference/test_torch_backend.py",
+    "tests/scripts/test_prove_stopped.py",
     "tests/test_parity.py",
 ]
 

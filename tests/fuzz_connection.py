@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import Any, NamedTuple
+from unittest import mock
 
 import uvicorn
 
@@ -88,7 +89,7 @@ async def _serve(pieces: list[bytes], turns: int = 0) -> _Served:
     _FAILURES.found.clear()
     _CONFIG.loaded_app = app
     state, wire = LimitedState(), _Wire()
-    state.connection_limit = FewConnections(set(), 1)
+    state.connection_limit = FewConnections(state.all_connections, 1)
     wire.protocol = BoundedProtocol(_CONFIG, state, {})
     wire.protocol.connection_made(wire)
     for piece in pieces:
@@ -148,14 +149,13 @@ def try_connection(content: bytes) -> None:
     """
     first, content = content[0] if content else 0, content[1:]
     step, turns = 1 + first % 64, first // 64
-    logger = logging.getLogger("uvicorn.error")
-    logger.handlers, logger.propagate = [_FAILURES], False
     pieces = [content[at : at + step] for at in range(0, len(content), step)]
-    split = _LOOP.run_until_complete(_serve(pieces, turns))
+    logger = logging.getLogger("uvicorn.error")
+    with mock.patch.multiple(logger, handlers=[_FAILURES], propagate=False):
+        split = _LOOP.run_until_complete(_serve(pieces, turns))
+        whole = _LOOP.run_until_complete(_serve([content]))
     if b"pgrade" in content.lower():  # behind an unanswered request it is refused
-        _LOOP.run_until_complete(_serve([content]))
         return
-    whole = _LOOP.run_until_complete(_serve([content]))
     # What is no HTTP ends the connection, also for a request before it that is not answered yet.
     assert whole.requests == split.requests[: len(whole.requests)], (whole, split)
     assert whole.is_over == split.is_over, (whole, split)

@@ -168,7 +168,10 @@ TARGETS: Mapping[str, Target] = {
         ),
         (b"\r\n\r\n", b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"CONNECT ", b"HEAD ",
          b"Expect: 100-continue\r\n", b"Connection: close\r\n", b"Upgrade: h2c\r\n", b"%00", b"PRI * HTTP/2.0"),
-        (b"PPOST /c HTTP/1.1\r\nHost: x\r\nTransfer-EncodingExpect: 100-continue\r\n\r\n0\r\n\xaf: u\r\n\r\n",),
+        (
+            b"PPOST /c HTTP/1.1\r\nHost: x\r\nTransfer-EncodingExpect: 100-continue\r\n\r\n0\r\n\xaf: u\r\n\r\n",
+            b"\x01\r\n" + PLAIN,
+        ),
     ),
     "bundle": Target(
         try_bundle,

@@ -8,6 +8,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Precompiled
+
 # Read by the byte: it has no place for the first byte of characters beyond U+FFFF.
 _PLACES = 200
 _ALL_BUT_EMOJI = struct.pack(f"<I{_PLACES}I", 4 * _PLACES, *[0] * _PLACES) + b"\0"
@@ -22,6 +26,13 @@ PANICS: dict[str, dict[str, Any]] = {  # what stands behind the normalizer
         "precompiled_charsmap": base64.b64encode(_ALL_BUT_EMOJI).decode(),
     },
 }
+
+
+def panic() -> None:
+    """Have a library panic."""
+    tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+    tokenizer.normalizer = Precompiled(struct.pack("<II", 4, 0))
+    tokenizer.encode("a")
 
 
 def let_panic(tokenizer: Path, when: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import httpx
+import psutil
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
@@ -26,7 +30,7 @@ class ServerProcess:
         environment: Mapping[str, str] | None = None,
         wrapper: Sequence[str] = (),
     ) -> None:
-        self._stderr = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         command = [*wrapper, sys.executable, "-m", "server", "serve", "--port", "0", *flags]
         self.process = subprocess.Popen(
             command,
@@ -51,14 +55,34 @@ class ServerProcess:
 
     def log(self) -> str:
         """Everything written to standard error so far."""
-        self._stderr.flush()
-        self._stderr.seek(0)
-        return self._stderr.read()
+        # The server's processes write where the file's one position is: it must not be moved.
+        file = self._stderr.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
     def stop(self, with_signal: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal, wait, return the exit code."""
         self.process.send_signal(with_signal)
         return self.process.wait(timeout=STOP_TIMEOUT_S)
+
+    def answer_of_another(self, url: str, than: psutil.Process) -> httpx.Response:
+        """What another front end than this one answers; on new connections until one has it."""
+        for _ in range(100):
+            with httpx.Client(timeout=60) as client:
+                answer = client.get(url)
+                connection = answer.extensions["network_stream"].get_extra_info("socket")
+                if self.child_with(connection) not in (None, than):
+                    return answer
+        raise AssertionError("no other front end has answered")
+
+    def child_with(self, connection: socket.socket) -> psutil.Process | None:
+        """The front end that has the other end of this connection; None while none has it."""
+        mine = connection.getsockname()[1]
+        for one in psutil.Process(self.process.pid).children():
+            if any(
+                other.raddr and other.raddr.port == mine for other in one.net_connections("tcp")
+            ):
+                return one
+        return None
 
     def resident_bytes(self) -> int:
         """Resident memory of the process."""

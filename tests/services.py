@@ -10,9 +10,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +20,8 @@ import psutil
 import psycopg
 import pytest
 import redis
+
+from tests.waiting import wait_for
 
 START_TIMEOUT_S = 30
 _INSTALL = "apt-get install redis-server postgresql faketime"
@@ -194,13 +195,6 @@ class Postgres(_Service):
             connection.execute("DROP SCHEMA public CASCADE")
             connection.execute("CREATE SCHEMA public")
         return url
-
-
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"it never came: {what}"
-        time.sleep(0.02)
 
 
 def _found(program: str) -> str:

@@ -316,6 +316,7 @@ def test_what_stops_the_start_is_no_http_answer() -> None:
         "DatabaseError",
         "DatabaseGone",
         "DatabaseEmpty",
+        "DatabaseForeign",
         "DatabaseReplaced",
         "TextFileError",
         "OutputFileError",

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.logs import JsonFormatter, TextFormatter, configure, dropped_lines, request_id
+from server.program import line_writer
 
 SANE = string.ascii_letters + string.digits + "._:/+=-"
 OWN = re.compile(r"req_[0-9a-f]{32}")
@@ -126,6 +127,7 @@ def test_a_text_line_is_followed_by_its_traceback() -> None:
 def test_the_log_and_what_is_printed_to_standard_error_come_in_their_order(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(line_writer, "FLUSH_TIMEOUT_S", 30.0)
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setattr(root, "level", root.level)

@@ -8,18 +8,18 @@ Starts a server of its own on loopback and ends it.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import httpx
 
+from scripts.prove.clients import MODEL, SERVE
+from scripts.prove.tables import options, print_table
 from scripts.prove.watching import Cost, watched
 from tests.server_process import ServerProcess
 
-MODEL = b"all-MiniLM-L6-v2"
-BEGIN = b'{"model":"%s","input":' % MODEL
+BEGIN = b'{"model":"%s","input":' % MODEL.encode()
 LIST, TEXT = (BEGIN + b"[", b"]}"), (BEGIN + b'"', b'"}')
 # Name: what is in front, what is repeated, what is behind.
 BODIES: dict[str, tuple[bytes, bytes, bytes]] = {
@@ -71,18 +71,12 @@ def attack(server: ServerProcess, num_bytes: int) -> Iterator[Attack]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--mib", type=int, default=32, help="size of each body")
-    num_bytes = parser.parse_args().mib * 1024 * 1024
-    print("| body | answer | seconds | memory, MB | longest silence of /livez, ms |")
-    print("|---|---|---|---|---|")
-    with ServerProcess("--model", MODEL.decode()) as server:
-        for name, status, seconds, cost in attack(server, num_bytes):
-            print(
-                f"| {name} | {status} | {seconds:.2f} | "
-                f"{cost.peak_bytes / 1e6:.0f} | {cost.longest_silence_ms:.0f} |",
-                flush=True,
-            )
+    num_bytes = options(__doc__, mib=32).mib * 1024 * 1024
+    with ServerProcess(*SERVE) as server:
+        print_table(
+            ("body", "answer", "seconds", "memory, MB", "longest silence of /livez, ms"),
+            ((*one[:3], *one.cost.told()) for one in attack(server, num_bytes)),
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The clients of an attacker: plain sockets, many in one event loop, in a process of their own."""
+"""The clients of an attacker: one that asks, or many in one event loop, in a process of their own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import multiprocessing
+import select
 import socket
 import time
 from collections import Counter
@@ -13,26 +14,60 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from server.http.listening import allow_many_connections
+import httpx
+import orjson
 
+from server.http.listening import allow_many_connections
+from tests.server_process import ServerProcess
+
+MODEL = "all-MiniLM-L6-v2"
+SERVE = ("--model", MODEL)  # what a server that is attacked needs at least
 CUT = 0  # in place of a status: the connection was closed without an answer
 PIECE_BYTES = 256 * 1024
 Result = TypeVar("Result")
 
 
+def body(texts: str | list[str] = "a short query", **fields: object) -> bytes:
+    """What is asked of /v1/embeddings."""
+    return orjson.dumps({"model": MODEL, "input": texts, **fields})
+
+
+def embed(
+    server: ServerProcess, key: str | None = None, timeout_s: float = 60, **fields: object
+) -> httpx.Response:
+    """Ask for the vector of a short text, on a connection of its own."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    url = f"{server.base_url}/embeddings"
+    return httpx.post(url, content=body(**fields), headers=headers, timeout=timeout_s)  # type: ignore[arg-type]
+
+
+def outcome(ask: Callable[[], httpx.Response]) -> int | str:
+    """The status, or the name of what the connection ended with."""
+    try:
+        return ask().status_code
+    except httpx.TransportError as error:
+        return type(error).__name__
+
+
+def is_ended(connection: socket.socket) -> bool:
+    """Whether the server has ended it, which is known without reading what it sent."""
+    look = select.poll()
+    look.register(connection, select.POLLRDHUP)
+    return bool(look.poll(0))
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One client of a server at `host:port`; each request has a connection of its own."""
+    """One client of the server at this URL; each request has a connection of its own."""
 
-    address: str
+    url: str
     key: str | None = None
-    source: str = "127.0.0.1"  # where it comes from: any address of 127.0.0.0/8
 
     @property
     def host_and_port(self) -> tuple[str, int]:
         """Of the server."""
-        host, _, port = self.address.rpartition(":")
-        return host, int(port)
+        url = httpx.URL(self.url)
+        return url.host, url.port or 0
 
     def bare_socket(self) -> socket.socket:
         """A socket of its own that nobody reads unasked, with little room for what it is sent."""
@@ -43,7 +78,7 @@ class Client:
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection of it."""
-        return await asyncio.open_connection(*self.host_and_port, local_addr=(self.source, 0))
+        return await asyncio.open_connection(*self.host_and_port)
 
     def head(self, num_bytes: int) -> bytes:
         """The head of a request whose body has so many bytes."""
@@ -53,16 +88,16 @@ class Client:
             f"Content-Type: application/json\r\nContent-Length: {num_bytes}\r\n\r\n"
         ).encode()
 
-    async def ask(self, body: bytes) -> int:
+    async def ask(self, content: bytes) -> int:
         """Send it, read the answer to its end, and return its status, or CUT."""
         with contextlib.suppress(OSError):
             reader, writer = await self.connect()
             answer = asyncio.create_task(_status(reader))
             try:
                 with contextlib.suppress(OSError):
-                    writer.write(self.head(len(body)))
-                    for start in range(0, len(body), PIECE_BYTES):
-                        writer.write(body[start : start + PIECE_BYTES])
+                    writer.write(self.head(len(content)))
+                    for start in range(0, len(content), PIECE_BYTES):
+                        writer.write(content[start : start + PIECE_BYTES])
                         await writer.drain()
                 return await answer
             finally:

@@ -2,31 +2,32 @@
 
     python -m scripts.prove.clocks            # two minutes: each limit is waited for
 
-Starts servers of its own on loopback, whose clocks libfaketime sets, and ends them.
+Starts a server of its own on loopback, whose clock libfaketime sets, and ends it.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
-
+from scripts.prove.clients import SERVE, embed
+from scripts.prove.tables import options, print_table
 from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.keys import Limits
 from tests.server_process import ServerProcess
-from tests.services import FakedClock, wait_for
+from tests.services import FakedClock
+from tests.waiting import wait_for
 
-MODEL = "all-MiniLM-L6-v2"
 HOUR_S = 3600
-JUMPS = {"set back an hour": -HOUR_S, "set forward an hour": HOUR_S}
+# What it differs by from the true time.
+SETTINGS_S = {"set back an hour": -HOUR_S, "then forward two hours": HOUR_S}
 
 
 class Outcome(NamedTuple):
@@ -46,45 +47,43 @@ def attack(folder: Path, *, wait: bool) -> Iterator[Outcome]:
     Args:
         wait: as long as the server says that a spent minute lasts.
     """
-    for name, jump_s in JUMPS.items():
-        clock = FakedClock(folder / "clock")
-        url, now = f"sqlite:///{folder / name}.db", int(time.time())
-        with closing(Database(url)) as database:
-            store = KeyStore(database)
-            limited = store.create("limited", limits=Limits(requests_per_minute=1))[1]
-            ending = store.create("ending", expires_at=now + HOUR_S // 2)[1]
-            ended = store.create("ended", expires_at=now - HOUR_S // 2)[1]
-        flags = ["--model", MODEL, "--database-url", url]
-        with ServerProcess(*flags, environment=clock.environment) as server:
+    clock = FakedClock(folder / "clock")
+    url, now = f"sqlite:///{folder / 'keys.db'}", int(time.time())
+    with closing(Database(url)) as database:
+        store = KeyStore(database)
+        limited = store.create("limited", limits=Limits(requests_per_minute=1))[1]
+        ending = store.create("ending", expires_at=now + HOUR_S // 2)[1]
+        ended = store.create("ended", expires_at=now - HOUR_S // 2)[1]
+    flags = (*SERVE, "--database-url", url)
+    with ServerProcess(*flags, environment=clock.environment) as server:
 
-            def ask(secret: str) -> httpx.Response:
-                headers = {"Authorization": f"Bearer {secret}"}
-                body = {"model": MODEL, "input": "one"}
-                return httpx.post(f"{server.url}/v1/embeddings", json=body, headers=headers)
+        def said() -> list[str]:
+            return re.findall(r"jumped \d+ s \w+", server.log())
 
-            ask(limited)
-            clock.set(jump_s)
-            wait_for(lambda: "has jumped" in server.log(), "a line about the clock")
-            answer = ask(limited)
+        def has_said(times: int) -> bool:
+            return len(said()) == times
+
+        for times, (name, difference_s) in enumerate(SETTINGS_S.items(), 1):
+            embed(server, limited)
+            clock.set(difference_s)
+            wait_for(partial(has_said, times), "a line about the clock")
+            answer = embed(server, limited)
             retry_after_s = int(answer.headers.get("retry-after", 0))
             if wait:
                 time.sleep(retry_after_s)
-                answer = ask(limited)
-            said = re.search(r"jumped \d+ s \w+", server.log())
+                answer = embed(server, limited)
             yield Outcome(
                 name, retry_after_s, answer.status_code,
-                ask(ending).status_code, ask(ended).status_code, said.group() if said else "",
+                embed(server, ending).status_code, embed(server, ended).status_code, said()[-1],
             )  # fmt: skip
 
 
 def main() -> None:
     """Print the table."""
-    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
-    print("| clock | Retry-After, s | then | key with 30 min left | 30 min over | log |")
-    print("|---|---|---|---|---|---|")
+    options(__doc__)
+    columns = ("clock", "Retry-After, s", "then", "key with 30 min left", "30 min over", "log")
     with tempfile.TemporaryDirectory() as folder:
-        for row in attack(Path(folder), wait=True):
-            print(f"| {' | '.join(map(str, row))} |", flush=True)
+        print_table(columns, attack(Path(folder), wait=True))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ milliseconds are Python's, before any line of this program is run.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
@@ -18,10 +17,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.prove.tables import options, print_table
+from scripts.prove.watching import seconds_until
 from tests.command_line import interruptible, user_environment
 
 PATIENCE_S = 20
@@ -89,9 +90,8 @@ def end_after(
             running.wait(PATIENCE_S)
         code = running.poll()
         seconds = time.perf_counter() - begun_s
-        deadline_s = time.monotonic() + 5
-        while (left := len(session(running.pid))) and time.monotonic() < deadline_s:
-            time.sleep(0.01)
+        seconds_until(lambda: not session(running.pid), 5)
+        left = len(session(running.pid))
         errors.seek(0)
         for process in session(running.pid):
             os.kill(process, signal.SIGKILL)
@@ -111,31 +111,30 @@ def session(leader: int) -> list[int]:
     return found
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--step-ms", type=int, default=10)
-    parser.add_argument("--most-ms", type=int, default=1500)
-    parser.add_argument("--verbose", action="store_true", help="show what was written")
-    given = parser.parse_args()
-    print("| command | signal | starts | ended with | not clean | Python's own | slowest end, s |")
-    print("|---|---|---|---|---|---|---|")
+def _rows(step_ms: int, most_ms: int) -> Iterator[tuple[object, ...]]:
     for name, arguments in COMMANDS.items():
         for number in (signal.SIGINT, signal.SIGTERM):
-            group = number == signal.SIGINT
             ends: list[Ended] = []
-            for delay_ms in range(0, given.most_ms, given.step_ms):
+            for delay_ms in range(0, most_ms, step_ms):
+                group = number == signal.SIGINT
                 end = end_after(arguments, number, delay_ms / 1000, group=group)
                 if end is None:
                     break
                 ends.append(end)
-                if given.verbose and not ends[-1].is_clean:
-                    print(delay_ms, ends[-1].errors[-3000:], ends[-1].left_over, file=sys.stderr)
+                if not end.is_clean:
+                    print(delay_ms, end.errors[-3000:], end.left_over, file=sys.stderr)
             codes = ", ".join(f"{code}: {n}" for code, n in Counter(e.code for e in ends).items())
-            dirty, slowest = sum(not e.is_clean for e in ends), max(e.seconds for e in ends)
-            pythons = sum(e.is_pythons for e in ends)
-            row = (name, number.name, len(ends), codes, dirty, pythons, f"{slowest:.1f}")
-            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+            dirty, pythons = sum(not e.is_clean for e in ends), sum(e.is_pythons for e in ends)
+            slowest_s = max(e.seconds for e in ends)
+            yield name, number.name, len(ends), codes, dirty, pythons, slowest_s
+
+
+def main() -> None:
+    """Print the table; what a command that did not end cleanly wrote goes to standard error."""
+    given = options(__doc__, step_ms=10, most_ms=1500)
+    columns = ("command", "signal", "starts", "ended with", "not clean", "Python's own",
+               "slowest end, s")  # fmt: skip
+    print_table(columns, _rows(given.step_ms, given.most_ms))
 
 
 if __name__ == "__main__":

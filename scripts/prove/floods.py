@@ -9,7 +9,6 @@ one after the other; without keys it comes from an address of its own.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import tempfile
 import time
@@ -20,15 +19,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-import orjson
 
-from scripts.prove.bodies import BODIES, MODEL, body_of
-from scripts.prove.clients import CUT, Client, beside, flood
+from scripts.prove.bodies import BODIES, body_of
+from scripts.prove.clients import CUT, SERVE, Client, beside, body, flood
+from scripts.prove.tables import options, print_table
 from scripts.prove.watching import Cost, watched
 from tests.server_process import ServerProcess
 
 KEYS = ("--api-key", "enemy", "--api-key", "other")
 MIB = 1024 * 1024
+TOLD = ("the other's", "its p50, ms", "its p99, ms", "memory, MB", "longest silence of /livez, ms")
+QUIET_S = 3.0  # who is refused is told sooner
 STALLED = 2100  # more than there are seats
 FLOODS = ("short queries", "bodies of small values", "lists of 2,048 texts", "texts with emoji",
           "a key that is wrong", "names of users", "bodies that stall", "five large bodies that stall")  # fmt: skip
@@ -42,51 +43,52 @@ class Flooded(NamedTuple):
     others: list[tuple[int, float]]  # status and seconds of each query
     cost: Cost
 
-    def told(self) -> str:
-        """The columns that all attackers' tables have: the other's queries, and the costs."""
+    def told(self) -> tuple[str, ...]:
+        """Cells of a table: the other's answers, milliseconds of half and of nearly all, the costs."""
         statuses = Counter(status for status, _ in self.others)
         seconds = sorted(seconds for _, seconds in self.others)
         p50_ms, p99_ms = (1000 * seconds[int(share * (len(seconds) - 1))] for share in (0.5, 0.99))
-        return (
-            f"{told(statuses)} | {p50_ms:.0f} | {p99_ms:.0f} "
-            f"| {self.cost.peak_bytes / 1e6:.0f} | {self.cost.longest_silence_ms:.0f}"
-        )
+        return told(statuses), f"{p50_ms:.0f}", f"{p99_ms:.0f}", *self.cost.told()
 
 
 def bodies_of(name: str, num_bytes: int) -> list[bytes]:
     """What this flood sends, in turn."""
     match name:
         case "bodies of small values":
-            return [body_of(body, num_bytes) for body in BODIES]
+            return [body_of(name, num_bytes) for name in BODIES]
         case "lists of 2,048 texts":
-            return [_body([f"text {number}" for number in range(2048)])]
+            return [body([f"text {number}" for number in range(2048)], truncate=True)]
         case "texts with emoji":
-            return [_body(["😀 as it came " * (num_bytes // 64)])]
+            return [body("😀 as it came " * (num_bytes // 64), truncate=True)]
         case "names of users":
-            return [_body("a", user=f"{n:0300}") for n in range(20_000)]
-    return [_body("a short query")]
-
-
-def _body(texts: str | list[str], **fields: object) -> bytes:
-    return orjson.dumps({"model": MODEL.decode(), "input": texts, "truncate": True, **fields})
+            return [body("a", user=f"{n:0300}") for n in range(20_000)]
+    return [body()]
 
 
 async def stall(clients: Sequence[Client], num_bytes: int, seconds: float) -> Counter[int]:
-    """Each sends a body but for its last byte, and then nothing more."""
-    body = body_of("one text", num_bytes)
+    """Each sends a body but for its last byte, and stays until nobody is answered for so long."""
+    content = body_of("one text", num_bytes)
 
     async def ask(client: Client) -> int:
         reader, writer = await client.connect()
         try:
-            writer.write(client.head(len(body)) + body[:-1])
-            async with asyncio.timeout(seconds):
-                return int((await reader.read(12))[9:] or CUT)
-        except TimeoutError:
-            return CUT
+            writer.write(client.head(len(content)) + content[:-1])
+            return int((await reader.read(12))[9:] or CUT)
         finally:
             writer.close()
 
-    return Counter(await asyncio.gather(*map(ask, clients)))
+    stalled, answers = {asyncio.create_task(ask(client)) for client in clients}, Counter[int]()
+    came = stalled
+    while came and stalled:
+        came, stalled = await asyncio.wait(
+            stalled, timeout=max(seconds, QUIET_S), return_when=asyncio.FIRST_COMPLETED
+        )
+        answers.update(task.result() for task in came)
+    for task in stalled:
+        task.cancel()
+    await asyncio.gather(*stalled, return_exceptions=True)
+    answers[CUT] += len(stalled)
+    return answers
 
 
 def attack(
@@ -101,7 +103,7 @@ def attack(
     """Each of these floods, one after the other, for so long."""
     for name in names:
         key = ("wrong" if "wrong" in name else "enemy") if keys else None
-        crowd = [Client(server.url.removeprefix("http://"), key)] * clients
+        crowd = [Client(server.url, key)] * clients
         with watched(server) as cost:
             match name:
                 case "bodies that stall":
@@ -124,37 +126,9 @@ def other_queries(
     with httpx.Client(base_url=server.url, transport=source, headers=headers, timeout=60) as client:
         while not attack.done():
             begun_s = time.perf_counter()
-            answer = client.post("/v1/embeddings", content=_body("what others ask"))
+            answer = client.post("/v1/embeddings", content=body("what others ask"))
             yield answer.status_code, time.perf_counter() - begun_s
             time.sleep(0.02)
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10, help="of each flood")
-    parser.add_argument("--clients", type=int, default=48)
-    given = parser.parse_args()
-    print("| flood | keys | answers | the other's | its p50, ms | its p99, ms "
-          "| memory, MB | longest silence of /livez, ms |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|")
-    for keys in (True, False):
-        with tempfile.TemporaryDirectory() as folder:
-            ledger = Path(folder, "ledger.db")
-            flags = (*(KEYS if keys else ()), "--database-url", f"sqlite:///{ledger}")
-            with ServerProcess("--model", MODEL.decode(), *flags) as server:
-                for one in attack(
-                    server, keys=keys, clients=given.clients, num_bytes=32 * MIB,
-                    seconds=given.seconds,
-                ):  # fmt: skip
-                    print(row(one, keys=keys), flush=True)
-            size = sum(file.stat().st_size for file in Path(folder).iterdir())
-            print(f"The ledger has {size / 1e6:.1f} MB.", flush=True)
-
-
-def row(one: Flooded, *, keys: bool) -> str:
-    """A line of the table."""
-    return f"| {one.name} | {'yes' if keys else 'no'} | {told(one.statuses)} | {one.told()} |"
 
 
 def told(statuses: Counter[int]) -> str:
@@ -162,6 +136,25 @@ def told(statuses: Counter[int]) -> str:
     return ", ".join(
         f"{count:,} x {status or 'none'}" for status, count in sorted(statuses.items())
     )
+
+
+def _rows(clients: int, seconds: float) -> Iterator[tuple[str, ...]]:
+    for keys in (True, False):
+        with tempfile.TemporaryDirectory() as folder:
+            ledger = ("--database-url", f"sqlite:///{folder}/ledger.db")
+            with ServerProcess(*SERVE, *(KEYS if keys else ()), *ledger) as server:
+                for one in attack(
+                    server, keys=keys, clients=clients, num_bytes=32 * MIB, seconds=seconds
+                ):
+                    yield one.name, "yes" if keys else "no", told(one.statuses), *one.told()
+            size = sum(file.stat().st_size for file in Path(folder).iterdir())
+            yield "all of them", "", f"the ledger has {size / 1e6:.1f} MB", *([""] * len(TOLD))
+
+
+def main() -> None:
+    """Print the table."""
+    given = options(__doc__, seconds=10.0, clients=48)
+    print_table(("flood", "keys", "answers", *TOLD), _rows(given.clients, given.seconds))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     pip install atheris                                # has wheels for some Pythons only
     python -m scripts.prove.fuzz                       # all targets at once, an hour each
-    python -m scripts.prove.fuzz --seconds 60 card     # one of them
+    python -m scripts.prove.fuzz --seconds 60 --targets card
 
 Needs no server and no network. What is found lies in `.prove/fuzz/TARGET/findings` as it was sent,
 and what reached new code in `.prove/fuzz/TARGET/corpus`, from which the next run goes on.
@@ -10,14 +10,16 @@ and what reached new code in `.prove/fuzz/TARGET/corpus`, from which the next ru
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib
 import re
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from scripts.prove.tables import options, print_table
 
 TARGETS = ("schemas", "protocol", "bundle", "card")
 FOLDER = Path(".prove/fuzz")
@@ -62,36 +64,34 @@ def fuzz(name: str, seconds: int) -> None:
     atheris.Fuzz()
 
 
-def row(name: str, log: str) -> str:
-    """A line of the table, from what libFuzzer said."""
+def _row(name: str, log: str) -> tuple[object, ...]:
+    """From what libFuzzer said."""
     executions = re.findall(r"number_of_executed_units: (\d+)", log) or ["died"]
     coverage = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", log) or [("?", "?", "?")]
-    found = len(list((FOLDER / name / "findings").iterdir()))
-    branches, features, inputs = coverage[-1]
-    return f"| {name} | {executions[-1]} | {branches} | {features} | {inputs} | {found} |"
+    found = len(list((FOLDER / name / "findings").glob("*")))
+    return name, executions[-1], *coverage[-1], found
 
 
-def main() -> None:
-    """Fuzz in a process each, and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("target", nargs="*", default=list(TARGETS))
-    parser.add_argument("--seconds", type=int, default=3600, help="for each target")
-    parser.add_argument("--here", action="store_true", help="in this process")
-    given = parser.parse_args()
-    if given.here:
-        fuzz(given.target[0], given.seconds)
+def _rows(names: Sequence[str], seconds: int) -> Iterator[tuple[object, ...]]:
     running = {}
-    for name in given.target:
+    for name in names:
         (FOLDER / name).mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "scripts.prove.fuzz", "--here", name]
         with (FOLDER / name / "log").open("wb") as log:
-            command += ["--seconds", str(given.seconds)]
+            command += ["--seconds", str(seconds)]
             running[name] = subprocess.Popen(command, stdout=log, stderr=log)
-    print("| target | executions | places of code reached | features | inputs kept | findings |")
-    print("|---|---|---|---|---|---|")
     for name, process in running.items():
         process.wait()
-        print(row(name, (FOLDER / name / "log").read_text(errors="replace")), flush=True)
+        yield _row(name, (FOLDER / name / "log").read_text(errors="replace"))
+
+
+def main() -> None:
+    """Fuzz in a process each, or one target here, and print the table."""
+    given = options(__doc__, targets=",".join(TARGETS), seconds=3600, here="")
+    if given.here:
+        fuzz(given.here, given.seconds)
+    columns = ("target", "executions", "places reached", "features", "inputs kept", "findings")
+    print_table(columns, _rows(given.targets.split(","), given.seconds))
 
 
 if __name__ == "__main__":

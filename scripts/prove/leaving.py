@@ -1,28 +1,30 @@
 """A flood whose clients leave before they are answered: how much accepted work is lost.
 
-    python -m scripts.prove.leaving                     # who waits 10 s, and who waits for good
+    python -m scripts.prove.leaving                     # who waits 10 s, and who waits ten minutes
     python -m scripts.prove.leaving --patience 5 --seconds 60
 
-Starts a server of its own on loopback and ends it. Who is refused comes back when it was told to.
+Starts a server of its own on loopback and ends it. All have one key; who is refused comes
+back when it was told to.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 import httpx
-import orjson
 
-from scripts.prove.bodies import MODEL
-from scripts.prove.clients import beside
+from scripts.prove.clients import SERVE, beside, body
+from scripts.prove.tables import options, print_table
 from tests.server_process import ServerProcess
 
+KEY = "who-leaves"
 TEXTS = 128
 WORDS = 60
+PATIENT_S = 600.0  # as OpenAI's own library
 
 
 async def leave(url: str, clients: int, patience_s: float, seconds: float) -> Counter[str]:
@@ -30,15 +32,17 @@ async def leave(url: str, clients: int, patience_s: float, seconds: float) -> Co
     ends: Counter[str] = Counter()
     end_s = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=patience_s, limits=limits) as client:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(
+        base_url=url, timeout=patience_s, limits=limits, headers=headers
+    ) as client:
 
         async def ask(number: int) -> None:
             words = random.Random(number)
             while time.monotonic() < end_s:
                 texts = [" ".join(words.choices(["one", "two", "three"], k=WORDS))] * TEXTS
-                body = orjson.dumps({"model": MODEL.decode(), "input": texts})
                 try:
-                    answer = await client.post("/v1/embeddings", content=body)
+                    answer = await client.post("/v1/embeddings", content=body(texts))
                 except httpx.TimeoutException:
                     ends["left"] += 1
                     continue
@@ -50,27 +54,22 @@ async def leave(url: str, clients: int, patience_s: float, seconds: float) -> Co
     return ends
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--patience", type=float, nargs="*", default=[10.0, 600.0])
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--clients", type=int, default=100)
-    given = parser.parse_args()
-    print("| clients wait, s | accepted | answered | left, lost | refused |")
-    print("|---|---|---|---|---|")
-    for patience_s in given.patience:
+def _rows(patience_s: float, seconds: float, clients: int) -> Iterator[tuple[object, ...]]:
+    for waits_s in (patience_s, PATIENT_S):
         with (
-            ServerProcess("--model", MODEL.decode()) as server,
-            beside(leave, server.url, given.clients, patience_s, given.seconds) as ends,
+            ServerProcess(*SERVE, "--api-key", KEY) as server,
+            beside(leave, server.url, clients, waits_s, seconds) as ends,
         ):
             found = ends.result()
         accepted = found["answered"] + found["left"]
-        print(
-            f"| {patience_s:g} | {accepted} | {found['answered']} | {found['left']} "
-            f"| {found['refused']} |",
-            flush=True,
-        )
+        yield waits_s, accepted, found["answered"], found["left"], found["refused"]
+
+
+def main() -> None:
+    """Print the table."""
+    given = options(__doc__, patience=10.0, seconds=60.0, clients=100)
+    columns = ("clients wait, s", "accepted", "answered", "left, lost", "refused")
+    print_table(columns, _rows(given.patience, given.seconds, given.clients))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import psutil
 
 from scripts.prove import floods, slow
 from scripts.prove.floods import MIB
+from scripts.prove.tables import options, print_table
 from server.api.seats import DEFAULT_SHARE
 from tests.server_process import ServerProcess
 
@@ -70,16 +72,23 @@ def room(num_bytes: int, groups: Path = GROUPS) -> Iterator[Room]:
     try:
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(str(num_bytes))
-    except OSError:
+        subprocess.run([*_entering(group), "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        with contextlib.suppress(OSError):
+            group.rmdir()
         yield Room(flags=["--max-memory-bytes", str(num_bytes // DEFAULT_SHARE)])
         return
-    enter = f'echo $$ > {group}/cgroup.procs && exec "$@"'
     try:
-        yield Room(group, wrapper=["sh", "-c", enter, "sh"])
+        yield Room(group, wrapper=_entering(group))
     finally:
         while (group / "cgroup.procs").read_text():  # the server was told to end
             time.sleep(LOOK_EVERY_S)
         group.rmdir()
+
+
+def _entering(group: Path) -> list[str]:
+    """What a command is preceded by that shall run in this group."""
+    return ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
 
 
 @contextlib.contextmanager
@@ -96,31 +105,30 @@ def small_server(size: Room, *flags: str) -> Iterator[ServerProcess]:
             watcher.join()
 
 
+def _rows(
+    server: ServerProcess, size: Room, given: argparse.Namespace
+) -> Iterator[tuple[str, str]]:
+    yield "the start", f"{size.at_start_bytes / 1e6:.0f}"
+    for flood in floods.attack(
+        server, keys=True, clients=given.clients, num_bytes=32 * MIB, seconds=given.seconds
+    ):
+        yield f"{flood.name}: {floods.told(flood.statuses)}", f"{size.most_bytes / 1e6:.0f}"
+    for crept in slow.attack(server, given.slow_clients):
+        yield crept.kind, f"{size.most_bytes / 1e6:.0f}"
+
+
 def main() -> None:
     """Print what was sent, and what it took."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--mb", type=int, default=512, help="memory of the server")
-    parser.add_argument("--frontends", type=int, default=1)
-    parser.add_argument("--clients", type=int, default=48)
-    parser.add_argument("--slow-clients", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=5, help="of each flood")
-    given = parser.parse_args()
+    given = options(__doc__, mb=512, frontends=1, clients=48, slow_clients=1000, seconds=5.0)
     with (
         room(given.mb * MIB) as size,
         small_server(size, "--frontends", str(given.frontends)) as server,
     ):
         try:
-            for one in floods.attack(
-                server, keys=True, clients=given.clients, num_bytes=32 * MIB, seconds=given.seconds
-            ):
-                print(
-                    f"{size.most_bytes / 1e6:4.0f} MB after {one.name}: {floods.told(one.statuses)}"
-                )
-            for crept in slow.attack(server, given.slow_clients):
-                print(f"{size.most_bytes / 1e6:4.0f} MB after {crept.kind}")
+            print_table(("after", "most memory so far, MB"), _rows(server, size, given))
         finally:
             code = server.process.poll()
-            print(f"{size.at_start_bytes / 1e6:.0f} MB at the start; {size.told()}")
+            print(size.told())
             print("The server lives." if code is None else f"The server ended with {code}.")
 
 

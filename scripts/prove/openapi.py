@@ -8,7 +8,6 @@ Starts a server of its own on loopback and ends it. The exit code is 1 if someth
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 import schemathesis
 
+from scripts.prove.tables import options
 from server.catalog.prompts import PURPOSES
 from tests.server_process import ServerProcess
 
@@ -73,9 +73,7 @@ def prove(server: ServerProcess, *flags: str, key: str = KEY) -> subprocess.Comp
 
 def main() -> None:
     """Print what schemathesis says."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=int, default=60)
-    seconds = parser.parse_args().seconds
+    seconds = options(__doc__, seconds=60).seconds
     with ServerProcess("--api-key", KEY) as server:
         found = prove(server, "--max-time", str(seconds), "--continue-on-failure")
     print(found.stdout, found.stderr)

@@ -8,7 +8,6 @@ Starts a server of its own on loopback that waits 2 s where a server waits 75 s,
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import time
@@ -17,19 +16,17 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import httpx
-import orjson
-import psutil
 
-from scripts.prove.bodies import MODEL
-from scripts.prove.clients import Client, beside
-from scripts.prove.floods import KEYS, Flooded, other_queries
+from scripts.prove.clients import SERVE, Client, beside, body, is_ended
+from scripts.prove.floods import KEYS, TOLD, Flooded, other_queries
+from scripts.prove.tables import options, print_table
 from scripts.prove.watching import watched
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 
-FLAGS = ("--model", MODEL.decode(), *KEYS, "--keep-alive-timeout-s", "2")
-LISTENING = 1  # of the server's sockets
-TEXTS = orjson.dumps({"model": MODEL.decode(), "input": ["a"] * 2048})
+FLAGS = (*SERVE, *KEYS, "--keep-alive-timeout-s", "2")
+PATIENCE_S = 60.0  # what is not ended after so long is not ended
+TEXTS = body(["a"] * 2048)
 POST = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -40,7 +37,6 @@ class Kind(NamedTuple):
     then: bytes = b""
     clients: float = 1  # of those there are
     read_bytes: int = 0
-    seconds: float = 8  # after which it must be gone
 
 
 def kinds(client: Client) -> dict[str, Kind]:
@@ -52,12 +48,12 @@ def kinds(client: Client) -> dict[str, Kind]:
         "half a head of 12,000 headers": Kind(POST + b"a:b\r\n" * 12_000),
         "12,000 headers, a body that stalls": Kind(client.head(9)[:-2] + b"a:b\r\n" * 12_000 + b"\r\n"),
         "7,000 requests in a row, unread": Kind(
-            b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 7_000, read_bytes=0
+            b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 7_000
         ),
         "a terabyte after a 401, by drops": Kind(tera, then=b"a", read_bytes=1000),
-        "answers of 2,048 texts, unread": Kind(ask, clients=0.02, seconds=20),
-        "answers that are read slowly": Kind(ask, clients=0.02, read_bytes=100, seconds=20),
-        "a body that comes by drops": Kind(client.head(9999), then=b" ", seconds=45),
+        "answers of 2,048 texts, unread": Kind(ask, clients=0.02),
+        "answers that are read slowly": Kind(ask, clients=0.02, read_bytes=100),
+        "a body that comes by drops": Kind(client.head(9999), then=b" "),
     }  # fmt: skip
 
 
@@ -66,54 +62,45 @@ class Slow(NamedTuple):
 
     kind: str
     clients: int
-    gone_s: float | None  # after so long the server had ended all of its connections
+    gone_s: float | None  # after so long the server had ended all of their connections
     held_bytes: float  # that requests still hold
     seen: Flooded
 
 
-async def crawl(client: Client, kind: Kind, clients: int) -> None:
-    """All do it, and hold their connections for as long as they may."""
+async def crawl(client: Client, kind: Kind, clients: int) -> float | None:
+    """All do it until the server ends their connections; after how many seconds it had, or None."""
     loop = asyncio.get_running_loop()
 
     async def one() -> None:
-        with contextlib.suppress(OSError, TimeoutError), client.bare_socket() as connection:
-            async with asyncio.timeout(kind.seconds):
-                await loop.sock_connect(connection, client.host_and_port)
-                await loop.sock_sendall(connection, kind.first)
-                while True:
-                    await asyncio.sleep(1)
-                    await loop.sock_sendall(connection, kind.then)
-                    if kind.read_bytes:
-                        await loop.sock_recv(connection, kind.read_bytes)
-        # The server may have ended it long ago; what counts is what it still holds.
+        with contextlib.suppress(ConnectionError), client.bare_socket() as connection:
+            await loop.sock_connect(connection, client.host_and_port)
+            await loop.sock_sendall(connection, kind.first)
+            while not is_ended(connection):
+                await asyncio.sleep(1)
+                await loop.sock_sendall(connection, kind.then)
+                if kind.read_bytes:
+                    await loop.sock_recv(connection, kind.read_bytes)
 
-    await asyncio.gather(*(one() for _ in range(clients)))
+    begun_s = time.monotonic()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*(one() for _ in range(clients)))
+    except TimeoutError:
+        return None
+    return time.monotonic() - begun_s
 
 
-def attack(
-    server: ServerProcess, clients: int, names: Sequence[str] = (), seconds: float | None = None
-) -> Iterator[Slow]:
-    """Every kind, or those that are named, one after the other; all give up after `seconds`."""
-    client = Client(server.url.removeprefix("http://"), "enemy")
-    process = psutil.Process(server.process.pid)
-    for name, full in kinds(client).items():
+def attack(server: ServerProcess, clients: int, names: Sequence[str] = ()) -> Iterator[Slow]:
+    """Every kind, or those that are named, one after the other."""
+    client = Client(server.url, "enemy")
+    for name, kind in kinds(client).items():
         if names and name not in names:
             continue
-        kind = full._replace(seconds=seconds or full.seconds)
         crowd = max(1, round(kind.clients * clients))
-        gone_s = None
         with watched(server) as cost, beside(crawl, client, kind, crowd) as crawling:
-            queries = other_queries(server, crawling, keys=True)
-            others = [next(queries)]
-            begun_s, came = time.monotonic(), False
-            for query in queries:
-                others.append(query)
-                # Two are left: who watches, and the other.
-                is_empty = len(process.net_connections("tcp")) <= 2 + LISTENING
-                came = came or not is_empty
-                if came and is_empty and gone_s is None:
-                    gone_s = time.monotonic() - begun_s
-        yield Slow(name, crowd, gone_s, _held_bytes(server), Flooded(name, Counter(), others, cost))
+            others = list(other_queries(server, crawling, keys=True))
+        seen = Flooded(name, Counter(), others, cost)
+        yield Slow(name, crowd, crawling.result(), _held_bytes(server), seen)
 
 
 def _held_bytes(server: ServerProcess) -> float:
@@ -121,22 +108,17 @@ def _held_bytes(server: ServerProcess) -> float:
     return MetricsPage(page).value("request_memory_bytes")
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clients", type=int, default=1000)
-    clients = parser.parse_args().clients
-    print("| kind | clients | gone after, s | still held, bytes | the other's | its p50, ms "
-          "| its p99, ms | memory, MB | longest silence of /livez, ms |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
+def _rows(clients: int) -> Iterator[tuple[object, ...]]:
     with ServerProcess(*FLAGS) as server:
         for one in attack(server, clients):
-            gone = "not" if one.gone_s is None else f"{one.gone_s:.1f}"
-            print(
-                f"| {one.kind} | {one.clients} | {gone} | {one.held_bytes:.0f} "
-                f"| {one.seen.told()} |",
-                flush=True,
-            )
+            gone = "not" if one.gone_s is None else one.gone_s
+            yield one.kind, one.clients, gone, f"{one.held_bytes:.0f}", *one.seen.told()
+
+
+def main() -> None:
+    """Print the table."""
+    columns = ("kind", "clients", "gone after, s", "still held, bytes", *TOLD)
+    print_table(columns, _rows(options(__doc__, clients=1000).clients))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Processes that are stopped or killed, and a device that fails for good: what is seen, as a table.
 
-    python -m scripts.prove.stopped            # five minutes
+    python -m scripts.prove.stopped            # four minutes
 
 Starts servers of its own on loopback, stops, kills and breaks their processes, and ends them.
 """
@@ -10,20 +10,21 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import psutil
 
+from scripts.prove.clients import SERVE, embed, outcome
+from scripts.prove.tables import options, print_table
+from scripts.prove.watching import seconds_until
 from tests.faults.faults import with_faults
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 
-MODEL = "all-MiniLM-L6-v2"
 PATIENCE_S = 90.0
-ONLY_ONE_PROCESS = "device fails for good"
 
 
 @dataclass
@@ -41,37 +42,27 @@ class Target:
 
     def get(self, path: str) -> int | str:
         """The status, or what the connection ended with; each time on a connection of its own."""
-        return _outcome(lambda: httpx.get(self.server.url + path, timeout=5))
+        return outcome(lambda: httpx.get(self.server.url + path, timeout=5))
 
-    def embed(self, timeout_s: float = 60.0) -> int | str:
+    def embed(self) -> int | str:
         """The same for a short text."""
-        body = {"model": MODEL, "input": "a text"}
-        url = f"{self.server.base_url}/embeddings"
-        return _outcome(lambda: httpx.post(url, json=body, timeout=timeout_s))
+        return outcome(lambda: embed(self.server))
 
-    def counted(self) -> float:
-        """Answered requests, as /metrics has them."""
-        page = MetricsPage(httpx.get(f"{self.server.url}/metrics", timeout=60).content)
+    def counted(self, but: psutil.Process) -> float:
+        """Answered requests, as another front end than this one has them on /metrics."""
+        answer = self.server.answer_of_another(f"{self.server.url}/metrics", but)
+        page = MetricsPage(answer.content)
         return page.total("requests_total", route="/v1/embeddings", status="200")
 
     def until(self, what: str, condition: Callable[[], object]) -> None:
         """Wait for it; note after how many seconds it came, or that it did not."""
-        begun_s = time.perf_counter()
-        while not (came := bool(condition())) and time.perf_counter() - begun_s < PATIENCE_S:
-            time.sleep(0.1)
-        self.seen[what] = round(time.perf_counter() - begun_s, 1) if came else "never"
+        seconds = seconds_until(condition, PATIENCE_S)
+        self.seen[what] = "never" if seconds is None else round(seconds, 1)
 
     def until_ended(self) -> None:
         """Wait until it has ended."""
         self.until("ended after, s", lambda: self.server.process.poll() is not None)
         self.seen |= {"exit code": self.server.process.poll(), "livez": self.get("/livez")}
-
-
-def _outcome(ask: Callable[[], httpx.Response]) -> int | str:
-    try:
-        return ask().status_code
-    except httpx.TransportError as error:
-        return type(error).__name__
 
 
 def stop_engine(target: Target) -> None:
@@ -103,14 +94,15 @@ def stop_front_end(target: Target) -> None:
 
 
 def kill_front_end(target: Target) -> None:
-    """Kill a front end whose requests nobody has seen on /metrics."""
-    target.seen["answered"] = [target.embed() for _ in range(20)].count(200)
-    time.sleep(2)  # it tells once a second
+    """Kill a front end that has told what it counted, which it does once a second."""
     killed = target.engine.children()[0]
+    before = target.counted(but=killed)
+    target.seen["answered"] = [target.embed() for _ in range(20)].count(200)
+    target.until("told after, s", lambda: target.counted(but=killed) - before == 20)
     killed.kill()
     target.until("replaced after, s", lambda: len({*target.engine.children()} - {killed}) == 2)
-    target.until("all counted after, s", lambda: target.counted() >= 20)
-    target.seen["counted"] = target.counted()
+    target.until("all counted after, s", lambda: target.counted(but=killed) - before >= 20)
+    target.seen["counted"] = target.counted(but=killed) - before
 
 
 def stop_all(target: Target) -> None:
@@ -134,43 +126,47 @@ def break_device(target: Target) -> None:
 
 
 ATTACKS: Mapping[str, Callable[[Target], None]] = {
-    "engine stopped, then continued": stop_engine,
-    "engine stopped for good": lose_engine,
+    "front end killed": kill_front_end,  # the first: it counts all requests of its server
     "front end stopped": stop_front_end,
-    "front end killed": kill_front_end,
+    "engine stopped, then continued": stop_engine,
     "all stopped for 15 s": stop_all,
-    ONLY_ONE_PROCESS: break_device,
+    "engine stopped for good": lose_engine,
+    "device fails for good": break_device,
     "device fails for good, two front ends": break_device,
 }
 
 
-def attack(name: str, waits: dict[str, float] | None = None) -> dict[str, object]:
-    """What is seen of a server of its own.
+def attack(
+    *names: str, frontends: int = 2, waits: dict[str, float] | None = None
+) -> dict[str, dict[str, object]]:
+    """What is seen of a server of their own under each of these attacks, in turn.
 
     Args:
         waits: see `with_faults`.
     """
-    frontends = "1" if name == ONLY_ONE_PROCESS else "2"
+    seen = {}
+    flags = ("--frontends", str(frontends), "--threads", "1", *SERVE)
     with tempfile.TemporaryDirectory() as folder:
         faults = with_faults(Path(folder), waits)
-        flags = ("--frontends", frontends, "--threads", "1", "--model", MODEL)
         with ServerProcess(*flags, environment=faults) as server:
-            target = Target(server, Path(folder))
-            ATTACKS[name](target)
-            left = target.engine.children() if server.process.poll() is None else []
-        for process in left:  # those that are stopped do not see that the server has ended
-            if process.is_running():
-                process.kill()
-        return target.seen
+            for name in names:
+                target = Target(server, Path(folder))
+                ATTACKS[name](target)
+                seen[name] = target.seen
+    return seen
+
+
+def _rows() -> Iterator[tuple[str, str]]:
+    *harmless, device, devices = ATTACKS
+    for names, frontends in ((harmless, 2), ([device], 1), ([devices], 2)):
+        for name, found in attack(*names, frontends=frontends).items():
+            yield name, ", ".join(f"{what}: {value}" for what, value in found.items())
 
 
 def main() -> None:
     """Print the table."""
-    print("| attack | what was seen |")
-    print("|---|---|")
-    for name in ATTACKS:
-        seen = ", ".join(f"{what}: {found}" for what, found in attack(name).items())
-        print(f"| {name} | {seen} |", flush=True)
+    options(__doc__)
+    print_table(("attack", "what was seen"), _rows())
 
 
 if __name__ == "__main__":

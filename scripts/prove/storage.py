@@ -11,22 +11,22 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 
+from scripts.prove.clients import SERVE, embed
+from scripts.prove.tables import options, print_table
+from scripts.prove.watching import seconds_until
 from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.access.usage_report import By, usage_by
 from server.errors import DatabaseError, KeyNotFound
 from tests.server_process import ServerProcess
 from tests.services import Postgres
-
-MODEL = "all-MiniLM-L6-v2"
-PATIENCE_S = 15.0
 
 
 class Site:
@@ -88,6 +88,10 @@ FILES: Mapping[str, Steps] = {
         lambda s: s.file.rename(s.away),
         lambda s: s.away.rename(s.file),
     ),
+    "file moved away, older copy in its place": (
+        lambda s: s.file.rename(s.away),
+        lambda s: s.copy.rename(s.file),
+    ),
     "folder moved away, then back": (
         lambda s: s.folder.rename(s.away),
         lambda s: s.away.rename(s.folder),
@@ -104,52 +108,49 @@ TABLES: Mapping[str, Steps] = {
 }
 
 
-def attack(site: Site, change: Callable[[Site], object], repair: Callable[[Site], object]) -> str:
-    """Serve, change the storage, go on serving, put it right, end; a row of the table."""
+class Seen(NamedTuple):
+    """A row of the table."""
 
-    def asked(secret: str, user: str) -> httpx.Response:
-        body = {"model": MODEL, "input": "one two three", "user": user}
-        return http.post("/v1/embeddings", json=body, headers={"Authorization": f"Bearer {secret}"})
+    noticed_s: float | None
+    readyz: str
+    put_right: str  # what it says then
+    lost: str  # tokens, of those that were answered
+    revoked_before: int  # status for a key that was revoked after the older copy was made
+    revoked_after: int
+
+
+def attack(site: Site, change: Callable[[Site], object], repair: Callable[[Site], object]) -> Seen:
+    """Serve, change the storage, go on serving, put it right, end."""
 
     def told() -> str:
         return str(http.get("/readyz").json().get("troubles", {}).get("database", ""))
 
-    def until(condition: Callable[[], object]) -> str:
-        begun_s = time.monotonic()
-        while (passed_s := time.monotonic() - begun_s) < PATIENCE_S:
-            if condition():
-                return f"{passed_s:.1f} s"
-            time.sleep(0.05)
-        return "never"
-
     with (
-        ServerProcess("--model", MODEL, "--database-url", site.url) as server,
+        ServerProcess(*SERVE, "--database-url", site.url) as server,
         httpx.Client(base_url=server.url, timeout=60) as http,
     ):
-        asked(site.secret, "before")
-        until(
+        embed(server, site.secret, user="before")
+        seconds_until(
             lambda: b"\nembedding_server_unwritten_usage_tokens 0" in http.get("/metrics").content
         )
         change(site)
-        answers = [asked(site.secret, "since").json() for _ in range(3)]
-        noticed, readyz = until(told), told()
+        answers = [embed(server, site.secret, user="since").json() for _ in range(3)]
+        noticed, readyz = seconds_until(told), told()
         repair(site)
-        until(lambda: not told().endswith("later"))
-        before = asked(site.revoked, "revoked").status_code
+        seconds_until(lambda: not told().endswith("later"))
+        then = told()
+        before = embed(server, site.revoked, user="revoked").status_code
         site.revoke("kept")
-        until(lambda: asked(site.secret, "after").status_code != 200)
-        after = asked(site.secret, "after").status_code
+        seconds_until(lambda: embed(server, site.secret, user="after").status_code != 200)
+        after = embed(server, site.secret, user="after").status_code
         server.stop()
         told_tokens = re.findall(r"not written: .*user='since' .*tokens=(\d+)", server.log())
     sent = sum(answer.get("usage", {}).get("total_tokens", 0) for answer in answers)
     lost = sent - sum(map(int, told_tokens)) - site.written_tokens()
-    return f"{noticed} | {readyz or 'says nothing'} | {lost} of {sent} | {before} | {after}"
+    return Seen(noticed, readyz or "nothing", then or "nothing", f"{lost} of {sent}", before, after)
 
 
-def main() -> None:
-    """Print the table."""
-    print("| change | noticed | /readyz | tokens lost | revoked before | revoked after |")
-    print("|---|---|---|---|---|---|")
+def _rows() -> Iterator[tuple[object, ...]]:
     with (
         tempfile.TemporaryDirectory() as sites,
         tempfile.TemporaryDirectory() as folder,
@@ -157,7 +158,15 @@ def main() -> None:
     ):
         for name, steps in {**FILES, **TABLES}.items():
             url = postgres.empty_database() if name in TABLES else ""
-            print(f"| {name} | {attack(Site(Path(sites) / name, url), *steps)} |", flush=True)
+            yield name, *attack(Site(Path(sites) / name, url), *steps)
+
+
+def main() -> None:
+    """Print the table."""
+    options(__doc__)
+    columns = ("change", "noticed after, s", "/readyz", "once put right", "tokens lost",
+               "revoked before", "revoked after")  # fmt: skip
+    print_table(columns, _rows())
 
 
 if __name__ == "__main__":

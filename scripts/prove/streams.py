@@ -8,7 +8,6 @@ Starts servers of its own on loopback and ends them.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import pty
@@ -24,8 +23,12 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from scripts.prove.clients import SERVE, outcome
+from scripts.prove.tables import options, print_table
+from scripts.prove.watching import seconds_until
+
 REQUESTS = 1500  # a line each; a pipe holds 300
-START_TIMEOUT_S, STOP_TIMEOUT_S = 30.0, 15.0
+START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0
 # What is done to a stream: as a shell says it, or the name of a file that is made for it.
 ATTACKS = {
     "stdin closed": "<&-",
@@ -81,7 +84,7 @@ def attack(name: str, *flags: str, requests: int = REQUESTS) -> Seen:
             streams[how[0]] = stack.enter_context(stream(how[1]))
         server = subprocess.Popen(command, **streams)
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=5) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=15) as client:
                 ready = is_ready(server, client)
                 answered = answers(client, requests) if ready else 0
             code, stop_s = ended(server)
@@ -101,13 +104,12 @@ def is_free(port: int) -> bool:
 
 def is_ready(server: subprocess.Popen[bytes], client: httpx.Client) -> bool:
     """Wait until it takes work, or will not."""
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while server.poll() is None and time.monotonic() < deadline_s:
-        with contextlib.suppress(httpx.HTTPError):
-            if client.get("/readyz").status_code == 200:
-                return True
-        time.sleep(0.05)
-    return False
+
+    def takes_work() -> bool:
+        return outcome(lambda: client.get("/readyz")) == 200
+
+    seconds_until(lambda: server.poll() is not None or takes_work(), START_TIMEOUT_S)
+    return takes_work()
 
 
 def answers(client: httpx.Client, requests: int) -> int:
@@ -132,21 +134,19 @@ def ended(server: subprocess.Popen[bytes]) -> tuple[int, float]:
     return code, time.monotonic() - begun_s
 
 
+def _rows(*flags: str) -> Iterator[tuple[object, ...]]:
+    for name in ATTACKS:
+        seen = attack(name, *SERVE, *flags)
+        last = (seen.log.splitlines() or [""])[-1][:110]
+        answered = f"{seen.answered} of {REQUESTS}"
+        yield name, "yes" if seen.ready else "no", answered, seen.exit_code, seen.stop_s, last
+
+
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--frontends", default="1")
-    flags = ("--model", "all-MiniLM-L6-v2", "--frontends", parser.parse_args().frontends)
-    print("| stream | ready | answered | exit code | end, s | last line of the log |")
-    print("|---|---|---|---|---|---|")
-    for name in ATTACKS:
-        seen = attack(name, *flags)
-        last = (seen.log.splitlines() or [""])[-1][:110]
-        print(
-            f"| {name} | {'yes' if seen.ready else 'no'} | {seen.answered} of {REQUESTS} | "
-            f"{seen.exit_code} | {seen.stop_s:.1f} | {last} |",
-            flush=True,
-        )
+    flags = ("--frontends", str(options(__doc__, frontends=1).frontends))
+    columns = ("stream", "ready", "answered", "exit code", "end, s", "last line of the log")
+    print_table(columns, _rows(*flags))
 
 
 if __name__ == "__main__":

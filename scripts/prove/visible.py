@@ -8,18 +8,18 @@ Starts a server of its own on loopback and ends it.
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 from collections.abc import Iterator
 from urllib.parse import quote
 
 import httpx
 
+from scripts.prove.clients import MODEL, SERVE, Client, body
+from scripts.prove.tables import options, print_table
 from tests.server_process import ServerProcess
 
-MODEL = "all-MiniLM-L6-v2"
 KEYS = ("sk-visible-0123456789abcdef0123456789", "correct-horse.battery")
-BODY = json.dumps({"model": MODEL, "input": "x"}).encode()
+FLAGS = (*SERVE, *(flag for key in KEYS for flag in ("--api-key", key)))
 
 
 def requests_with(key: str) -> Iterator[httpx.Request]:
@@ -50,8 +50,8 @@ def told_keys(server: ServerProcess) -> tuple[int, int, int]:
 
 def half_closed(server: ServerProcess, sent: bytes) -> int:
     """How many answers a client gets that closes its sending half behind its requests."""
-    url, received = httpx.URL(server.url), b""
-    with socket.create_connection((url.host, url.port or 0), timeout=60) as connection:
+    received = b""
+    with socket.create_connection(Client(server.url).host_and_port, timeout=60) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
@@ -60,28 +60,27 @@ def half_closed(server: ServerProcess, sent: bytes) -> int:
     return received.count(b"HTTP/1.1 200 OK")
 
 
-def post(version: str = "1.1", body: bytes = BODY) -> bytes:
-    """One request, as it is sent."""
-    head = f"POST /v1/embeddings HTTP/{version}\r\nHost: localhost\r\nContent-Length: {len(body)}"
-    return f"{head}\r\nAuthorization: Bearer {KEYS[0]}\r\n\r\n".encode() + body
+POST = Client("", KEYS[0]).head(len(body())) + body()
+HALF_CLOSED = {
+    "HTTP/1.1": POST,
+    "HTTP/1.0": POST.replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "three at once": 3 * POST,
+}
 
 
-HALF_CLOSED = {"HTTP/1.1": post(), "HTTP/1.0": post("1.0"), "three at once": 3 * post()}
+def _rows() -> Iterator[tuple[str, str, str]]:
+    with ServerProcess(*FLAGS) as server:
+        for name, sent in HALF_CLOSED.items():
+            yield "a half-closed connection", name, f"{half_closed(server, sent)} answers"
+        requests, answers, lines = told_keys(server)
+        told = f"in {answers} answers and {lines} log lines"
+        yield "a key in the wrong place", f"{requests} requests", told
 
 
 def main() -> None:
     """Print the table."""
-    flags = [flag for key in KEYS for flag in ("--api-key", key)]
-    print("| attack | what was sent | what happened |")
-    print("|---|---|---|")
-    with ServerProcess("--model", MODEL, *flags) as server:
-        for name, sent in HALF_CLOSED.items():
-            print(f"| a half-closed connection | {name} | {half_closed(server, sent)} answers |")
-        sent_requests, answers, lines = told_keys(server)
-        print(
-            f"| a key in the wrong place | {sent_requests} requests | "
-            f"in {answers} answers and {lines} log lines |"
-        )
+    options(__doc__)
+    print_table(("attack", "what was sent", "what happened"), _rows())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -24,6 +24,10 @@ class Cost:
     def longest_silence_ms(self) -> float:
         """The longest answer of /livez."""
         return 1000 * max(self.silences_s, default=0.0)
+
+    def told(self) -> tuple[str, str]:
+        """Two cells of a table: MB, and milliseconds."""
+        return f"{self.peak_bytes / 1e6:.0f}", f"{self.longest_silence_ms:.0f}"
 
 
 @contextmanager
@@ -53,3 +57,13 @@ def watched(server: ServerProcess) -> Iterator[Cost]:
         over.set()
         for watcher in watchers:
             watcher.join()
+
+
+def seconds_until(condition: Callable[[], object], patience_s: float = 15) -> float | None:
+    """How long it took to come true; None if it did not."""
+    begun_s = time.monotonic()
+    while not condition():
+        if time.monotonic() - begun_s > patience_s:
+            return None
+        time.sleep(0.02)
+    return time.monotonic() - begun_s

@@ -78,7 +78,7 @@ class Access:
             authorization: the request's header, whose secret is concealed whatever it is.
         """
         secrets = (*sent_secrets(authorization), *self._secrets)
-        return conceal(text, secrets, self._keyring.knows)
+        return conceal(text, secrets, self._keyring.knows if self._keyring.asks else None)
 
     def limits_of(self, key: Key) -> KeyLimits | None:
         """Counts one request against its key's limits; None if the key has none a minute."""

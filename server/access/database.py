@@ -30,7 +30,13 @@ from sqlalchemy import (
 from sqlalchemy.engine import Connection
 
 from server.access.engines import connect_to
-from server.errors import DatabaseEmpty, DatabaseError, DatabaseReplaced, first_line
+from server.errors import (
+    DatabaseEmpty,
+    DatabaseError,
+    DatabaseForeign,
+    DatabaseReplaced,
+    first_line,
+)
 
 PATIENCE_S = 2.0
 _UPGRADE_LOCK: Final = 0x656D6265  # any number; PostgreSQL's advisory locks are named by numbers
@@ -85,8 +91,6 @@ UPGRADES: dict[int, tuple[str, ...]] = {}
 
 
 class _Mark(NamedTuple):
-    """What tells a database, and a state of it."""
-
     identity: str
     num_writes: int
 
@@ -112,31 +116,30 @@ class Database:
             self.close()
             raise
 
-    def open(self) -> None:
+    def open(self) -> bool:
         """Take what is there for the database from now on, and bring it to this version.
 
         An older copy of the one that was open gets an identity of its own, so that no other server
         takes it for the newer one, however much is written into it meanwhile.
+
+        Returns:
+            Whether that is another one; not if one only looked older, as a replica that lags does.
 
         Raises:
             DatabaseError: see Database.
         """
         with self._translated():
             if self._file is not None:
-                self._file.check(self._engine)
-                with self._engine.connect() as connection:
-                    raw = connection.connection.dbapi_connection
-                    assert raw is not None
-                    # Readers do not wait for a writer. The file keeps that in mind.
-                    raw.cursor().execute("PRAGMA journal_mode = WAL")
-            with self._engine.begin() as connection:
+                self._file.begin_log(self._engine)
+            with self._begun() as connection:
                 _upgrade(connection)
                 found = _found(connection)
                 if found.identity == self._mark.identity and found < self._mark:
                     _set(connection, IDENTITY, new_identity())
                     found = _found(connection)
         with self._marking:
-            self._mark = found
+            was, self._mark = self._mark, found
+        return found.identity != was.identity
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -160,14 +163,11 @@ class Database:
             DatabaseError: the database is away, full, or locked for too long.
         """
         with self._translated():
-            looks = self._file.check(self._engine) if self._file is not None else None
-            with self._engine.begin() as connection:
+            with self._begun() as connection:
                 yield connection
                 # At the end, since other servers that write wait from here on.
                 _grow(connection, NUM_WRITES)
                 found = self._checked(connection, num_own_writes=1)
-                if self._file is not None and looks is not None:
-                    self._file.check_written(looks)
             self._remember(found)
 
     def keys_version(self, connection: Connection) -> str:
@@ -180,10 +180,14 @@ class Database:
         return meta(connection, KEYS_VERSION) or ""
 
     def check_tables(self) -> None:
-        """Raise DatabaseEmpty if it has none of ours; DatabaseError as `read` does."""
+        """Raise DatabaseEmpty without any of ours, DatabaseForeign if a file has others instead."""
         with self.read() as connection:
-            if not inspect(connection).has_table(META.name):
-                raise DatabaseEmpty(f"the database {self.name} is empty")
+            there = inspect(connection).get_table_names()
+        if META.name in there:
+            return
+        if there and self._file is not None:  # a PostgreSQL database may hold others' tables, too
+            raise DatabaseForeign(f"the database {self.name} holds tables of another program")
+        raise DatabaseEmpty(f"the database {self.name} is empty")
 
     def settle(self) -> None:
         """Let a file hold all that was written; see SqliteFile.
@@ -199,12 +203,21 @@ class Database:
         """Let go of all connections."""
         self._engine.dispose()
 
+    @contextlib.contextmanager
+    def _begun(self) -> Iterator[Connection]:
+        looks = self._file.check(self._engine) if self._file is not None else None
+        with self._engine.begin() as connection:
+            yield connection
+            if self._file is not None and looks is not None:
+                self._file.check_written(looks)
+
     def _checked(self, connection: Connection, num_own_writes: int = 0) -> _Mark:
         # Before the database is asked: what others write from here on makes nothing look old.
         known = self._mark
         found = _found(connection)
         if found.identity != known.identity:
-            raise DatabaseReplaced(f"the database {self.name} is another one now", older=False)
+            older = not found.identity  # a copy from before there were identities
+            raise DatabaseReplaced(f"the database {self.name} is another one now", older=older)
         if found.num_writes - num_own_writes < known.num_writes:
             raise DatabaseReplaced(f"the database {self.name} is an older copy now", older=True)
         return found
@@ -277,9 +290,7 @@ def _upgrade(connection: Connection) -> None:
         for statement in UPGRADES[older]:
             connection.execute(text(statement))
     _set(connection, VERSION, str(SCHEMA_VERSION))
-    if (
-        meta(connection, IDENTITY) is None
-    ):  # servers before did not write them, and do not mind them
+    if meta(connection, IDENTITY) is None:  # servers before wrote none, and do not mind it
         _insert(connection, {IDENTITY: new_identity(), NUM_WRITES: "0"})
 
 

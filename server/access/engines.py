@@ -42,7 +42,7 @@ def connect_to(url: str, patience_s: float) -> tuple[Engine, SqliteFile | None, 
                 raise DatabaseError("setting database_url: a SQLite database needs a file")
             if not path.startswith("file:"):  # else a URI, which SQLite itself takes apart
                 _check_folder(Path(path).parent)
-                _make_for_owner_only(Path(path))
+                _make_for_owner_only(Path(path).resolve())
                 file = SqliteFile(Path(path).absolute())
                 # Never made by connecting: a file that was taken away must not come back empty.
                 parsed = parsed.set(
@@ -51,7 +51,13 @@ def connect_to(url: str, patience_s: float) -> tuple[Engine, SqliteFile | None, 
             options["connect_args"] = {"timeout": patience_s}
         case "postgresql" | "postgres":
             parsed = parsed.set(drivername="postgresql+psycopg")
-            options = {"pool_pre_ping": True, "connect_args": _patience_of_postgresql(patience_s)}
+            options = {
+                "pool_pre_ping": True,
+                # Whatever the database's own default is: in a stricter one writers that wait for
+                # each other fail.
+                "isolation_level": "READ COMMITTED",
+                "connect_args": _for_postgresql(patience_s),
+            }
         case other:
             raise DatabaseError(f"setting database_url: {other} is neither sqlite nor postgresql")
     try:
@@ -87,9 +93,10 @@ def _why_no_engine(url: URL, error: Exception) -> str:
     return f"setting database_url: {error}"
 
 
-def _patience_of_postgresql(patience_s: float) -> dict[str, Any]:
+def _for_postgresql(patience_s: float) -> dict[str, Any]:
     milliseconds = round(patience_s * 1000)
     return {
+        "prepare_threshold": None,  # a pooler may give each transaction another connection
         "connect_timeout": round(patience_s),
         "tcp_user_timeout": milliseconds,
         "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",

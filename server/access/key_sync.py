@@ -57,8 +57,8 @@ class KeySync:
         try:
             version = self._version()
         except (DatabaseReplaced, DatabaseEmpty) as error:
-            self._replaced = error
-            self._database.open()
+            if self._database.open():
+                self._replaced = error
         self._empty_since_s = None
         found = self._replaced
         if found is not None:

@@ -7,6 +7,7 @@ keeps pages in memory while a file is overwritten in place. Any thread may call.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,9 @@ from typing import NamedTuple
 from sqlalchemy import Engine
 
 from server.errors import DatabaseGone
+
+# The bytes of a file that each of its connections keeps locked; see sqlite.org/lockingv3.html.
+_LOCKED_FROM, _NUM_LOCKED = 0x40000002, 510
 
 
 class _Looks(NamedTuple):
@@ -34,8 +38,6 @@ class SqliteFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._log = path.with_name(path.name + "-wal")
-        self._log_index = path.with_name(path.name + "-shm")
         self._known: _Looks | None = None
         self._known_log: tuple[int, int] | None = None  # device and inode of its log
         self._lock = threading.Lock()
@@ -56,6 +58,17 @@ class SqliteFile:
                 self._known = looks = self._look()
             return looks
 
+    def begin_log(self, engine: Engine) -> None:
+        """Let readers not wait for a writer; the file keeps that in mind.
+
+        Raises:
+            DatabaseGone: the file is not there.
+            sqlalchemy.exc.SQLAlchemyError: it is no database, or cannot be written.
+        """
+        self.check(engine)
+        with contextlib.closing(engine.raw_connection()) as connection:
+            connection.cursor().execute("PRAGMA journal_mode = WAL")
+
     def check_written(self, looks: _Looks) -> None:
         """Keep the log in mind that was just written, before it counts.
 
@@ -66,7 +79,7 @@ class SqliteFile:
             if self._look()[:2] != looks[:2]:
                 raise DatabaseGone(f"{self.path} was replaced by another file")
             with contextlib.suppress(OSError):
-                found = self._log.stat()
+                found = self._beside("-wal").stat()
                 self._known_log = found.st_dev, found.st_ino
 
     def empty_log(self, engine: Engine) -> None:
@@ -82,10 +95,8 @@ class SqliteFile:
         if self._log_bytes() == 0:
             return
         self.check(engine)
-        with engine.connect() as connection:
-            raw = connection.connection.dbapi_connection
-            assert raw is not None
-            cursor = raw.cursor()
+        with contextlib.closing(engine.raw_connection()) as connection:
+            cursor = connection.cursor()
             patience_ms = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
             cursor.execute("PRAGMA busy_timeout = 0")
             try:
@@ -106,14 +117,25 @@ class SqliteFile:
 
     def _log_bytes(self) -> int:
         try:
-            return self._log.stat().st_size
+            return self._beside("-wal").stat().st_size
         except OSError:
             return 0
 
+    def _beside(self, suffix: str) -> Path:
+        """A file that SQLite keeps beside the database; beside what a link leads to."""
+        real = self.path.resolve()
+        return real.with_name(real.name + suffix)
+
     def _remove_log_of_the_former(self) -> None:
-        """SQLite would read it into the file that is there now; it does not belong to that."""
-        with contextlib.suppress(OSError):
-            found = self._log.stat()
+        """SQLite would read it into the file that is there now; it does not belong to that.
+
+        It does once another process has opened that file: then it holds what that one writes.
+        """
+        with contextlib.suppress(OSError), self.path.open("r+b") as file:
+            log = self._beside("-wal")
+            found = log.stat()
             if (found.st_dev, found.st_ino) == self._known_log:
-                self._log.unlink()
-                self._log_index.unlink()
+                # Who opens the file now waits until this one is closed.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _NUM_LOCKED, _LOCKED_FROM)
+                log.unlink()
+                self._beside("-shm").unlink()

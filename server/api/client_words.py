@@ -23,6 +23,8 @@ _MOST_SEGMENTS = 8
 
 def logged_path(path: str) -> str:
     """The path, with `*` in place of each segment that is in none of this server's own paths."""
+    if path in ROUTES:
+        return path
     segments = path.split("/", _MOST_SEGMENTS)
     return "/".join(segment if segment in _SEGMENTS else OTHER for segment in segments)
 

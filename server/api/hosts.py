@@ -74,7 +74,9 @@ def _read_pattern(value: str) -> str:
     """As people may say it: also with a port, which says nothing, or an address in brackets."""
     pattern = value if _is_address(value) else _read_host(value)
     if pattern is None:
-        raise SettingError(f"setting trusted_host: {value!r} is no host")
+        raise SettingError(
+            f"setting trusted_host: {value!r} is no host: a name or address, without http://"
+        )
     return pattern.lower()
 
 

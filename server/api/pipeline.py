@@ -30,6 +30,7 @@ from server.api.seats import Seat
 from server.api.sending import PiecewiseResponse
 from server.api.services import Services, services_of
 from server.catalog.card import Card
+from server.engine.client_patience import ADDRESS
 from server.engine.interface import TextEngine
 from server.engine.offering import OfferedModel
 from server.errors import RequestTimedOut, TokenWithoutEmbedding
@@ -262,4 +263,4 @@ class Pipeline:
 def _whose(request: Request, key: Key) -> str:
     """Who shares seats and memory with others: a key, or an address while no key is asked for."""
     client = request.scope.get("client")
-    return key.id if key is not ANONYMOUS or client is None else f"{key.id} {client[0]}"
+    return key.id if key is not ANONYMOUS or client is None else ADDRESS + client[0]

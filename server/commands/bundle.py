@@ -5,8 +5,8 @@ Imports what a command needs when it runs, so that `--version` and mistakes answ
 
 from __future__ import annotations
 
+import os
 import re
-import stat
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -249,15 +249,10 @@ def _opened(
     from server.delivery import signatures
     from server.delivery.bundle_reader import BundleReader, check_approved
 
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # a named pipe would never open
-            raise BundleError(f"bundle {file} is no regular file")
-        opened = file.open("rb")
-    except OSError as error:
-        raise BundleError(unusable(f"bundle {file}", error)) from error
-    sealed = settings.trust is not None or signatures.signature_of(file).exists()
-    with opened, byte_progress(file.name, status.st_size * (1 + sealed)) as report:
+    opened = signatures.open_regular(file, "bundle")
+    size = os.fstat(opened.fileno()).st_size
+    sealed = settings.trust is not None or os.path.lexists(signatures.signature_of(file))
+    with opened, byte_progress(file.name, size * (1 + sealed)) as report:
         signed: Signed | None = None
         if settings.trust is not None:
             signed = signatures.verify(opened, file, settings.trust, settings.trust_revoked, report)

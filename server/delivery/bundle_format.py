@@ -45,12 +45,13 @@ END = bytes(2 * tarfile.BLOCKSIZE)
 _PART = re.compile(r"\w[\w.+!\-]*")
 
 _WITH_WHEELS = """\
-To install it without network, with Python {python} on a machine of the kind its wheels are for:
+To install it without network, with Python {python} on a machine of the kind its wheels are for,
+in a folder that holds nothing else:
 
   ssh-keygen -Y verify -f TRUSTED -I SIGNER -n {namespace} -s {file}.sig < {file}    # if signed
   sha256sum {file}    # must be the digest that was approved
   tar xf {file} wheels
-  python3 -m venv embedding-server
+  python3 -I -m venv embedding-server
   embedding-server/bin/pip install --no-index --find-links wheels embedding-server
   embedding-server/bin/embedding-server bundle install {file}
 """

@@ -12,6 +12,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
@@ -75,18 +76,21 @@ def _bom(models: Models, wheels: Mapping[WheelMetadata, FilePin]) -> Bom:
         purl=PackageURL("generic", None, DISTRIBUTION, __version__),
         hashes=[_sha256(pin) for pin in own.values()],
     )
-    libraries = {
-        wheel.name: _library(wheel, pin) for wheel, pin in wheels.items() if wheel not in own
-    }
+    libraries: dict[str, list[Component]] = {}  # several of a name, for several kinds of machine
+    for wheel, pin in wheels.items():
+        if wheel not in own:
+            libraries.setdefault(wheel.name, []).append(_library(wheel, pin))
     by_card = {card.name: _model(card, pin) for card, pin in models}
-    bom = Bom(components=[*libraries.values(), *by_card.values()])
+    bom = Bom(components=[*chain.from_iterable(libraries.values()), *by_card.values()])
     bom.metadata.component = root
-    needs = _needs(wheels)
-    needed = [libraries[name] for name in needs.get(DISTRIBUTION, ()) if name in libraries]
-    bom.register_dependency(root, [*needed, *by_card.values()])
-    for name, library in libraries.items():
-        wanted = [libraries[other] for other in needs.get(name, ()) if other in libraries]
-        bom.register_dependency(library, wanted)
+    needed = {
+        name: [library for need in needs for library in libraries.get(need, ())]
+        for name, needs in _needs(wheels).items()
+    }
+    bom.register_dependency(root, [*needed.get(DISTRIBUTION, ()), *by_card.values()])
+    for name, those in libraries.items():
+        for library in those:
+            bom.register_dependency(library, needed[name])
     for card, _ in models:
         base = [by_card[card.base.name]] if card.base else []
         bom.register_dependency(by_card[card.name], base)
@@ -184,27 +188,38 @@ def _needs(wheels: Iterable[WheelMetadata]) -> dict[str, list[str]]:
     """The canonical names of what each distribution needs, the same on every platform.
 
     What an extra needs counts if something delivered asks for that extra; the software's own extras
-    always do, since their wheels are there only if they were asked for.
+    count if all that they need is delivered.
     """
-    by_name = {wheel.name: wheel for wheel in wheels}
-    asked: dict[str, frozenset[str]] = {}  # extras of each distribution
+    needs: dict[str, list[Requirement]] = {}
+    for wheel in wheels:
+        needs.setdefault(wheel.name, []).extend(wheel.requirements)
+    own: dict[str, set[str]] = {}
+    for need in needs.get(DISTRIBUTION, ()):
+        for extra in _extras(need):
+            own.setdefault(extra, set()).add(canonicalize_name(need.name))
+    here = {DISTRIBUTION: frozenset(e for e, wanted in own.items() if wanted <= needs.keys())}
+    asked = here  # extras of each distribution
     while True:
         counting = {
-            name: [need for need in wheel.requirements if _counts(need, name, asked)]
-            for name, wheel in by_name.items()
+            name: [need for need in those if _counts(need, asked.get(name, frozenset()))]
+            for name, those in needs.items()
         }
-        more: dict[str, frozenset[str]] = {}
-        for need in (need for needs in counting.values() for need in needs):
+        more = dict(here)
+        for need in chain.from_iterable(counting.values()):
             name = canonicalize_name(need.name)
             more[name] = more.get(name, frozenset()) | {canonicalize_name(e) for e in need.extras}
         if more == asked:
             return {
-                name: sorted({canonicalize_name(need.name) for need in needs})
-                for name, needs in counting.items()
+                name: sorted({canonicalize_name(need.name) for need in those})
+                for name, those in counting.items()
             }
         asked = more
 
 
-def _counts(need: Requirement, of: str, asked: Mapping[str, frozenset[str]]) -> bool:
-    extras = {canonicalize_name(extra) for extra in _EXTRA.findall(str(need.marker or ""))}
-    return not extras or of == DISTRIBUTION or bool(extras & asked.get(of, frozenset()))
+def _counts(need: Requirement, asked: frozenset[str]) -> bool:
+    extras = _extras(need)
+    return not extras or bool(extras & asked)
+
+
+def _extras(need: Requirement) -> set[str]:
+    return {canonicalize_name(extra) for extra in _EXTRA.findall(str(need.marker or ""))}

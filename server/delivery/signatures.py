@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -52,9 +53,30 @@ def signature_of(bundle: Path) -> Path:
     return bundle.with_name(bundle.name + _SUFFIX)
 
 
+def open_regular(file: Path, subject: str) -> BinaryIO:
+    """Open a file for reading; never wait for one that is no file, a named pipe say.
+
+    Args:
+        subject: what messages call it.
+
+    Raises:
+        BundleError: it cannot be read, or is no regular file.
+    """
+    try:
+        # Windows has no named pipes among its files, but tells text from bytes.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        opened = os.open(file, flags)
+    except OSError as error:
+        raise BundleError(unusable(f"{subject} {file}", error)) from error
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise BundleError(f"{subject} {file} is no regular file")
+    return os.fdopen(opened, "rb")
+
+
 def has_program() -> bool:
     """Whether there is an ssh-keygen to look at signatures with."""
-    return shutil.which(_PROGRAM) is not None
+    return _program() is not None
 
 
 def check_can_sign(key: Path) -> None:
@@ -63,11 +85,7 @@ def check_can_sign(key: Path) -> None:
     Raises:
         BundleError: there is no such file, or no ssh-keygen.
     """
-    try:
-        with key.open("rb"):
-            pass
-    except OSError as error:
-        raise BundleError(unusable(f"key {key}", error)) from error
+    open_regular(key, "key").close()
     if not has_program():
         raise BundleError(_NO_PROGRAM)
 
@@ -140,21 +158,21 @@ def verify(
         )
     for file, what in ((trust, "trust"), (revoked, "trust_revoked")):
         if file is not None:
-            _check_readable(file, what)
+            open_regular(file, what).close()
     options = ["-f", str(trust)]
     with tempfile.NamedTemporaryFile(prefix="embedding-server-") as kept:
         kept.write(content)
         kept.flush()
         found = _run(["-Y", "find-principals", "-s", kept.name, *options])
-    if found.returncode != 0:
+    # They stand in one line of the file, so that any will do; a pattern matches itself.
+    principals = os.fsdecode(found.stdout).splitlines()
+    if found.returncode != 0 or not principals:
         key = _check(bundle, content, ["check-novalidate"], path, report).key
         raise BundleError(
             f"bundle {path} is signed with {key}, which does not count by {trust}: "
-            f"{_complaint(found) or 'ssh-keygen gives no reason'}"
+            f"{_complaint(found) or 'it stands there without a name'}"
         )
-    # They stand in one line of the file, so that any will do; a pattern matches itself.
-    principal = found.stdout.decode("utf-8", "replace").splitlines()[0]
-    action = ["verify", *options, "-I", principal]
+    action = ["verify", *options, "-I", principals[0]]
     if revoked is not None:
         action += ["-r", str(revoked)]
     return _check(bundle, content, action, path, report, revoked)
@@ -202,7 +220,8 @@ def _check(
             outcome = _ended(running)
     good = _GOOD.match(outcome.stdout.decode("utf-8", "replace"))
     if outcome.returncode == 0 and good is not None and good_for_all:
-        return Signed(digest.hexdigest(), good["key"], good["signer"])
+        signer = good["signer"] and _shown(good["signer"])
+        return Signed(digest.hexdigest(), good["key"], signer)
     silent = "ssh-keygen gives no reason"
     if revoked is not None:  # of which it says nothing
         silent = f"its key is revoked, or {revoked} is no list of revoked keys"
@@ -212,11 +231,11 @@ def _check(
 
 def _read_signature(bundle: Path) -> bytes | None:
     place = signature_of(bundle)
-    try:
-        with place.open("rb") as opened:
-            content = opened.read(_MAX_SIGNATURE_BYTES + 1)
-    except FileNotFoundError:
+    if not os.path.lexists(place):
         return None
+    try:
+        with open_regular(place, "signature") as opened:
+            content = opened.read(_MAX_SIGNATURE_BYTES + 1)
     except OSError as error:
         raise BundleError(unusable(f"signature {place}", error)) from error
     if len(content) > _MAX_SIGNATURE_BYTES:
@@ -224,12 +243,10 @@ def _read_signature(bundle: Path) -> bytes | None:
     return content
 
 
-def _check_readable(file: Path, setting: str) -> None:
-    try:
-        with file.open("rb"):
-            pass
-    except OSError as error:
-        raise BundleError(unusable(f"{setting} {file}", error)) from error
+def _program() -> str | None:
+    """The program's absolute path: one in the folder of the bundle, where people work, counts not."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return shutil.which(_PROGRAM, path=os.pathsep.join(filter(os.path.isabs, folders)))
 
 
 def _run(
@@ -240,16 +257,16 @@ def _run(
 
 
 def _start(arguments: list[str], stdin: int | None, stderr: int | None) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            [_PROGRAM, *arguments],
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except FileNotFoundError:
-        raise BundleError(_NO_PROGRAM) from None
+    program = _program()
+    if program is None:
+        raise BundleError(_NO_PROGRAM)
+    return subprocess.Popen(
+        [program, *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env={**os.environ, "LC_ALL": "C"},
+    )
 
 
 def _ended(running: subprocess.Popen[bytes]) -> subprocess.CompletedProcess[bytes]:
@@ -262,4 +279,9 @@ def _complaint(outcome: subprocess.CompletedProcess[bytes]) -> str:
     text = (outcome.stderr or b"").decode("utf-8", "replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0].removeprefix("Enter passphrase: ") if lines else ""
-    return re.sub(r"[^\x20-\x7e]", "?", first)
+    return _shown(first)
+
+
+def _shown(text: str) -> str:
+    """What a file or a certificate says, without what could steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -60,7 +60,8 @@ class Admission:
             why = f"{self.tokens} tokens are waiting and at most {self._max_queue_tokens} may"
             refusals.append((why, min(excess, self.tokens) / rate))
         wait_s = self.expected_wait_s(key, tokens)
-        max_wait_s = min(self._max_wait_s, max(0.0, self._patience.known_s(key) - tokens / rate))
+        stays_s = self._patience.known_s(key, tokens) - tokens / rate
+        max_wait_s = min(self._max_wait_s, max(0.0, stays_s))
         if wait_s > max_wait_s:
             # What is before it shrinks for sure once no more than the longest wait is left of all.
             why = f"the work of others would take about {wait_s:.0f} s"
@@ -84,7 +85,7 @@ class Ticket:
         patience: told if its client leaves.
     """
 
-    __slots__ = ("_began_s", "_flow", "_patience", "_share", "_shares", "key", "tokens")
+    __slots__ = ("_asked", "_began_s", "_flow", "_patience", "_share", "_shares", "key", "tokens")
 
     def __init__(self, shares: FairShare, key: str, tokens: int, patience: ClientPatience) -> None:
         self._shares = shares
@@ -106,12 +107,12 @@ class Ticket:
 
     def client_left(self) -> None:
         """Its client has not waited for it."""
-        self._patience.note_left(self.key, self._patience.clock() - self._began_s)
+        self._patience.note_left(self.key, self._patience.clock() - self._began_s, self._asked)
 
     def _enter(self, tokens: int) -> None:
         self._share = self._shares.enter(self.key, tokens)
         self._flow = self._share.flow_of(tokens)
-        self.tokens = tokens  # admitted and not computed yet
+        self._asked = self.tokens = tokens  # the latter: admitted and not computed yet
 
     def _leave(self) -> None:
         self._shares.subtract(self._flow, self.tokens)

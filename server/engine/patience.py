@@ -1,4 +1,7 @@
-"""How long the engine waits for what is not as it should be."""
+"""How long the engine waits for workers and devices that are not as they should be.
+
+How long clients wait for the engine is in `client_patience`.
+"""
 
 from __future__ import annotations
 

@@ -190,8 +190,12 @@ class ResidentEncoder:
         if unload_after_s is None:
             return
         loop = asyncio.get_running_loop()
-        # A load that everybody has left still uses the encoder.
-        if any(model.in_flight or model.on_demand.under_way for model in self.models):
+        # A load that everybody has left still uses the encoder. One that does not compute gets no
+        # requests; unloaded, nobody would know that its device may be lost.
+        if any(
+            model.in_flight or model.on_demand.under_way or not model.state.sound
+            for model in self.models
+        ):
             left_s = unload_after_s
         else:
             used_at_s = max(self._loaded_at_s, *(model.used_at_s for model in self.models))

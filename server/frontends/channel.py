@@ -17,6 +17,7 @@ from server.errors import ApiError, Draining
 from server.frontends.framing import BadFrame, Frame, FrameReader, Kind, head_of
 from server.frontends.messages import Failure, Message, Question
 from server.frontends.wire import read_answer, read_failure, read_message, write
+from server.program.rust_panics import panics_as_errors
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +170,8 @@ class Channel(asyncio.Protocol):
 
     async def _answer_one(self, request: int, question: Question[Any]) -> None:
         try:
-            self._write(Kind.ANSWER, request, write(await self._answer(question)))
+            with panics_as_errors():
+                self._write(Kind.ANSWER, request, write(await self._answer(question)))
         except ApiError as error:
             self._fail(request, error)
         except BadFrame as error:

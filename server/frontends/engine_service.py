@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from server.access.counters import MemoryCounters
@@ -45,7 +46,9 @@ class HeldTicket(NamedTuple):
 class FrontEndLink:
     """One front end, as the engine process sees it."""
 
-    def __init__(self, service: EngineService, stream: socket.socket) -> None:
+    def __init__(
+        self, service: EngineService, stream: socket.socket, is_at_work: Callable[[], bool]
+    ) -> None:
         self.channel = Channel(stream, self._answer, self._told, self._lost)
         # Whether it listens; fails with StartupError if it never will.
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -55,12 +58,13 @@ class FrontEndLink:
         self.is_lost = False  # it has been silent for too long
         self.tickets: dict[int, HeldTicket] = {}  # by the numbers that it chose
         self._service = service
-        self._silence = Silence()
+        self._silence = Silence(is_at_work)
 
     def tick(self) -> bool:
         """One more tick has gone by; returns whether it is lost since then."""
         most = FRONT_END_LOST_TICKS if self._silence.ever_heard else FRONT_END_START_TICKS
-        was_lost, self.is_lost = self.is_lost, self._silence.tick() >= most
+        self._silence.tick()
+        was_lost, self.is_lost = self.is_lost, self._silence.has_lasted(most)
         return self.is_lost and not was_lost
 
     async def _answer(self, question: messages.Question[Any]) -> object:
@@ -119,9 +123,15 @@ class EngineService:
         self.counters = MemoryCounters()  # of requests and tokens a minute
         offering.tell_changes_to(self._tell_state)
 
-    async def connect(self, stream: socket.socket) -> FrontEndLink:
-        """Welcome the front end at the other end of this socket."""
-        link = FrontEndLink(self, stream)
+    async def connect(
+        self, stream: socket.socket, is_at_work: Callable[[], bool] = lambda: False
+    ) -> FrontEndLink:
+        """Welcome the front end at the other end of this socket.
+
+        Args:
+            is_at_work: see Silence.
+        """
+        link = FrontEndLink(self, stream, is_at_work)
         await link.channel.open()
         self._links.append(link)
         link.channel.tell(self._welcome)

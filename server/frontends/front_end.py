@@ -34,6 +34,8 @@ from server.http.app import create_app
 from server.http.serving import http_server
 from server.metrics import Metrics
 from server.program.last_resort import end_within
+from server.program.orphans import go_on_without_parent
+from server.program.process_activity import ProcessActivity
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ def run(
         listener: where requests come in.
         metrics_listener: where those for /metrics come in, if it has a port of its own.
     """
+    go_on_without_parent()
     first = receive_frame(stream)
     if first is None:  # the engine process is gone already
         return
@@ -67,6 +70,7 @@ def run(
             stream,
             on_orphaned=functools.partial(end_within, ORPHANED_TIMEOUT_S),
             on_engine_lost=functools.partial(_kill_parent, os.getppid()),
+            engine_at_work=ProcessActivity(os.getppid()).is_at_work,
             metrics_listener=metrics_listener,
         )
     except StartupError as error:
@@ -92,6 +96,7 @@ class FrontEnd:
     Args:
         on_orphaned: called when the engine process is gone, and this front end is to end.
         on_engine_lost: called before that if it is still there, and does not answer any more.
+        engine_at_work: whether it does anything; see Silence.
         metrics_listener: where requests for /metrics come in, if it has a port of its own.
 
     Raises:
@@ -105,6 +110,7 @@ class FrontEnd:
         *,
         on_orphaned: Callable[[], None] = lambda: None,
         on_engine_lost: Callable[[], None] = lambda: None,
+        engine_at_work: Callable[[], bool] = lambda: False,
         metrics_listener: socket.socket | None = None,
     ) -> None:
         settings = welcome.settings
@@ -116,7 +122,7 @@ class FrontEnd:
         self._requests_seen = 0
         self._was_busy = False
         self._others: list[Samples] = []  # the metrics of the other processes, as told last
-        self._models = RemoteModels(registry_of(welcome), settings, self._channel)
+        self._models = RemoteModels(registry_of(welcome), settings, self._channel, engine_at_work)
         self._offering = Offering(self._models)
         self.app = create_app(
             settings,

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,14 +101,24 @@ class RemoteEngine:
 
 
 class RemoteModels:
-    """The Source of a front end."""
+    """The Source of a front end.
 
-    def __init__(self, registry: Registry, settings: Settings, channel: Channel) -> None:
+    Args:
+        engine_at_work: see Silence.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        settings: Settings,
+        channel: Channel,
+        engine_at_work: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.registry = registry
         self._settings = settings
         self._channel = channel
         self._engine = EngineState()
-        self._silence = Silence()
+        self._silence = Silence(engine_at_work)
         self._engine_ready = asyncio.Event()
         self._ticket_numbers = itertools.count()
         encoders: dict[str, Card] = {}  # by what they compute
@@ -196,7 +206,7 @@ class RemoteModels:
         if ticks == ENGINE_SILENT_TICKS:
             log.error("the engine process is silent for %.0f s: requests get 503", self.silent_s)
             self._channel.refuse_questions(EngineSilent)
-        return ticks >= ENGINE_LOST_TICKS
+        return self._silence.has_lasted(ENGINE_LOST_TICKS)
 
     def close(self) -> None:
         """Answer what is still in flight with Draining."""

@@ -27,6 +27,7 @@ from server.frontends.silence import TICK_S
 from server.http.listening import SharedAddress, allow_many_connections, announce, tell_metrics_port
 from server.metrics import Metrics
 from server.program.last_resort import end_within
+from server.program.process_activity import ProcessActivity
 from server.program.rust_panics import panics_as_errors
 from server.program.termination import STOP_SIGNALS, ignore_stop_signals
 from server.settings import Settings
@@ -186,9 +187,10 @@ class Supervisor:
             await front_end.link.lost.wait()
             code = await _reap(front_end.process)
             del self._running[number]
-            if not self._is_ready:  # the start fails
+            failure = front_end.link.ready.exception()
+            if failure is not None and not self._is_ready:  # the start fails
                 return
-            why = front_end.link.ready.exception() or f"exit code {code}"
+            why = failure or f"exit code {code}"
             reason = "silent" if front_end.link.is_lost else "ended"
             self._metrics.frontend_restarts.labels(reason).inc()
             another = await self._start_another(number, why)
@@ -223,7 +225,9 @@ class Supervisor:
         except BaseException:
             ours.close()
             raise
-        front_end = FrontEndProcess(process, await self._service.connect(ours))
+        activity = ProcessActivity(process.pid)
+        link = await self._service.connect(ours, activity.is_at_work)
+        front_end = FrontEndProcess(process, link)
         self._running[number] = front_end
         return front_end
 

@@ -9,13 +9,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
-from typing import cast
 
 import uvicorn
 
 from server.api.services import Services
 from server.http.app import create_metrics_app
-from server.http.connection_limit import Connection, FewConnections
+from server.http.connection_limit import FewConnections
 from server.http.listening import bind, tell_metrics_port
 from server.http.patient_connection import LimitedState
 from server.http.uvicorn_config import uvicorn_config
@@ -45,8 +44,7 @@ class MetricsServer(uvicorn.Server):
         app = create_metrics_app(services)
         super().__init__(uvicorn_config(app, services.settings, lifespan="off"))
         state = LimitedState()
-        connections = cast("set[Connection]", state.connections)
-        state.connection_limit = FewConnections(connections, MAX_CONNECTIONS)
+        state.connection_limit = FewConnections(state.all_connections, MAX_CONNECTIONS)
         self.server_state = state
         self._listener = listener
         self._serving: asyncio.Task[None] | None = None

@@ -9,12 +9,12 @@ file descriptor for good.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, cast
 
 from uvicorn.server import ServerState
 
-from server.http.connection_limit import ConnectionLimit, FewConnections
+from server.http.connection_limit import Connection, ConnectionLimit, FewConnections
 from server.http.half_closed import HalfClosed
 from server.http.lingering import Lingering
 from server.http.waiting_room import WaitingRoom
@@ -30,6 +30,11 @@ class LimitedState(ServerState):
     """What all connections share."""
 
     connection_limit: ConnectionLimit | FewConnections
+
+    @property
+    def all_connections(self) -> Collection[Connection]:
+        """Those that are open; uvicorn says that they are of its own kinds."""
+        return cast("Collection[Connection]", self.connections)
 
 
 class PatientConnection(HalfClosed, Lingering):

@@ -11,6 +11,7 @@ What lies in a connection and belongs to no seat is counted in the process's wai
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -20,8 +21,10 @@ import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from server.api.record import PROBES
 from server.errors import ApiError, InvalidRequest, Overloaded
 from server.http.patient_connection import MAX_HEAD_BYTES, LimitedState, PatientConnection
+from server.http.starts import AT_ONCE, Starts
 from server.http.waiting_room import WaitingRoom, head_bytes, waiting_bytes
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ MAX_HEADERS = 256
 USUAL_HEAD_BYTES = 4096
 USUAL_HEADERS = 32
 MAX_PIPELINED = 16  # requests that wait behind an unanswered one of their connection
+_FIRST = PROBES - {"/metrics"}  # whose page takes some milliseconds
 _NO_HTTP = "Invalid HTTP request received."
 _TOO_MANY_HEADERS = f"The request has more than {MAX_HEADERS} headers."
 
@@ -49,6 +53,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
     """Refuses heads, trailers and chunk extensions that are too long, and keeps every body."""
 
     server_state: LimitedState
+    starts = Starts()  # see `within`
     _bytes_without_progress = 0
     _progress = False
     _data_bytes = 0  # that came last
@@ -59,7 +64,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
     @classmethod
     def within(cls, room: WaitingRoom) -> type[Self]:
         """A protocol whose connections share the room."""
-        return type(cls.__name__, (cls,), {"room": room})
+        return type(cls.__name__, (cls,), {"room": room, "starts": Starts()})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head, no longer than for a later one."""
@@ -100,16 +105,11 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         elif self._bytes_without_progress or self.pipeline or self._room_bytes or self._head_bytes:
             self._count()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Parser callback."""
-        if len(self.headers) >= MAX_HEADERS:
-            raise InvalidRequest(_TOO_MANY_HEADERS)
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """Parser callback."""
         self._progress = self._expects_more = True
         self._unset_keepalive_if_required()
+        self._check_headers()
         if len(self.pipeline) >= MAX_PIPELINED:
             raise InvalidRequest(f"More than {MAX_PIPELINED} requests wait for an answer.")
         super().on_headers_complete()
@@ -121,8 +121,9 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Parser callback."""
+        """Parser callback; trailers have been added to the headers."""
         self._expects_more = False
+        self._check_headers()
         super().on_message_complete()
 
     def expects_more(self) -> bool:
@@ -157,15 +158,28 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         headers: Any = cycle.scope["headers"]
         if before > USUAL_HEAD_BYTES or len(headers) > USUAL_HEADERS:
             self._head_bytes = head_bytes(headers)
-        super()._start_asgi_task(cycle, app)
+        start = super()._start_asgi_task
+        if len(self.tasks) < AT_ONCE or cycle.scope["path"] in _FIRST:
+            start(cycle, app)
+        else:
+            self.starts.later(partial(start, cycle, app))
 
     def _count(self) -> None:
         """Hold what lies here; refuse what there is no room for."""
         num_bytes = self._bytes_without_progress + self._head_bytes + waiting_bytes(self.pipeline)
         if self._bytes_without_progress:
-            num_bytes += head_bytes(self.headers)
+            headers = self.headers or ()  # None before the first
+            num_bytes += head_bytes(headers)
+            if len(headers) > MAX_HEADERS:
+                self._refuse(InvalidRequest(_TOO_MANY_HEADERS))
+                return
         if not self.hold(num_bytes):
             self._refuse(_no_room())
+
+    def _check_headers(self) -> None:
+        """Not one by one as they come: one piece of data does not hold many, and costs each."""
+        if len(self.headers) > MAX_HEADERS:
+            raise InvalidRequest(_TOO_MANY_HEADERS)
 
     def _refuse(self, error: ApiError) -> None:
         _refuse(self, self._answering, error)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
-from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -29,7 +28,7 @@ from server.engine.broken_models import BrokenModels
 from server.engine.offering import Offering
 from server.errors import EmbeddingServerError, GivenUp
 from server.http.app import create_app
-from server.http.connection_limit import HOW_TO_RAISE, Connection, ConnectionLimit
+from server.http.connection_limit import HOW_TO_RAISE, ConnectionLimit
 from server.http.listening import BACKLOG, allow_many_connections, announce, bind
 from server.http.metrics_port import MetricsServer, bind_metrics
 from server.http.patient_connection import LimitedState
@@ -127,12 +126,11 @@ class DrainingServer(uvicorn.Server):
         self._metrics_server = metrics_server
         self._services, metrics = services, services.metrics
         state = LimitedState()
-        connections = cast("set[Connection]", state.connections)
         self._limit = state.connection_limit = ConnectionLimit(
-            connections, self._accept, metrics.closed_idle_connections.inc
+            state.all_connections, self._accept, metrics.closed_idle_connections.inc
         )
         self.server_state = state
-        metrics.open_connections.set_function(lambda: len(connections))
+        metrics.open_connections.set_function(lambda: len(state.connections))
         metrics.max_connections.set_function(lambda: self._limit.max_connections)
         self._offering = services.models
         self._drain_timeout_s = services.settings.drain_timeout_s
@@ -202,7 +200,8 @@ class DrainingServer(uvicorn.Server):
             self._on_second()
         if self._drain_deadline is not None:
             if time.monotonic() >= self._drain_deadline:
-                log.warning("drain timeout: %d requests are cut", len(self.server_state.tasks))
+                if num_cut := len(self.server_state.tasks):
+                    log.warning("drain timeout or second signal: %d requests are cut", num_cut)
                 self._offering.close()
                 self.should_exit = True
             elif not self._offering.is_busy:

@@ -36,7 +36,7 @@ from server.errors import (
 from server.inference.backend import TokenIds
 from server.inference.inputs import TextInputs, TokenIdInputs
 from server.inference.long_texts import LONG_TEXT_CHARS, encode_windows
-from server.program.rust_panics import panics_as_errors
+from server.program.rust_panics import is_panic, panics_as_errors
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +122,9 @@ class Tokenizer:
                 prompted = [prompt + text for text in chunk] if prompt else chunk
                 try:
                     encodings = self._rust.encode_batch_fast(prompted)
-                except BaseException:  # the library's own errors, and its panics
-                    self._find_guilty(prompted, inputs, len(encoded))
+                except BaseException as error:  # the library's own errors, and its panics
+                    if isinstance(error, Exception) or is_panic(error):
+                        self._find_guilty(prompted, inputs, len(encoded))
                     raise
                 sequences = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
             for token_ids in sequences:

@@ -235,6 +235,9 @@ class TorchBackend:
         if self._device.type == "cuda" and self._dtype == "float32":
             log.info("model %s: padded, since packed attention is for half precision", card.name)
             return False
+        if self._device.type == "cuda" and torch.cuda.get_device_capability(self._device) < (8, 0):
+            log.info("model %s: padded, since its GPU is too old for packed attention", card.name)
+            return False
         lengths = [min(length, card.max_input_tokens) for length in PROBE_LENGTHS]
         sequences = self._random_sequences(lengths)
         with torch.inference_mode():

@@ -9,6 +9,7 @@ Needs Triton, which comes with torch, and a C compiler.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import os
 import shutil
@@ -24,9 +25,13 @@ log = logging.getLogger(__name__)
 # Smaller encoders spend little between their products, and compiling takes a quarter of a minute.
 MIN_PARAMETERS = 100_000_000
 COMPILERS = ("gcc", "clang", "cc")
-# What is compiled holds for all numbers of tokens, texts and tokens a text, but for those that were
-# equal to each other, or 1, when it was compiled. Each such case takes a round more.
-_MOST_ROUNDS = 4
+# Of one model on one device. What is compiled holds for all numbers of tokens, texts and tokens a
+# text, but for those that were equal to each other, or 1, when it was compiled: two or three do.
+MOST_COMPILED = 16
+# All layers of all models on all devices are one function to torch, which after 8 compilations would
+# compute everything else uncompiled, without an error.
+_MOST_OF_ALL = 256
+_TAKES_LIMIT = "recompile_limit" in inspect.signature(torch.compile).parameters  # from 2.13 on
 
 
 def worth_compiling(transformer: PreTrainedModel) -> bool:
@@ -50,8 +55,11 @@ def compile_layers(transformer: PreTrainedModel, backend: str = "inductor") -> N
         backend: torch's name of what compiles.
     """
     _watch()
+    if not _TAKES_LIMIT:
+        torch._dynamo.config.recompile_limit = _MOST_OF_ALL  # noqa: SLF001 (no public name)
+    limit = {"recompile_limit": _MOST_OF_ALL} if _TAKES_LIMIT else {}
     for layer in _layers_of(transformer):
-        layer.compile(dynamic=True, backend=backend)
+        layer.compile(dynamic=True, backend=backend, **limit)
 
 
 def release_layers(transformer: PreTrainedModel) -> None:
@@ -71,13 +79,15 @@ def warm_up(forward: Callable[[Sequence[int]], object], packings: Sequence[Seque
     Args:
         forward: computes sequences of these lengths.
     """
-    for _ in range(_MOST_ROUNDS):
-        before = COMPILATIONS.count
+    began = before = COMPILATIONS.count
+    while True:
         for lengths in packings:
             forward(lengths)
+            if COMPILATIONS.count - began > MOST_COMPILED:
+                return False
         if COMPILATIONS.count == before:
             return True
-    return False
+        before = COMPILATIONS.count
 
 
 def _watch() -> None:

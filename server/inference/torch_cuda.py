@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -24,15 +25,51 @@ from server.inference.torch_recording import Recording, Recordings, write_input
 
 log = logging.getLogger(__name__)
 
-# Held while a model is loaded: memory is measured, and while a graph is recorded nothing may wait
-# for the device or give its memory back.
-LOADING = threading.RLock()
-# So long a pass that finds no memory waits for a load, which takes more while it measures than it
-# keeps. Shorter than `Patience.stuck_after_s`.
+# So long passes that find no memory wait for one load, which takes more while it measures than it
+# keeps. Shorter than `Patience.stuck_after_s`, for all parts of a micro-batch together.
 LOADING_PATIENCE_S = 30.0
 LANES = 2  # one prepares or fetches while the other's pass runs
 # Up to so many tokens copying beside another pass gains less than it costs in Python.
 DIRECT_TOKENS = 4096
+
+
+class Loading:
+    """One load at a time, and passes that wait for its end; any thread may call.
+
+    Held while a model is loaded: memory is measured, and while a graph is recorded nothing may wait
+    for the device or give its memory back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._waited_since_s: float | None = None  # for the load under way; time.monotonic()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._waited_since_s = None
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def try_to_enter(self, patience_s: float) -> bool:
+        """Enter as soon as no other thread loads.
+
+        Args:
+            patience_s: counted from the first try during this load; False if that is too short.
+        """
+        if self._lock.acquire(blocking=False):
+            return True
+        now_s = time.monotonic()
+        since_s = self._waited_since_s = self._waited_since_s or now_s
+        left_s = since_s + patience_s - now_s
+        return left_s > 0 and self._lock.acquire(timeout=left_s)
+
+    def leave(self) -> None:
+        """After entering."""
+        self._lock.release()
+
+
+LOADING = Loading()
 
 
 def give_back_memory() -> None:
@@ -50,13 +87,13 @@ def empty_cache() -> bool:
     Returns:
         Whether a load had to be waited for and has ended: there may be more memory now.
     """
-    waits = not LOADING.acquire(blocking=False)
-    if waits and not LOADING.acquire(timeout=LOADING_PATIENCE_S):
+    waits = not LOADING.try_to_enter(patience_s=0)
+    if waits and not LOADING.try_to_enter(LOADING_PATIENCE_S):
         return False
     try:
         torch.cuda.empty_cache()
     finally:
-        LOADING.release()
+        LOADING.leave()
     return waits
 
 

@@ -15,6 +15,7 @@ import torch
 from server.errors import first_line
 
 Capability = tuple[int, int]
+_NUMBERED = re.compile(r"Error \d+: .*")  # CUDA's own words, as torch quotes them
 _CODE = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
 
 
@@ -109,6 +110,8 @@ def _why_none() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        sentence = first_line(error).split(". ")[0].rstrip(".")
+        line = first_line(error)
+        numbered = _NUMBERED.search(line)  # stands behind a guess
+        sentence = numbered.group() if numbered else line.split(". ")[0].rstrip(".")
         return f"{sentence} (torch {torch.__version__})"
     return "torch finds no CUDA device"

@@ -200,6 +200,8 @@ def _named_by_line(card: Card, window: TextWindow) -> Iterator[None]:
     except TokenWithoutEmbedding as error:
         raise TextFileError(f"{window.position(error.row)} {error.what}") from None
     except InferenceFailed as error:
+        if error.param is not None:  # the tokenizer's, which names the text
+            raise
         first, last = window.lines[0], window.lines[-1]
         raise InferenceFailed(
             f"{window.source}, between lines {first} and {last}: {error.message}"

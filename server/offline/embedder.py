@@ -245,7 +245,8 @@ def _named_by_index(window: TextSlice) -> Iterator[None]:
     except TokenWithoutEmbedding as error:
         raise error.at(window.position(error.row)) from None
     except InferenceFailed as error:
-        if not window.start:  # then the engine's numbers are the caller's
+        # The engine's numbers are the caller's in the first window, and the tokenizer's everywhere.
+        if not window.start or error.param is not None:
             raise
         first, last = window.position(0), window.position(len(window.texts) - 1)
         raise InferenceFailed(f"Of {first} to {last}: {error.message}") from error

@@ -5,10 +5,11 @@ Knows nothing of what they count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar, overload
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.samples import Sample
 
 PREFIX = "embedding_server"
 
@@ -61,3 +62,16 @@ class Declared(Generic[M]):
 def declared(kind: type) -> dict[str, Declared[Any]]:
     """The families that a class declares, by attribute."""
     return {name: found for name, found in vars(kind).items() if isinstance(found, Declared)}
+
+
+class WatchedCounter(Counter):
+    """A counter without labels of what is counted elsewhere; any thread may read it."""
+
+    _read: Callable[[], float] = float
+
+    def set_function(self, read: Callable[[], float]) -> None:
+        """Read it from this function whenever the page is asked for, as a gauge's."""
+        self._read = read
+
+    def _child_samples(self) -> Iterable[Sample]:
+        return (Sample("_total", {}, float(self._read()), None, None),)

@@ -18,11 +18,16 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 MAX_WAITING_BYTES = 4 * 1024 * 1024
-FLUSH_TIMEOUT_S = 1.0  # the process's end is not kept waiting longer for a reader
+# The process's end is not kept waiting longer for a reader who takes nothing, nor for a slow one.
+FLUSH_TIMEOUT_S, SLOW_FLUSH_TIMEOUT_S = 1.0, 5.0
+_LONGEST_LINE_CHARS = 64 * 1024  # what is longer is written before it ends
 # Longer writes of several processes to one pipe could end up inside each other.
 _PIPE_WRITE_BYTES = select.PIPE_BUF if hasattr(select, "PIPE_BUF") else 512
 _FILE_WRITE_BYTES = 64 * 1024
 _LOOK_INTERVAL_S = 0.005
+# Between two times that it has written all there is: waking a thread for each line costs who gives
+# it more than the line.
+_PAUSE_S = 0.02
 
 
 class _Waiting(NamedTuple):
@@ -66,13 +71,15 @@ class LineWriter:
             self._waiting.put(_Waiting(lines, self._refused))
 
     def flush(self) -> None:
-        """Wait until all is written, but no longer than FLUSH_TIMEOUT_S, and that only once."""
-        deadline_s = time.monotonic() + FLUSH_TIMEOUT_S
-        while self._handled_bytes < self._accepted_bytes:
-            if self._is_given_up or time.monotonic() > deadline_s:
-                self._is_given_up = True
-                return
+        """Wait until all is written, as long as lines are taken; a second time if all were."""
+        now_s = time.monotonic()
+        end_s, deadline_s, seen = now_s + SLOW_FLUSH_TIMEOUT_S, 0.0, -1
+        while self._handled_bytes < self._accepted_bytes and not self._is_given_up:
+            if seen != self._handled_bytes:
+                seen, deadline_s = self._handled_bytes, min(now_s + FLUSH_TIMEOUT_S, end_s)
+            self._is_given_up = now_s > deadline_s
             time.sleep(_LOOK_INTERVAL_S)
+            now_s = time.monotonic()
 
     def _run(self) -> None:
         for batch in self._batches():
@@ -108,6 +115,7 @@ class LineWriter:
             if self._waiting.empty():
                 yield batch
                 batch, size = [], 0
+                time.sleep(_PAUSE_S)
 
     def _write(self, content: bytes) -> bool:
         """Whether all of it could be written; waits for the reader."""
@@ -143,8 +151,10 @@ class LineStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Take the text; waits for nobody."""
-        text = getattr(self._begun, "line", "") + text
-        whole, end, self._begun.line = text.rpartition("\n")
+        whole, end, begun = (getattr(self._begun, "line", "") + text).rpartition("\n")
+        if len(begun) > _LONGEST_LINE_CHARS:  # a bar of progress never ends a line
+            whole, end, begun = whole + end, begun, ""
+        self._begun.line = begun
         if end:
             self._writer.write((whole + end).encode(self._encoding, "backslashreplace"))
         return len(text)

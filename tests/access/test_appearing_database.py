@@ -25,6 +25,7 @@ from server.settings import Settings
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
+from tests.waiting import until
 
 BODY = {"model": PLAIN, "input": "one two three"}
 
@@ -41,12 +42,6 @@ def make_key(settings: Settings, name: str = "team a", **limits: int) -> str:
     _, secret = KeyStore(database).create(name, limits=Limits(**limits))
     database.close()
     return secret
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def post(client: httpx.AsyncClient, key: str = "") -> httpx.Response:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from server.access import key_sync
-from server.access.database import META, NUM_WRITES, Database, metadata
+from server.access.database import IDENTITY, META, NUM_WRITES, Database, metadata
 from server.access.key_store import KeyStore
 from server.access.key_sync import KeySync
 from server.access.keyring import Keyring
-from server.errors import ApiKeyRevoked, DatabaseEmpty, DatabaseError, IncorrectApiKey
+from server.errors import (
+    ApiKeyRevoked,
+    DatabaseEmpty,
+    DatabaseError,
+    DatabaseForeign,
+    DatabaseReplaced,
+    IncorrectApiKey,
+)
 
 
 @pytest.fixture
@@ -44,9 +54,15 @@ def execute(database: Database, *statements: str) -> None:
             connection.execute(text(statement))
 
 
-def become_older(database: Database) -> None:
+def become_older(database: Database, num_writes: int = 0) -> None:
     """As a copy is that was made before the last write."""
-    execute(database, f"UPDATE {META.name} SET value = '0' WHERE name = '{NUM_WRITES}'")
+    changed = f"UPDATE {META.name} SET value = '{num_writes}' WHERE name = '{NUM_WRITES}'"
+    execute(database, changed)
+
+
+def lose_marks(database: Database) -> None:
+    """As a copy is that was made before databases had them."""
+    execute(database, f"DELETE FROM {META.name} WHERE name IN ('{IDENTITY}', '{NUM_WRITES}')")
 
 
 def test_a_change_is_read_and_nothing_is_told(
@@ -61,7 +77,9 @@ def test_a_change_is_read_and_nothing_is_told(
         keyring.find(f"Bearer {secret}")
 
 
+@pytest.mark.parametrize("age", [become_older, lose_marks])
 def test_an_older_copy_is_told_once_and_what_had_ended_stays_so(
+    age: Callable[[Database], None],
     sync: KeySync,
     other: Database,
     keyring: Keyring,
@@ -81,10 +99,10 @@ def test_an_older_copy_is_told_once_and_what_had_ended_stays_so(
         *(f"UPDATE embedding_server_keys SET digest = '{d}' WHERE id = '{i}'" for i, d in old),
         "UPDATE embedding_server_keys SET revoked_at = NULL",
     )
-    become_older(other)
+    age(other)
     found = sync.read_changes()
-    assert found is not None
-    assert "an older copy" in found.message
+    assert isinstance(found, DatabaseReplaced)
+    assert found.older
     assert read_again == [True]
     with pytest.raises(ApiKeyRevoked):
         keyring.find(f"Bearer {revoked}")
@@ -92,6 +110,23 @@ def test_an_older_copy_is_told_once_and_what_had_ended_stays_so(
         keyring.find(f"Bearer {rotated_out}")
     assert keyring.find(f"Bearer {rotated}").name == "rotated"
     assert caplog.text.count("was ended before") == 2
+    assert sync.read_changes() is None
+
+
+def test_a_replica_that_lags_for_a_moment_is_not_taken_for_an_older_copy(
+    sync: KeySync, database: Database, other: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    KeyStore(other).create("team")
+    sync.read_changes()
+    become_older(other)
+    opening = database.open
+
+    def open_where_it_is_written() -> bool:
+        become_older(other, num_writes=1)
+        return opening()
+
+    monkeypatch.setattr(database, "open", open_where_it_is_written)
+    assert sync.read_changes() is None
     assert sync.read_changes() is None
 
 
@@ -144,6 +179,24 @@ def test_an_empty_database_is_left_alone_for_a_while_and_then_taken_over(
     monkeypatch.setattr(key_sync, "EMPTY_PATIENCE_S", 0)
     assert isinstance(sync.read_changes(), DatabaseEmpty)
     database.check_tables()
+
+
+def test_a_file_of_another_program_is_not_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, others = tmp_path / "keys.db", tmp_path / "others.db"
+    database = Database(f"sqlite:///{file}")
+    sync = KeySync(database, Keyring(), lambda: None)
+    with contextlib.closing(sqlite3.connect(others)) as connection:
+        connection.execute("CREATE TABLE letters (text)")
+    before = others.read_bytes()
+    others.rename(file)
+    monkeypatch.setattr(key_sync, "EMPTY_PATIENCE_S", 0)
+    for _ in range(2):
+        with pytest.raises(DatabaseForeign):
+            sync.read_changes()
+    database.close()
+    assert file.read_bytes() == before
 
 
 def test_what_fails_while_another_one_is_taken_over_is_done_the_next_time(

@@ -27,7 +27,8 @@ from tests.conftest import MATRYOSHKA, PLAIN, AppOver, client_of
 from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
-from tests.services import Postgres, Redis, wait_for
+from tests.services import Postgres, Redis
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.server
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,16 @@ from sqlalchemy.exc import OperationalError
 from server.access.database import Database
 from server.access.key_store import KeyStore
 from server.errors import DatabaseError, DatabaseGone, DatabaseReplaced
+
+CREATES_A_KEY = """
+import sys
+from server.access.database import Database
+from server.access.key_store import KeyStore
+database = Database(sys.argv[1])
+KeyStore(database).create("theirs")
+print("created", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -84,10 +96,37 @@ def test_a_replaced_files_log_is_not_read_into_the_next_one(
     assert names(opened) == ["two"]
 
 
-def test_a_settled_file_is_whole(opened: Database, file: Path, tmp_path: Path) -> None:
+def test_a_log_that_another_process_writes_into_the_next_file_stays(
+    opened: Database, file: Path, tmp_path: Path
+) -> None:
+    KeyStore(opened).create("one")
+    opened.settle()
+    another(tmp_path, "two").rename(file)
+    url = f"sqlite:///{file}"
+    with subprocess.Popen(
+        [sys.executable, "-c", CREATES_A_KEY, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as theirs:
+        assert theirs.stdout is not None
+        assert theirs.stdout.readline() == b"created\n"
+        opened.open()
+        assert sorted(names(opened)) == ["theirs", "two"]
+        KeyStore(opened).create("three")
+        theirs.communicate()
+    assert sorted(names(opened)) == ["theirs", "three", "two"]
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_settled_file_is_whole(file: Path, tmp_path: Path, *, is_link: bool) -> None:
+    file.parent.mkdir()
+    named = file
+    if is_link:
+        named = tmp_path / "link.db"
+        named.symlink_to(file)
+    opened = Database(f"sqlite:///{named}")
     KeyStore(opened).create("one")
     opened.settle()
     shutil.copyfile(file, tmp_path / "copy.db")
+    opened.close()
     copied = Database(f"sqlite:///{tmp_path / 'copy.db'}")
     assert names(copied) == ["one"]
     copied.close()

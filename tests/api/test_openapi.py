@@ -33,7 +33,9 @@ def operations(description: Schema) -> Iterator[tuple[str, str, Schema]]:
 @pytest.mark.server
 def test_schemathesis_finds_nothing() -> None:
     with ServerProcess("--api-key", KEY) as server:
-        found = prove(server, "--max-examples", "15", "--seed", "16", "--no-shrink")
+        flags = ("--max-examples", "15", "--seed", "16", "--generation-deterministic")
+        patient = ("--suppress-health-check", "too_slow", "--request-timeout", "60")
+        found = prove(server, *flags, *patient, "--no-shrink")
         page = MetricsPage(httpx.get(f"{server.url}/metrics").content)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "No issues found" in found.stdout

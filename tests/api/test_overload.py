@@ -20,10 +20,10 @@ from fastapi import FastAPI
 
 from server.api import body as body_module
 from tests.conftest import PLAIN, AppOver, client_of
-from tests.engine import wait_until
 from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.server
 
@@ -121,7 +121,7 @@ async def long_work(app: FastAPI, client: httpx.AsyncClient, key: str = "") -> a
 async def admitted(app: FastAPI, tokens: int) -> None:
     """Return when so many have been let in, and none of them is computed."""
     await asyncio.to_thread(
-        wait_until, lambda: told(app).value("admitted_tokens", model=PLAIN) == tokens
+        wait_for, lambda: told(app).value("admitted_tokens", model=PLAIN) == tokens
     )
 
 
@@ -203,7 +203,7 @@ async def test_each_key_has_a_share_of_its_own(app_over: AppOver) -> None:
             answers.append(asyncio.create_task(ask(client, body, key)))
             tokens += 4 * length
             await admitted(app, tokens)
-        await asyncio.to_thread(wait_until, lambda: len(backend.shapes) == 2)  # one at the start
+        await asyncio.to_thread(wait_for, lambda: len(backend.shapes) == 2)  # one at the start
         backend.gate.set()
         assert [(await answer).status_code for answer in answers] == [200] * 5
     # The other key's turn comes next, though what came before it fills seven micro-batches more.
@@ -318,7 +318,7 @@ def test_no_more_than_some_large_bodies_are_held_at_a_time_and_queries_still_get
     body = b" " * largest
     with serving("--max-memory-bytes", str(5 * largest)) as client:
         uploads = [start_upload(client, body, largest - 1) for _ in range(3)]
-        wait_until(lambda: page(client).value("request_memory_bytes") == 3 * (largest - 1))
+        wait_for(lambda: page(client).value("request_memory_bytes") == 3 * (largest - 1))
         refused = start_upload(client, body, largest - 1)  # three fit
         assert refused.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
         for _ in range(5):
@@ -354,7 +354,7 @@ def test_an_answer_that_nobody_reads_counts_until_it_is_read() -> None:
         assert post(client, QUERY).status_code == 200
         while not unread.recv(1 << 20).endswith(b"}}"):
             pass
-        wait_until(lambda: status() == 200)
+        wait_for(lambda: status() == 200)
         unread.close()
 
 

@@ -146,7 +146,32 @@ class TestInstalling:
     def test_an_emptied_setting_lets_nothing_through(
         self, bundle: Path, install: Callable[..., Outcome]
     ) -> None:
-        assert_mistake(install(bundle, env={"EMBEDDING_SERVER_TRUST": ""}), "trust .:")
+        outcome = install(bundle, env={"EMBEDDING_SERVER_TRUST": ""})
+        assert_mistake(outcome, "trust (EMBEDDING_SERVER_TRUST): must be an absolute path")
+
+    @pytest.mark.parametrize("name", ["trust", "trust_revoked"])
+    @pytest.mark.parametrize("way", ["environment", "file"])
+    def test_a_rule_does_not_depend_on_the_folder_that_a_command_runs_in(
+        self,
+        tmp_path: Path,
+        bundle: Path,
+        keys: Path,
+        install: Callable[..., Outcome],
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        way: str,
+    ) -> None:
+        monkeypatch.chdir(keys)  # say, the stick, where somebody else has laid a list
+        rules = {"trust": str(keys / "trusted")} | {name: "trusted"}
+        config = tmp_path / "server.toml"
+        config.write_text("".join(f"{key} = {json.dumps(rules[key])}\n" for key in rules))
+        env = {f"EMBEDDING_SERVER_{key.upper()}": value for key, value in rules.items()}
+        by_file = way == "file"
+        flags = ("--config", config) if by_file else ()
+        outcome = install(bundle, *flags, env=None if by_file else env)
+        assert_mistake(outcome, f"setting {name} (", "must be an absolute path")
+        assert not (tmp_path / "data").exists()
+        assert install(bundle, "--trust", "trusted").exit_code == 0
 
     def test_revoked_keys_need_keys_that_are_trusted(
         self, bundle: Path, keys: Path, install: Callable[..., Outcome]

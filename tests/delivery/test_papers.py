@@ -41,7 +41,12 @@ def wheels(tmp_path: Path) -> list[Path]:
     """The software needs `a[fast]`, that needs `b`, and `c` only on Windows; nobody asks for `d`."""
     folder = tmp_path / "wheels"
     folder.mkdir()
-    needs = ["Requires-Dist: a[fast]>=1", 'Requires-Dist: e; extra == "shared"']
+    needs = [
+        "Requires-Dist: a[fast]>=1",
+        'Requires-Dist: e; extra == "shared"',
+        'Requires-Dist: b; extra == "dev"',
+        'Requires-Dist: absent; extra == "dev"',
+    ]
     of_a = [
         'Requires-Dist: b; extra == "fast"',
         'Requires-Dist: c; sys_platform == "win32"',
@@ -100,6 +105,29 @@ class TestSbom:
         assert needs["models/variant"] == ["models/tiny"]
         own = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
         assert (root["type"], root["hashes"][0]["content"]) == ("application", own)
+
+    def test_each_of_the_wheels_for_several_machines_is_listed_and_needed(
+        self, tmp_path: Path
+    ) -> None:
+        own = write_wheel(tmp_path, metadata=["Requires-Dist: a"])
+        tags = ("cp311-cp311-linux_x86_64", "cp312-cp312-linux_x86_64")
+        needs: tuple[list[str], ...] = (["Requires-Dist: b"], [])
+        both = [
+            write_wheel(tmp_path, "a", "1", tag=tag, metadata=more)
+            for tag, more in zip(tags, needs, strict=True)
+        ]
+        document = sbom_of(Contents([], [own, *both, write_wheel(tmp_path, "b", "1")]))
+        found = {
+            one["bom-ref"]: one["hashes"][0]["content"]
+            for one in document["components"]
+            if one["name"] == "a"
+        }
+        assert found == {
+            f"wheels/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in both
+        }
+        root = document["metadata"]["component"]["bom-ref"]
+        wanted = {each["ref"]: each.get("dependsOn", []) for each in document["dependencies"]}
+        assert wanted[root] == sorted(found)
 
     def test_a_model_has_its_licence_source_and_the_digest_of_each_file(
         self, cards: list[Card]

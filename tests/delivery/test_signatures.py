@@ -218,6 +218,34 @@ class TestVerifying:
         assert "is no list of revoked keys" in site.refused(site.folder / "junk")
         assert "trust_revoked" in site.refused(site.folder / "absent")
 
+    @pytest.mark.parametrize("which", ["sig", "trusted", "revoked"])
+    def test_a_named_pipe_is_refused_and_not_waited_for(self, site: Site, which: str) -> None:
+        pipe = getattr(site, which, site.folder / which)
+        pipe.unlink(missing_ok=True)
+        os.mkfifo(pipe)
+        reason = site.refused(pipe if which == "revoked" else None)
+        assert reason.endswith(f"{pipe} is no regular file")
+
+    @pytest.mark.parametrize("line", ['""', ","])
+    def test_a_key_without_a_name_is_refused_in_one_line(self, site: Site, line: str) -> None:
+        site.trust(site.folder / "ours", line)
+        assert "it stands there without a name" in site.refused()
+
+    def test_a_name_cannot_steer_the_terminal(self, site: Site) -> None:
+        site.trust(site.folder / "ours", "maker\x1b[31m@site")
+        assert site.verify().signer == "maker?[31m@site"
+
+    def test_a_program_in_the_folder_of_work_is_not_run(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        program = site.folder / "ssh-keygen"
+        program.write_text("#!/bin/sh\ntouch evil\n")
+        program.chmod(0o700)
+        monkeypatch.chdir(site.folder)
+        monkeypatch.setenv("PATH", f":.:{os.environ['PATH']}")
+        assert site.verify().signer == "maker@site"
+        assert not (site.folder / "evil").exists()
+
     @pytest.mark.parametrize("content", [b"", b"junk", b"x" * 70_000])
     def test_what_is_no_signature_is_refused(self, site: Site, content: bytes) -> None:
         site.sig.write_bytes(content)

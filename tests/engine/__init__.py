@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -24,7 +24,6 @@ from server.metrics import EngineMetrics, Metrics
 Requests = Sequence[tuple[str, Sequence[int]]]  # (key, lengths of its sequences) of each
 
 NO_LIMIT = 10**12
-WAIT_S = 20
 
 
 def open_admission() -> Admission:
@@ -113,11 +112,3 @@ def let_pass(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     now = loop.time
     monkeypatch.setattr(loop, "time", lambda: now() + seconds)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Return when it holds; for what other threads bring about."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.002)

@@ -234,7 +234,7 @@ def test_a_key_whose_clients_leave_waits_no_longer_than_they_did() -> None:
     gate.admit("C", 50_000)  # 50 s of work
     gate.admit("A", 15_000)
     assert lets_in(gate, "A", 1_000)
-    patience.note_left("A", 9.0)
+    patience.note_left("A", 9.0, 10_000)
     assert not lets_in(gate, "A", 10_000)
     assert lets_in(gate, "B", 10_000)  # nobody else is asked to wait less
     assert lets_in(gate, "A", 10)  # what is done sooner is let in
@@ -242,7 +242,7 @@ def test_a_key_whose_clients_leave_waits_no_longer_than_they_did() -> None:
 
 def test_an_idle_server_takes_what_its_client_may_not_wait_for() -> None:
     patience = ClientPatience()
-    patience.note_left("A", 9.0)
+    patience.note_left("A", 9.0, 10_000)
     gate = Admission(
         max_queue_tokens=NO_LIMIT,
         max_wait_s=30,

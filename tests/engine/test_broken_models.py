@@ -13,8 +13,9 @@ from server.engine.patience import Patience
 from server.engine.replica import FAILURES_BEFORE_PROBE
 from server.errors import GivenUp, InferenceFailed
 from tests.conftest import PLAIN, AppOver, engine_of
-from tests.engine import Clock, embed, ids, wait_until
+from tests.engine import Clock, embed, ids
 from tests.fakes import RAISES, FakeBackend
+from tests.waiting import wait_for
 
 QUICK = Patience(probe_interval_s=0.01, give_up_after_s=4)
 
@@ -29,7 +30,7 @@ async def failing(app_over: AppOver, backend: FakeBackend) -> Offering:
     for _ in range(FAILURES_BEFORE_PROBE):
         with pytest.raises(InferenceFailed):
             await embed(engine, [ids(1)])
-    await asyncio.to_thread(wait_until, lambda: not models.models[0].state.sound)
+    await asyncio.to_thread(wait_for, lambda: not models.models[0].state.sound)
     return models
 
 
@@ -52,7 +53,7 @@ async def test_one_that_computes_again_in_between_is_not(app_over: AppOver) -> N
     for _ in range(3):
         broken.count_second()
     backend.broken.clear()
-    await asyncio.to_thread(wait_until, lambda: models.models[0].state.sound)
+    await asyncio.to_thread(wait_for, lambda: models.models[0].state.sound)
     broken.count_second()
     backend.broken.set()
     for _ in range(3):
@@ -79,10 +80,10 @@ async def test_a_process_that_slept_in_a_pass_does_not_give_it_up(
     broken = BrokenModels(models.models, QUICK)
     backend.gate.clear()
     answer = asyncio.create_task(embed(engine, [ids(1)]))
-    await asyncio.to_thread(wait_until, lambda: len(backend.shapes) == 2)  # one was at the start
+    await asyncio.to_thread(wait_for, lambda: len(backend.shapes) == 2)  # one was at the start
     clock = Clock(monkeypatch)
     clock.now_s += 3600
-    await asyncio.to_thread(wait_until, lambda: not models.models[0].state.sound)
+    await asyncio.to_thread(wait_for, lambda: not models.models[0].state.sound)
     broken.count_second()
     backend.gate.set()
     assert (await answer).tolist() == [[1, 1, 1]]

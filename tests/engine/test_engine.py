@@ -35,7 +35,6 @@ from tests.engine import (
     let_pass,
     metrics_of_an_engine,
     start_engine,
-    wait_until,
 )
 from tests.fakes import (
     FAKE_DIM,
@@ -47,6 +46,7 @@ from tests.fakes import (
     FakeBackend,
 )
 from tests.metrics_page import MetricsPage
+from tests.waiting import wait_for
 
 
 class MakeEngine(Protocol):
@@ -94,7 +94,7 @@ async def test_a_device_that_is_broken_leaves_the_work_to_the_others(encoder: En
     for _ in range(50):
         await asyncio.gather(*(embed(engine, [ids(5)]) for _ in range(4)))
     broken.broken.clear()
-    await asyncio.to_thread(wait_until, lambda: value(metrics, "replicas_alive") == 2)
+    await asyncio.to_thread(wait_for, lambda: value(metrics, "replicas_alive") == 2)
     engine.close()
 
 
@@ -304,7 +304,7 @@ def entered(backend: FakeBackend, passes: int) -> asyncio.Future[None]:
 
 async def computed_tokens(metrics: Metrics, tokens: int) -> None:
     """Return when the event loop knows of so many."""
-    await asyncio.to_thread(wait_until, lambda: value(metrics, "computed_tokens_total") >= tokens)
+    await asyncio.to_thread(wait_for, lambda: value(metrics, "computed_tokens_total") >= tokens)
 
 
 async def test_the_time_before_and_the_time_in_the_workers_are_told_apart(
@@ -549,7 +549,7 @@ async def test_while_every_worker_is_dead_the_engine_is_not_sound(encoder: Encod
         with pytest.raises(InferenceFailed):
             await embed(engine, [ids(KILLS_THREAD)])
         await asyncio.to_thread(
-            wait_until,
+            wait_for,
             lambda: value(metrics, "replicas_alive") == alive,  # noqa: B023
         )
     assert not engine.sound

@@ -18,8 +18,9 @@ from server.inference.loader import Encoder
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, AppOver, engine_of
-from tests.engine import embed, ids, let_pass, wait_until
+from tests.engine import embed, ids, let_pass
 from tests.fakes import KILLS_THREAD, FakeBackend, FakeOpener
+from tests.waiting import wait_for
 
 
 def metrics() -> Metrics:
@@ -73,7 +74,7 @@ async def test_a_model_that_fails_takes_no_work_until_it_computes_again(
         pass
     assert models.in_flight == 0
     backend.broken.clear()
-    await asyncio.to_thread(wait_until, lambda: engine.sound)
+    await asyncio.to_thread(wait_for, lambda: engine.sound)
     models.check_ready()
 
 
@@ -85,10 +86,10 @@ async def test_a_model_whose_only_worker_has_died_takes_no_work_until_it_is_repl
     engine = engine_of(app)
     with pytest.raises(InferenceFailed):
         await embed(engine, [ids(KILLS_THREAD)])
-    await asyncio.to_thread(wait_until, lambda: not engine.sound)
+    await asyncio.to_thread(wait_for, lambda: not engine.sound)
     with pytest.raises(ModelFailing):
         models.check_ready()
-    await asyncio.to_thread(wait_until, lambda: engine.sound)
+    await asyncio.to_thread(wait_for, lambda: engine.sound)
     models.check_ready()
     assert (await embed(engine, [ids(7)])).tolist() == [[7, 1, 7]]
 

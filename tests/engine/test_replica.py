@@ -19,8 +19,9 @@ from server.engine.replica import FAILURES_BEFORE_PROBE, Replica
 from server.engine.sequence import MicroBatch, SequenceGroup
 from server.engine.waiting_queue import WaitingQueue
 from server.inference.probing import PROBE_TOKENS
-from tests.engine import Clock, group_of, ids, wait_until
+from tests.engine import Clock, group_of, ids
 from tests.fakes import GIVES_NAN, KILLS_THREAD, LOSES_ROWS, RAISES, FakeBackend
+from tests.waiting import wait_for
 
 QUICK = Patience(probe_interval_s=0.02)
 
@@ -41,7 +42,7 @@ class Harness:
             patience=patience,
         )
         self.replica.start()
-        wait_until(lambda: self.queue.idle_workers == 1)
+        wait_for(lambda: self.queue.idle_workers == 1)
 
     def ask(self, *token_ids: int) -> SequenceGroup:
         """Put one sequence in the queue."""
@@ -90,7 +91,7 @@ def test_a_backend_that_always_fails_is_found_out(start: Start) -> None:
         assert harness.replica.sound
         assert probes(backend) == 0
         assert isinstance(harness.compute(1, 2).sequences[0].error, RuntimeError)
-    wait_until(lambda: not harness.replica.sound)
+    wait_for(lambda: not harness.replica.sound)
     assert probes(backend) >= 1
 
 
@@ -103,10 +104,10 @@ def test_it_is_sound_again_by_itself_once_the_backend_works(
     backend.broken.set()
     for _ in range(FAILURES_BEFORE_PROBE):
         harness.compute(1, 2)
-    wait_until(lambda: probes(backend) >= 4)  # asks again and again, though nobody sends work
+    wait_for(lambda: probes(backend) >= 4)  # asks again and again, though nobody sends work
     assert not harness.replica.sound
     backend.broken.clear()
-    wait_until(lambda: harness.replica.sound)
+    wait_for(lambda: harness.replica.sound)
     asked = probes(backend)
     assert harness.compute(7).vectors.tolist() == [[7, 1, 7]]
     time.sleep(0.1)
@@ -121,7 +122,7 @@ def test_work_that_succeeds_makes_it_sound_too(start: Start) -> None:
     backend.broken.set()
     for _ in range(FAILURES_BEFORE_PROBE):
         harness.compute(1, 2)
-    wait_until(lambda: not harness.replica.sound)
+    wait_for(lambda: not harness.replica.sound)
     backend.broken.clear()
     harness.compute(7)
     assert harness.replica.sound
@@ -136,7 +137,7 @@ def test_an_input_that_always_fails_does_not_make_a_sound_backend_look_broken(
     for _ in range(5 * FAILURES_BEFORE_PROBE):
         assert harness.compute(guilty_token).sequences[0].error is not None
         assert harness.replica.sound
-    wait_until(lambda: harness.queue.idle_workers == 1)
+    wait_for(lambda: harness.queue.idle_workers == 1)
     assert harness.replica.sound
     assert 1 <= probes(backend) <= 5  # not one for each failure
     assert harness.compute(7).vectors.tolist() == [[7, 1, 7]]
@@ -219,10 +220,10 @@ def test_a_forward_pass_that_does_not_come_back_is_noticed_until_it_does(
     clock.now_s += PATIENCE.stuck_after_s - 1
     assert harness.replica.sound
     clock.now_s += 2
-    wait_until(lambda: not harness.replica.sound)
+    wait_for(lambda: not harness.replica.sound)
     assert harness.replica.is_alive()
     backend.gate.set()
-    wait_until(lambda: harness.replica.sound)
+    wait_for(lambda: harness.replica.sound)
     assert harness.died == []
 
 
@@ -238,7 +239,7 @@ def test_a_large_micro_batch_may_take_its_time(
     clock.now_s += 20_000 / PATIENCE.slowest_tokens_per_s - 1
     assert harness.replica.sound
     clock.now_s += 2
-    wait_until(lambda: not harness.replica.sound)
+    wait_for(lambda: not harness.replica.sound)
     backend.gate.set()
 
 
@@ -246,7 +247,7 @@ def test_an_idle_worker_lets_go_of_what_it_computed(start: Start) -> None:
     harness = start(FakeBackend())
     harness.ask(1)
     vectors = weakref.ref(harness.delivered.get(timeout=20).sequences[0].group.vectors)
-    wait_until(lambda: gc.collect() >= 0 and vectors() is None)
+    wait_for(lambda: gc.collect() >= 0 and vectors() is None)
 
 
 def test_times_are_those_of_the_forward_pass(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from server.engine.replica import Replica
 from server.engine.replica_pool import ReplicaPool
 from server.engine.sequence import MicroBatch, SequenceGroup
 from server.engine.waiting_queue import WaitingQueue
-from tests.engine import ids, open_admission, wait_until
+from tests.engine import ids, open_admission
 from tests.fakes import FAKE_DIM, KILLS_THREAD, FakeBackend
+from tests.waiting import wait_for
 
 
 class Pool:
@@ -41,7 +42,7 @@ class Pool:
         self.queue.put(SequenceGroup([ids(*token_ids)], FAKE_DIM, ticket))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        await asyncio.to_thread(wait_until, condition)
+        await asyncio.to_thread(wait_for, condition)
 
     async def end(self) -> None:
         self.queue.close()
@@ -58,7 +59,7 @@ def replicas() -> list[Replica]:
 def _no_thread_is_left() -> Iterator[None]:
     before = set(replicas())
     yield
-    wait_until(lambda: set(replicas()) <= before)
+    wait_for(lambda: set(replicas()) <= before)
 
 
 async def test_each_device_has_so_many_workers() -> None:

@@ -8,7 +8,7 @@ import gc
 import random
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +39,7 @@ from tests.catalog import card_table, pins, variant_table, write_model
 from tests.engine import embed, ids, let_pass
 from tests.fakes import FAKE_DIM, KILLS_THREAD, FakeBackend
 from tests.metrics_page import MetricsPage
+from tests.waiting import until
 
 ONE, OTHER, VARIANT = "one", "other", "variant"  # VARIANT shares the encoder of ONE
 
@@ -131,13 +132,6 @@ class Served:
 
 class Serve(Protocol):
     async def __call__(self, *, patience: Patience = ..., **settings: Any) -> Served: ...
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Return when it holds, the event loop running meanwhile."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
 
 
 def started_since(before: list[threading.Thread]) -> set[threading.Thread]:
@@ -364,6 +358,25 @@ async def test_a_model_in_use_is_not_unloaded(
     await after(99, monkeypatch)
     assert served.states()[ONE].loaded
     await after(2, monkeypatch)
+    assert not served.states()[ONE].loaded
+
+
+async def test_a_model_that_does_not_compute_stays_so_that_it_can_be_seen(
+    disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await serve(unload_after_s=100, patience=Patience(probe_interval_s=0.01))
+    await served.ask(ONE)
+    disk.backend.broken.set()
+    for _ in range(3):
+        with pytest.raises(InferenceFailed):
+            await served.ask(ONE)
+    await until(lambda: not served.states()[ONE].sound)
+    for _ in range(3):
+        await after(101, monkeypatch)
+        assert served.states()[ONE].loaded
+    disk.backend.broken.clear()
+    await until(lambda: served.states()[ONE].sound)
+    await after(101, monkeypatch)
     assert not served.states()[ONE].loaded
 
 

@@ -19,7 +19,8 @@ from server.engine.pace import Pace
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
 from server.engine.waiting_queue import FRONT_BUDGETS, WaitingQueue
 from server.errors import Draining
-from tests.engine import Requests, group_of, groups_of, wait_until
+from tests.engine import Requests, group_of, groups_of
+from tests.waiting import wait_for
 
 BUDGET = 512
 # How far two keys that both wait may be apart: what fair queueing allows is a micro-batch of each.
@@ -215,7 +216,7 @@ def test_many_threads_put_take_and_drop_at_once_and_nothing_is_lost() -> None:
         sender.start()
     for sender in senders:
         sender.join(20)
-    wait_until(lambda: queue.idle_workers == 4 and not len(queue))
+    wait_for(lambda: queue.idle_workers == 4 and not len(queue))
     assert queue.tokens == 0
     for worker in workers:
         worker.end()
@@ -253,7 +254,7 @@ def test_an_idle_servers_only_request_is_shared_among_the_workers() -> None:
     workers = [threading.Thread(target=lambda: taken.append(len(take_later(queue)))) for _ in "ab"]
     for worker in workers:
         worker.start()
-    wait_until(lambda: queue.idle_workers == 2)
+    wait_for(lambda: queue.idle_workers == 2)
     queue.put(group_of(*[100] * 4))
     for worker in workers:
         worker.join(10)
@@ -685,38 +686,38 @@ def test_a_micro_batch_is_alone_only_if_nothing_else_waits_or_is_computed() -> N
     def taken() -> list[MicroBatch]:
         return [batch for worker in workers for batch in worker.taken]
 
-    wait_until(lambda: queue.idle_workers == 2)
+    wait_for(lambda: queue.idle_workers == 2)
     queue.put(group_of(50))
-    wait_until(lambda: len(taken()) == 1)
+    wait_for(lambda: len(taken()) == 1)
     assert taken()[0].alone
     busy, idle = sorted(workers, key=lambda worker: len(worker.taken), reverse=True)
 
     queue.put(group_of(50))  # the other worker computes
-    wait_until(lambda: len(idle.taken) == 1)
+    wait_for(lambda: len(idle.taken) == 1)
     assert not idle.taken[0].alone
 
     queue.put(group_of(50))
     queue.put(group_of(300))
     idle.finish()
-    wait_until(lambda: len(idle.taken) == 2)
+    wait_for(lambda: len(idle.taken) == 2)
     assert not idle.taken[1].alone
     idle.finish()
-    wait_until(lambda: len(idle.taken) == 3)
+    wait_for(lambda: len(idle.taken) == 3)
     assert not idle.taken[2].alone  # nothing waits, but the other still computes
 
     idle.finish()
     busy.finish()
-    wait_until(lambda: queue.idle_workers == 2)
+    wait_for(lambda: queue.idle_workers == 2)
     queue.put(group_of(*[100] * 4))  # shared among them
-    wait_until(lambda: len(taken()) == 6)
+    wait_for(lambda: len(taken()) == 6)
     assert not any(batch.alone for batch in taken()[-2:] if len(batch) == 2)
     assert sum(batch.alone for batch in taken()) == 1
 
     for worker in workers:
         worker.finish()
-    wait_until(lambda: queue.idle_workers == 2)
+    wait_for(lambda: queue.idle_workers == 2)
     queue.put(group_of(50))
-    wait_until(lambda: len(taken()) == 7)
+    wait_for(lambda: len(taken()) == 7)
     assert sum(batch.alone for batch in taken()) == 2
     for worker in workers:
         worker.end()
@@ -748,9 +749,9 @@ def test_without_sharing_micro_batches_do_not_depend_on_who_is_idle(
 
     def shapes(queue: WaitingQueue, idle_workers: int) -> list[list[int]]:
         workers = [Worker(queue, at_once=True) for _ in range(idle_workers)]
-        wait_until(lambda: queue.idle_workers == idle_workers)
+        wait_for(lambda: queue.idle_workers == idle_workers)
         queue.put(group_of(40, 200, 90, 30, 30, 150, 60))
-        wait_until(lambda: not len(queue) and queue.idle_workers == idle_workers)
+        wait_for(lambda: not len(queue) and queue.idle_workers == idle_workers)
         for worker in workers:
             worker.end()
         batches = [batch for worker in workers for batch in worker.taken]
@@ -770,14 +771,14 @@ class TestWorkersAhead:
     def test_a_second_worker_leaves_little_for_the_first_one(self) -> None:
         queue = self.queue()
         workers = [Worker(queue) for _ in "ab"]
-        wait_until(lambda: queue.idle_workers == 2)
+        wait_for(lambda: queue.idle_workers == 2)
         queue.put(group_of(10))
-        wait_until(lambda: sum(len(worker.taken) for worker in workers) == 1)
+        wait_for(lambda: sum(len(worker.taken) for worker in workers) == 1)
         busy, idle = sorted(workers, key=lambda worker: len(worker.taken), reverse=True)
         queue.put(group_of(20))
         queue.put(group_of(30))
         busy.finish()
-        wait_until(lambda: sum(len(worker.taken) for worker in workers) == 2)
+        wait_for(lambda: sum(len(worker.taken) for worker in workers) == 2)
         second = [worker.taken[-1] for worker in workers if worker.taken][-1]
         assert [s.num_tokens for s in (busy.taken + idle.taken)[-1].sequences] == [20, 30]
         assert second.tokens == 50
@@ -787,12 +788,12 @@ class TestWorkersAhead:
     def test_a_second_worker_takes_what_is_enough_for_a_micro_batch_of_its_own(self) -> None:
         queue = self.queue()
         workers = [Worker(queue) for _ in "ab"]
-        wait_until(lambda: queue.idle_workers == 2)
+        wait_for(lambda: queue.idle_workers == 2)
         queue.put(group_of(10))
-        wait_until(lambda: sum(len(worker.taken) for worker in workers) == 1)
+        wait_for(lambda: sum(len(worker.taken) for worker in workers) == 1)
         queue.put(group_of(199))
         queue.put(group_of(1))
-        wait_until(lambda: all(worker.taken for worker in workers))
+        wait_for(lambda: all(worker.taken for worker in workers))
         assert sorted(worker.taken[0].tokens for worker in workers) == [10, 200]
         for worker in workers:
             worker.end()
@@ -800,15 +801,15 @@ class TestWorkersAhead:
     def test_a_device_whose_workers_are_stuck_keeps_no_other_one_from_its_work(self) -> None:
         queue = self.queue()
         stuck = [Worker(queue) for _ in "ab"]
-        wait_until(lambda: queue.idle_workers == 2)
+        wait_for(lambda: queue.idle_workers == 2)
         queue.put(group_of(200))
         queue.put(group_of(200))
         queue.put(group_of(200))
-        wait_until(lambda: all(worker.taken for worker in stuck))
+        wait_for(lambda: all(worker.taken for worker in stuck))
         healthy = Worker(queue, device=1, at_once=True)
         for count in range(1, 6):
             queue.put(group_of(10))
-            wait_until(lambda: not len(queue))
+            wait_for(lambda: not len(queue))
             assert sum(batch.tokens for batch in healthy.taken) >= 10 * count
         assert [len(worker.taken) for worker in stuck] == [1, 1]
         for worker in (*stuck, healthy):
@@ -817,16 +818,16 @@ class TestWorkersAhead:
     def test_each_device_has_a_worker_of_its_own(self) -> None:
         queue = self.queue()
         workers = [Worker(queue, device=device) for device in (0, 0, 1)]
-        wait_until(lambda: queue.idle_workers == 3)
+        wait_for(lambda: queue.idle_workers == 3)
         queue.put(group_of(10))
-        wait_until(lambda: sum(len(worker.taken) for worker in workers) == 1)
+        wait_for(lambda: sum(len(worker.taken) for worker in workers) == 1)
         queue.put(group_of(20))
-        wait_until(lambda: sum(len(worker.taken) for worker in workers) == 2)
+        wait_for(lambda: sum(len(worker.taken) for worker in workers) == 2)
         assert workers[2].taken
         queue.put(group_of(30))
         assert len(queue) == 1
         workers[2].finish()
-        wait_until(lambda: not len(queue))
+        wait_for(lambda: not len(queue))
         for worker in workers:
             worker.end()
 

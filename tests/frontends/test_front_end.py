@@ -22,8 +22,9 @@ from server.frontends.silence import (
 )
 from tests.fakes import FakeBackend
 from tests.frontends.conftest import Split, SplitOver
-from tests.frontends.test_over_one_engine import OWN_IDS, admitted, asked, post, until
+from tests.frontends.test_over_one_engine import OWN_IDS, admitted, asked, post
 from tests.metrics_page import MetricsPage
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ from server.settings import Settings
 from tests.conftest import PLAIN, AppOver, client_of
 from tests.fakes import GIVES_NAN, RAISES, FakeBackend
 from tests.frontends.conftest import Split, SplitOver, welcomed
+from tests.waiting import until
 
 OWN_IDS: dict[str, Any] = {"model_token_ids": [PLAIN]}
 
@@ -56,12 +56,6 @@ def asked(*token_ids: int, **more: Any) -> dict[str, Any]:
 async def post(client: httpx.AsyncClient, body: dict[str, Any], key: str = "") -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return await client.post("/v1/embeddings", json=body, headers=headers)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def told(answer: httpx.Response) -> tuple[int, Any, str | None]:

@@ -25,7 +25,7 @@ from server.access.usage_report import By, usage_by
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
-from tests.services import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.server
 
@@ -45,11 +45,9 @@ def front_ends(server: ServerProcess) -> list[psutil.Process]:
 
 def front_end_of(server: ServerProcess, connection: socket.socket) -> psutil.Process:
     """Whose connection it is."""
-    mine = connection.getsockname()[1]
-    for one in front_ends(server):
-        if any(c.raddr and c.raddr.port == mine for c in one.net_connections("tcp")):
-            return one
-    raise AssertionError("no front end has this connection")
+    found = server.child_with(connection)
+    assert found is not None, "no front end has this connection"
+    return found
 
 
 def client(server: ServerProcess) -> httpx.Client:
@@ -76,6 +74,10 @@ class Connection:
 
     def post(self, body: dict[str, Any]) -> httpx.Response:
         return self.client.post("/v1/embeddings", json=body)
+
+
+def page_of(connection: Connection) -> MetricsPage:
+    return MetricsPage(connection.client.get("/metrics").content)
 
 
 def _has_front_end(server: ServerProcess, connection: socket.socket) -> bool:
@@ -166,7 +168,7 @@ def test_the_metrics_of_any_front_end_are_those_of_all() -> None:
         wait_for(lambda: page(server).value("requests_total", **labels) == 25, "what both counted")
         with one_connection_each(server) as connections:
             for connection in connections:
-                found = MetricsPage(connection.client.get("/metrics").content)
+                found = page_of(connection)
                 assert found.value("requests_total", **labels) == 25
                 assert found.value("request_seconds_count", route="/v1/embeddings") == 25
                 tokens = found.value("input_tokens_total", model=PLAIN)
@@ -254,7 +256,7 @@ def test_a_front_end_that_is_killed_is_replaced_and_the_others_go_on(
         for connection in (killed, other):
             assert connection.post(QUERY).status_code == 200
         labels = {"route": "/v1/embeddings", "status": "200", "model": PLAIN}
-        wait_for(lambda: page(server).value("requests_total", **labels) == 2, "what both counted")
+        wait_for(lambda: page_of(other).value("requests_total", **labels) == 2, "what both counted")
         lost = computing(pool, killed, server)
         killed.front_end.kill()
         with pytest.raises(httpx.TransportError):

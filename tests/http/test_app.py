@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -17,6 +16,7 @@ from server.inference.loader import Encoder
 from server.settings import Settings
 from tests.conftest import PLAIN, client_of
 from tests.fakes import FakeBackend, FakeOpener
+from tests.waiting import until
 
 BODY = {"model": PLAIN, "input": "a text"}
 
@@ -45,12 +45,6 @@ class Hosted:
         answer = asyncio.create_task(client.post("/v1/embeddings", json=BODY))
         await until(lambda: len(self.backend.shapes) > passes)
         return answer
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def test_the_end_of_the_lifespan_finishes_what_is_in_flight(encoder: Encoder) -> None:

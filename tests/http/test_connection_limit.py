@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import cast
 
 import pytest
@@ -11,6 +11,7 @@ import uvloop
 
 from server.http import connection_limit
 from server.http.connection_limit import ConnectionLimit
+from tests.waiting import until
 
 MOST = 8
 
@@ -87,12 +88,6 @@ class Surroundings:
 
     def open_clients(self) -> list[int]:
         return [number for number, one in enumerate(self.clients) if one.is_open()]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110  # sockets tell no event
-            await asyncio.sleep(0.002)
 
 
 @contextlib.asynccontextmanager

@@ -13,11 +13,12 @@ from tests.conftest import PLAIN
 from tests.http.test_protocol import BODY, OFFER, POST
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
-from tests.services import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.server
 
-LONG_WORK = json.dumps({"model": PLAIN, "input": ["word " * 250] * 20}).encode()
+TEXTS = 60
+LONG_WORK = json.dumps({"model": PLAIN, "input": ["word " * 250] * TEXTS}).encode()
 MANY = json.dumps({"model": PLAIN, "input": ["x"] * 400}).encode()
 
 
@@ -92,7 +93,7 @@ def test_a_client_that_reads_by_the_book_finds_the_answer_behind_the_interim_one
 
 def test_who_has_left_takes_all_waiting_work_along() -> None:
     with (
-        ServerProcess("--model", PLAIN, "--threads", "1") as server,
+        ServerProcess("--model", PLAIN, "--threads", "1", "--max-wait-s", "600") as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
 
@@ -102,9 +103,9 @@ def test_who_has_left_takes_all_waiting_work_along() -> None:
         connections = [connect(server) for _ in range(5)]
         for connection in connections:
             connection.sendall(request(LONG_WORK))
-        wait_for(lambda: told("admitted_tokens") > 4 * 20 * 250, "work")
+        wait_for(lambda: told("admitted_tokens") > 4 * TEXTS * 250, "work")
         for connection in connections:
             connection.close()
         wait_for(lambda: told("requests_total", status="499") == 5, "the notice of it")
         wait_for(lambda: told("admitted_tokens") == 0, "the end of their work")
-        assert told("computed_tokens_total") < 5 * 20 * 250 / 2
+        assert told("computed_tokens_total") < 5 * TEXTS * 250 / 2

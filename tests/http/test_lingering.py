@@ -11,7 +11,7 @@ from tests.conftest import PLAIN
 from tests.http.test_half_closed import connect, request
 from tests.http.test_protocol import OFFER, POST
 from tests.server_process import ServerProcess
-from tests.services import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.server
 

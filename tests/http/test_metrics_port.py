@@ -19,7 +19,7 @@ from server.settings import Settings
 from tests.conftest import PLAIN, client_of
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
-from tests.services import wait_for
+from tests.waiting import wait_for
 
 BODY = {"model": PLAIN, "input": "x"}
 
@@ -50,7 +50,12 @@ def test_each_port_answers_for_its_own_paths_and_the_counters_are_one(frontends:
         assert "/metrics" not in httpx.get(f"{server.url}/openapi.json").json()["paths"]
         wait_for(lambda: answered(beside) == 6, "all of them on the page")
         if frontends > 1:
-            psutil.Process(server.process.pid).children()[0].kill()
+            killed = psutil.Process(server.process.pid).children()[0]
+            wait_for(
+                lambda: count_on(server.answer_of_another(f"{beside}/metrics", killed)) == 6,
+                "what it has counted",
+            )
+            killed.kill()
             wait_for(lambda: "starting another one" in server.log(), "a front end in its place")
             for _ in range(8):
                 assert answered(beside) == 6
@@ -59,7 +64,10 @@ def test_each_port_answers_for_its_own_paths_and_the_counters_are_one(frontends:
 
 def answered(beside: str) -> float:
     """How many requests were answered, as a new connection is told."""
-    page = httpx.get(f"{beside}/metrics", timeout=60)
+    return count_on(httpx.get(f"{beside}/metrics", timeout=60))
+
+
+def count_on(page: httpx.Response) -> float:
     assert page.status_code == 200
     labels = {"route": "/v1/embeddings", "status": "200", "model": PLAIN}
     return MetricsPage(page.content).value("requests_total", **labels)
@@ -83,10 +91,13 @@ def test_the_metrics_can_be_read_until_the_drain_is_over() -> None:
 
 
 def listens(url: str) -> bool:
-    with contextlib.suppress(httpx.ConnectError):
+    try:
         httpx.get(f"{url}/livez")
+    except httpx.ConnectError:
+        return False
+    except httpx.TransportError:  # it was closed meanwhile
         return True
-    return False
+    return True
 
 
 @pytest.mark.server
@@ -98,7 +109,7 @@ def test_what_comes_beyond_a_few_connections_is_closed_and_costs_nobody_his_answ
         host, port = beside.removeprefix("http://").split(":")
         for _ in range(MAX_CONNECTIONS - 1):
             held.enter_context(socket.create_connection((host, int(port))))
-        with socket.create_connection((host, int(port)), timeout=10) as one_more:
+        with socket.create_connection((host, int(port)), timeout=30) as one_more:
             assert one_more.recv(1) == b""
         assert first.get("/metrics").status_code == 200
 

@@ -6,6 +6,7 @@ import shutil
 import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
@@ -222,3 +223,15 @@ def test_a_panic_is_told_at_its_text_and_the_tokenizer_lives_on(copy: Path, fill
         encode(tokenizer, "fine", "fine, too", filler + "\N{GRINNING FACE}", truncate=True)
     assert caught.value.param == "input"
     assert encode(tokenizer, "hello") == [[CLS, 7592, SEP]]
+
+
+def test_an_interrupt_is_no_failure_of_a_text(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer(copy, max_input_tokens=256)
+    found = iter([KeyboardInterrupt, RuntimeError])
+
+    def fail(texts: list[str]) -> None:
+        raise next(found)
+
+    monkeypatch.setattr(tokenizer, "_rust", SimpleNamespace(encode_batch_fast=fail))
+    with pytest.raises(KeyboardInterrupt):
+        encode(tokenizer, "fine", "also fine")

@@ -277,6 +277,30 @@ class TestEveryArchitecture:
         assert all(layer._compiled_call_impl is None for layer in transformer.layers)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "capability", "why"),
+    [
+        ("float32", (9, 0), "packed attention is for half precision"),
+        ("float16", (7, 5), "its GPU is too old for packed attention"),  # not compiled first
+    ],
+)
+def test_what_the_attention_kernel_cannot_do_is_padded_without_a_try(
+    plain_card: Card,
+    exact: TorchBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    dtype: str,
+    capability: tuple[int, int],
+    why: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(exact, "_device", torch.device("cuda:0"))
+    monkeypatch.setattr(exact, "_dtype", dtype)
+    with caplog.at_level(logging.INFO):
+        assert not exact._find_packed_form(plain_card)
+    assert caplog.messages == [f"model {plain_card.name}: padded, since {why}"]
+
+
 class TestPreparing:
     def test_the_budget_is_halved_until_the_worst_micro_batch_fits(
         self, exact: TorchBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

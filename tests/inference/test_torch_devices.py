@@ -79,23 +79,41 @@ def test_cards_without_kernels_and_lost_ones_are_told_from_the_others_in_one_lin
     assert not found.why_none
 
 
+GUESS = (
+    "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling "
+    "NumCudaDevices() that might have already set an error? "
+)
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (
+            "The NVIDIA driver on your system is too old (found version 11040). Please update it.",
+            "The NVIDIA driver on your system is too old (found version 11040)",
+        ),
+        (
+            f"{GUESS}Error 803: system has unsupported display driver / cuda driver combination",
+            "Error 803: system has unsupported display driver / cuda driver combination",
+        ),
+        (f"{GUESS}Error 802: system not yet initialized", "Error 802: system not yet initialized"),
+        ("No CUDA GPUs are available", "No CUDA GPUs are available"),
+    ],
+)
 @pytest.mark.filterwarnings("error")
-def test_a_driver_that_is_too_old_is_told_in_torchs_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_with_a_driver_is_told_in_torchs_words(
+    monkeypatch: pytest.MonkeyPatch, told: str, why: str
+) -> None:
     def available() -> bool:
-        warnings.warn("CUDA initialization: The NVIDIA driver is too old", stacklevel=2)
+        warnings.warn(f"CUDA initialization: {told}", stacklevel=2)
         return False
 
     def init() -> None:
-        raise RuntimeError(
-            "The NVIDIA driver on your system is too old (found version 11040). Please update it."
-        )
+        raise RuntimeError(told)
 
     monkeypatch.setattr(torch.cuda, "is_available", available)
     monkeypatch.setattr(torch.cuda, "init", init)
-    assert find_devices().why_none == (
-        "The NVIDIA driver on your system is too old (found version 11040) "
-        f"(torch {torch.__version__})"
-    )
+    assert find_devices().why_none == f"{why} (torch {torch.__version__})"
 
 
 def test_without_a_gpu_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,48 @@ def test_it_does_not_wait_for_ever(
     monkeypatch.setattr(torch_cuda, "LOADING_PATIENCE_S", 0.01)
     with LOADING, pytest.raises(OutOfMemory):
         worker.submit(exact.forward, TEXT).result(timeout=30)
+
+
+def test_all_parts_of_a_micro_batch_wait_once_for_a_load_that_has_no_end(
+    exact: TorchBackend, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    waited: list[float] = []
+
+    class Lock:
+        """Of a load that goes on: who waits for it waits in vain."""
+
+        def acquire(self, blocking: bool = True, timeout: float = 0.0) -> bool:
+            if blocking:
+                waited.append(timeout)
+                clock[0] += timeout
+            return False
+
+    load = torch_cuda.Loading()
+    load._lock = Lock()  # type: ignore[assignment]
+    monkeypatch.setattr(torch_cuda, "LOADING", load)
+    monkeypatch.setattr(
+        "server.inference.torch_cuda.time", SimpleNamespace(monotonic=lambda: clock[0])
+    )
+    for _ in range(5):  # the whole, and halves of it
+        with pytest.raises(OutOfMemory):
+            exact.forward(TEXT)
+        clock[0] += 1
+    assert waited == [torch_cuda.LOADING_PATIENCE_S]
+
+
+def test_each_load_is_waited_for(
+    exact: TorchBackend,
+    memory: Memory,
+    worker: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with LOADING, monkeypatch.context() as patch:
+        patch.setattr(torch_cuda, "LOADING_PATIENCE_S", 0.01)
+        with pytest.raises(OutOfMemory):
+            worker.submit(exact.forward, TEXT).result(timeout=30)
+    assert memory.failed.acquire(timeout=30)
+    test_a_pass_waits_for_the_load_that_has_taken_the_memory(exact, memory, worker)
 
 
 def test_a_load_does_not_wait_for_itself_and_gives_memory_back(

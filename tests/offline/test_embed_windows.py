@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
-from server.errors import OutputFileError, TextFileError
+from server.errors import InferenceFailed, OutputFileError, TextFileError
+from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
 from server.offline import embed_windows as module
 from server.offline.embed_windows import EmbeddingProgress, embed_windows
@@ -144,6 +145,17 @@ def test_a_text_that_is_too_long_is_named_when_all_before_it_is_written(
         embed_windows(embedder, windows, written, prompt="", truncate=False)
     assert written.lines == [2, 4]
     assert len(embedder.embed(["a"])) == 1  # it goes on
+
+
+def test_a_text_on_which_the_tokenizer_fails_is_named_once(
+    embedder: Embedder, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(inputs: TextInputs, **_: object) -> None:
+        raise InferenceFailed(f"{inputs.position(1)}: the tokenizer fails", param="input")
+
+    monkeypatch.setattr(encoder.tokenizer, "encode_texts", fail)
+    with pytest.raises(InferenceFailed, match=r"^in\.txt line 4: the tokenizer fails$"):
+        embed_windows(embedder, iter([window(1)]), Written(), prompt="", truncate=False)
 
 
 def test_what_the_source_raises_comes_out_when_all_before_it_is_written(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import doctest
 import gc
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from server.catalog.card import Card
+from server.catalog.card import TOKENIZER_FILE, Card
 from server.engine.engine import Engine
 from server.errors import (
     ContextLengthExceeded,
@@ -39,6 +41,7 @@ from server.errors import (
 from server.inference.backend import TokenIds
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
+from server.inference.tokenizer import Tokenizer
 from server.offline import embedder as embedder_module
 from server.offline.embedder import Embedder
 from server.offline.texts import WINDOW_TEXTS
@@ -46,6 +49,8 @@ from server.settings import Settings
 from tests.command_line import interruptible
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.fakes import FAKE_DIM, FakeBackend
+from tests.panics import let_panic
+from tests.waiting import wait_for
 
 TEXTS = [f"{word} " * count for count in (1, 3, 17, 60) for word in ("cat", "Zürich", "naïve 42")]
 
@@ -102,13 +107,6 @@ def running(function: Callable[[], object]) -> threading.Thread:
 def threads_of_embedders() -> list[threading.Thread]:
     names = ("engine", "replica", "tokenize", "offline")
     return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
 
 
 async def count_tasks(engine: Engine) -> int:
@@ -295,6 +293,17 @@ class TestMistakes:
                 embedder.embed([*["a"] * WINDOW_TEXTS, "a", "a b", "a"])
             assert len(embedder.embed(["a"])) == 1
 
+    def test_a_text_on_which_the_tokenizer_panics_is_named_once_and_others_go_on(
+        self, plain_card: Card, encoder: Encoder, tmp_path: Path
+    ) -> None:
+        place = shutil.copy(plain_card.path(TOKENIZER_FILE), tmp_path)
+        tokenizer = Tokenizer(let_panic(Path(place), "at emoji"), plain_card.max_input_tokens)
+        panicking = dataclasses.replace(encoder, tokenizer=tokenizer)
+        with over(FakeBackend(), plain_card, panicking) as embedder:
+            with pytest.raises(InferenceFailed, match=r"^input\[1025\]: the model's tokenizer"):
+                embedder.embed([*["a"] * WINDOW_TEXTS, "a", "\N{GRINNING FACE}"])
+            assert len(embedder.embed(["a"])) == 1
+
     def test_settings_and_names_are_checked_as_those_of_a_command(self) -> None:
         with pytest.raises(SettingError, match="nobody not found"):
             Embedder.open("nobody", models_dir=REPOSITORY / "models")
@@ -392,7 +401,7 @@ class TestTheEnd:
             with pytest.raises(KeyboardInterrupt):
                 fake.embed(["a b c d e f g h"] * 1000)
             interrupter.join()
-        wait_until(lambda: fake.begin(count_tasks).result() == at_rest)  # the engine heard
+        wait_for(lambda: fake.begin(count_tasks).result() == at_rest)  # the engine heard
         backend.gate.set()
         assert len(fake.embed(["a"])) == 1
         assert len(backend.shapes) < 10
@@ -407,7 +416,7 @@ class TestTheEnd:
         del forgotten
         gc.collect()
         assert watched() is None
-        wait_until(lambda: set(threads_of_embedders()) <= before)
+        wait_for(lambda: set(threads_of_embedders()) <= before)
 
     @pytest.mark.parametrize("collector", ["engine", "replica-0"])
     def test_one_that_is_collected_in_a_thread_of_its_own_ends_all_the_same(
@@ -443,9 +452,9 @@ class TestTheEnd:
             del forgotten, circle
             assert watched() is not None
             backend.gate.set()
-            wait_until(lambda: watched() is None)
+            wait_for(lambda: watched() is None)
             assert call.wait(10)
-            wait_until(lambda: set(threads_of_embedders()) <= before)
+            wait_for(lambda: set(threads_of_embedders()) <= before)
         finally:
             gc.enable()
 

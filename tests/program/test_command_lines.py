@@ -11,6 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from server.program import command_lines
 from server.program.command_lines import install_command, is_checkout, own_command
@@ -89,7 +90,7 @@ def test_what_came_from_a_wheel_gets_the_packages_that_only_the_extra_needs(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(command_lines, "CHECKOUT", tmp_path)
     for extra, needs in project["optional-dependencies"].items():
-        assert shlex.split(install_command(extra)) == [*PIP, *needs]
+        assert shlex.split(install_command(extra)) == [*PIP, *(str(Requirement(n)) for n in needs)]
 
 
 def test_an_environment_without_pip_is_given_to_another_pip(

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Precompiled
 
 from server.program.rust_panics import RustPanic, is_panic, panics_as_errors
-
-
-def panic() -> None:
-    tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
-    tokenizer.normalizer = Precompiled(b"\4\0\0\0\0\0\0\0")
-    tokenizer.encode("a")
+from tests.panics import panic
 
 
 def test_a_panic_becomes_an_exception_and_nothing_else_does() -> None:

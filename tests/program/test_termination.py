@@ -26,7 +26,8 @@ from server.program.termination import (
 )
 from tests.command_line import user_environment
 from tests.conftest import REPOSITORY
-from tests.services import free_port, wait_for
+from tests.services import free_port
+from tests.waiting import wait_for
 
 # Ends while a thread works that Python would wait for.
 AT_ONCE = """

@@ -10,6 +10,7 @@ CONSISTENT = {
     "other weights, made anew, the old signature",
     "other weights, signed by a stranger",
     "the signature taken away",
+    "a named pipe in place of the signature",
     "the signature of another bundle of ours",
     "our signature for git",
     "a key that has expired",
@@ -23,4 +24,4 @@ def test_where_signatures_are_asked_for_only_what_was_signed_is_installed() -> N
     attacks = list(attack(positions=5))
     assert {one.name for one in attacks if one.trusting == "installed"} == {"nothing"}
     assert {one.name for one in attacks if one.untrusting == "installed"} == CONSISTENT
-    assert len(attacks) == 12 + 5
+    assert len(attacks) == 13 + 5

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.prove.visible import HALF_CLOSED, KEYS, MODEL, half_closed, told_keys
+from scripts.prove.visible import FLAGS, HALF_CLOSED, half_closed, told_keys
 from tests.server_process import ServerProcess
 
 pytestmark = pytest.mark.server
 
 
 def test_no_key_is_told_again_and_who_closes_half_is_answered() -> None:
-    flags = [flag for key in KEYS for flag in ("--api-key", key)]
-    with ServerProcess("--model", MODEL, "--log-level", "debug", *flags) as server:
+    with ServerProcess(*FLAGS, "--log-level", "debug") as server:
         assert [half_closed(server, sent) for sent in HALF_CLOSED.values()] == [1, 1, 3]
         sent, answers, lines = told_keys(server)
     assert sent == 2 * 13

@@ -22,7 +22,7 @@ from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, client_of
 from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
-from tests.services import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.server
 

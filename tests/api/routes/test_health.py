@@ -13,8 +13,8 @@ from server.engine.replica import FAILURES_BEFORE_PROBE
 from server.http.app import create_app
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, AppOver, client_of, engine_of
-from tests.engine import wait_until
 from tests.fakes import KILLS_THREAD, RAISES, FakeBackend
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ async def test_a_server_whose_model_fails_is_unready_until_it_computes_again(
             assert failed.json()["error"]["type"] == "internal_server_error"
     assert_model_failing(await refusals(app))
     backend.broken.clear()
-    await asyncio.to_thread(wait_until, lambda: engine.sound)
+    await asyncio.to_thread(wait_for, lambda: engine.sound)
     assert [answer.status_code for answer in await refusals(app)] == [200, 200]
 
 
@@ -141,9 +141,9 @@ async def test_a_server_whose_worker_died_is_unready_until_it_is_replaced(
         killed = await client.post("/v1/embeddings", json=embeddings(KILLS_THREAD))
     assert killed.status_code == 500
     assert killed.json()["error"]["type"] == "internal_server_error"
-    await asyncio.to_thread(wait_until, lambda: not engine.sound)
+    await asyncio.to_thread(wait_for, lambda: not engine.sound)
     assert_model_failing(await refusals(app))
-    await asyncio.to_thread(wait_until, lambda: engine.sound)
+    await asyncio.to_thread(wait_for, lambda: engine.sound)
     assert [answer.status_code for answer in await refusals(app)] == [200, 200]
 
 
@@ -157,7 +157,7 @@ async def test_a_server_whose_worker_is_stuck_is_unready_until_it_comes_back(
     backend.gate.clear()
     async with client_of(app) as client:
         stuck = asyncio.create_task(client.post("/v1/embeddings", json=embeddings(7)))
-        await asyncio.to_thread(wait_until, lambda: not engine.sound)
+        await asyncio.to_thread(wait_for, lambda: not engine.sound)
         assert_model_failing(await refusals(app))
         backend.gate.set()
         assert (await stuck).json()["data"][0]["embedding"] == [7, 1, 7]

@@ -17,10 +17,10 @@ from server.http.app import create_app
 from server.metrics import ROUTES, STAGES
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, AppOver, client_of, engine_of
-from tests.engine import wait_until
 from tests.fakes import KILLS_THREAD, RAISES, FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.server
 
@@ -182,7 +182,7 @@ async def test_failures_and_deaths_are_counted(app_over: AppOver) -> None:
     async with client_of(app) as client:
         for token in (RAISES, KILLS_THREAD):
             await client.post(EMBEDDINGS, json={"model": PLAIN, "input": [token]})
-        await asyncio.to_thread(wait_until, lambda: restarts() == 1 and engine.sound)
+        await asyncio.to_thread(wait_for, lambda: restarts() == 1 and engine.sound)
         await client.post(EMBEDDINGS, json={"model": PLAIN, "input": [7]})
         page = MetricsPage((await client.get("/metrics")).content)
     assert page.value("requests_total", route=EMBEDDINGS, status="500", model=PLAIN) == 2
