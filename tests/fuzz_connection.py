@@ -30,7 +30,7 @@ class _Wire(asyncio.Transport):
     def close(self) -> None:
         self.is_over = True
 
-    abort = close
+    abort = write_eof = close  # nothing that a client reads comes behind either
 
     def is_closing(self) -> bool:
         return self.is_over

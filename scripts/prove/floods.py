@@ -99,6 +99,7 @@ def attack(
     num_bytes: int,
     seconds: float,
     names: Sequence[str] = FLOODS,
+    stalled: int = STALLED,
 ) -> Iterator[Flooded]:
     """Each of these floods, one after the other, for so long."""
     for name in names:
@@ -107,7 +108,7 @@ def attack(
         with watched(server) as cost:
             match name:
                 case "bodies that stall":
-                    running = beside(stall, crowd[:1] * STALLED, 1000, seconds)
+                    running = beside(stall, crowd[:1] * stalled, 1000, seconds)
                 case "five large bodies that stall":
                     running = beside(stall, crowd[:5], num_bytes, seconds)
                 case _:

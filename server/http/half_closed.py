@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 
 _INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -23,6 +24,7 @@ class HalfClosed(asyncio.Protocol):
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     cycle: Any  # uvicorn's: the request that came last, and its answer
+    end: Callable[..., None]  # see Lingering
     _answering: Any = None  # the one whose answer is next, if several have come
     _is_half_closed = False
 
@@ -41,7 +43,7 @@ class HalfClosed(asyncio.Protocol):
         """Behind the last answer nothing can come."""
         super().on_response_complete()  # type: ignore[misc]  # both protocols have it
         if self._is_half_closed and self.cycle.response_complete:
-            self.transport.close()
+            self.end(lingers=False)
 
     def _look_in(self, seconds: float) -> None:
         self.loop.call_later(seconds, self._look_for_reset, seconds)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from typing import cast
+from typing import Any, cast
 
 from uvicorn.server import ServerState
 
 from server.http.connection_limit import Connection, ConnectionLimit, FewConnections
 from server.http.half_closed import HalfClosed
+from server.http.lingering import Lingering
 from server.http.waiting_room import WaitingRoom
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -36,7 +37,7 @@ class LimitedState(ServerState):
         return cast("Collection[Connection]", self.connections)
 
 
-class PatientConnection(HalfClosed):
+class PatientConnection(HalfClosed, Lingering):
     """The part of a connection's protocol that gives up clients who do not move."""
 
     room = WaitingRoom(1024 * 1024 * 1024)  # see `within`
@@ -66,16 +67,22 @@ class PatientConnection(HalfClosed):
         self._unset_keepalive_if_required()
         self.resume_writing()
         super().connection_lost(exc)
+        if self.cycle is not None:
+            self.cycle.transport = self.transport  # no circle: it would be left to the collector
+
+    def eof_received(self) -> Any:
+        """Who is read only because more might come has sent it all."""
+        return False if self._is_ending else super().eof_received()
 
     def timeout_keep_alive_handler(self) -> None:
         """No whole head came in time; what was answered may still be on its way."""
         self.transport.close()
-        self._watch_reader()
+        self.watch_reader()
 
     def pause_writing(self) -> None:
         """The client does not read as fast as it is answered."""
         super().pause_writing()
-        self._watch_reader()
+        self.watch_reader()
 
     def resume_writing(self) -> None:
         """The client has read."""
@@ -86,8 +93,16 @@ class PatientConnection(HalfClosed):
 
     def on_response_complete(self) -> None:
         """Its body may still be on its way, for a while."""
+        (self._answering or self.cycle).body.clear()  # of one that was refused
+        if self._is_ending:
+            return
         self._unwanted_bytes, self._answered_s = 0, self.loop.time()
         super().on_response_complete()
+
+    def begin_unwanted(self) -> None:
+        """As if an answered request went on."""
+        self._unwanted_bytes, self._answered_s = 0, self.loop.time()
+        self._set_keepalive()
 
     def _set_keepalive(self) -> None:
         self._unset_keepalive_if_required()
@@ -115,7 +130,8 @@ class PatientConnection(HalfClosed):
         self._room_bytes = num_bytes
         return True
 
-    def _watch_reader(self) -> None:
+    def watch_reader(self) -> None:
+        """Cut the connection unless its client reads."""
         if self._reader_timer is None:
             self._unread_bytes = self.transport.get_write_buffer_size()
             self._reader_timer = self.loop.call_later(self.timeout_keep_alive, self._look_at_reader)
@@ -126,4 +142,4 @@ class PatientConnection(HalfClosed):
         if read_bytes < MIN_READ_BYTES_PER_S * self.timeout_keep_alive:
             self.transport.abort()
         else:
-            self._watch_reader()
+            self.watch_reader()

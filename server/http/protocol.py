@@ -44,6 +44,7 @@ class _Answer(Protocol):
     """What both protocols know of a request."""
 
     disconnected: bool
+    message_event: asyncio.Event
     response_started: bool
     response_complete: bool
 
@@ -58,6 +59,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
     _data_bytes = 0  # that came last
     _head_bytes = 0  # of the request that is answered, if they are many
     _answering: RequestResponseCycle | None = None  # the request whose answer is next
+    _expects_more = False
 
     @classmethod
     def within(cls, room: WaitingRoom) -> type[Self]:
@@ -76,9 +78,14 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
             self._answering.disconnected = True
             self._answering.message_event.set()
         super().connection_lost(exc)
+        if self._answering is not None:
+            self._answering.transport = self.transport
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; more than MAX_HEAD_BYTES that complete nothing are refused."""
+        if self._is_ending:
+            self.take_notice_of_body(len(data))
+            return
         self._progress = False
         self._data_bytes = len(data)
         try:
@@ -100,7 +107,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Parser callback."""
-        self._progress = True
+        self._progress = self._expects_more = True
         self._unset_keepalive_if_required()
         self._check_headers()
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -115,8 +122,19 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Parser callback; trailers have been added to the headers."""
+        self._expects_more = False
         self._check_headers()
         super().on_message_complete()
+
+    def expects_more(self) -> bool:
+        """Whether a body's end has not come."""
+        return self._expects_more
+
+    def forget(self) -> None:
+        """Heads, and requests that wait."""
+        self.pipeline.clear()
+        self.headers = []
+        self.hold(0)
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered in the one shape, too."""
@@ -133,6 +151,9 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
+        cycle.transport = self  # type: ignore[assignment]  # which is closed in its own way
+        if cycle.scope["http_version"] == "1.0":  # which knows no interim answers
+            cycle.waiting_for_100_continue = False
         before = self._bytes_without_progress + self._data_bytes
         headers: Any = cycle.scope["headers"]
         if before > USUAL_HEAD_BYTES or len(headers) > USUAL_HEADERS:
@@ -161,7 +182,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
             raise InvalidRequest(_TOO_MANY_HEADERS)
 
     def _refuse(self, error: ApiError) -> None:
-        _refuse(self.transport, self._answering, error)
+        _refuse(self, self._answering, error)
 
     def _should_upgrade(self) -> bool:
         """Whatever is offered: no request is started here, since its body would be lost."""
@@ -171,13 +192,17 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.send_400_response("An upgrade cannot be offered behind an unanswered request.")
             return
-        head = [b"%s %s HTTP/1.1\r\n" % (self.parser.get_method(), self.url)]
+        version = self.parser.get_http_version().encode()
+        head = [b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, version)]
         head += [b"%s: %s\r\n" % header for header in self.headers]
         self.connections.discard(self)
         protocol = UpgradeIgnoringProtocol(self.config, self.server_state, self.app_state)
         protocol.room = self.room
         self.hold(0)
         protocol.connection_made(self.transport)
+        if self.flow.write_paused:  # the transport tells that once
+            self.resume_writing()
+            protocol.pause_writing()
         self.transport.set_protocol(protocol)
         protocol.data_received(b"".join((*head, b"\r\n", rest)))
 
@@ -187,6 +212,9 @@ class UpgradeIgnoringProtocol(PatientConnection, H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's, but a whole head ends the wait for it, not its first byte."""
+        if self._is_ending:
+            self.take_notice_of_body(len(data))
+            return
         if self.conn.their_state is h11.SEND_BODY:
             self.take_notice_of_body(len(data))
         self.conn.receive_data(data)
@@ -195,30 +223,50 @@ class UpgradeIgnoringProtocol(PatientConnection, H11Protocol):
         if len(headers) > MAX_HEADERS:
             self.send_400_response(_TOO_MANY_HEADERS)
         elif not self.hold(len(self.conn.trailing_data[0]) + head_bytes(headers)):
-            _refuse(self.transport, self.cycle, _no_room())
+            _refuse(self, self.cycle, _no_room())
+
+    def handle_events(self) -> None:
+        """As uvicorn's; an answer's connection is closed in its own way."""
+        super().handle_events()
+        if self.cycle is not None:
+            self.cycle.transport = self
+
+    def expects_more(self) -> bool:
+        """Whether a body's end has not come."""
+        return self.conn.their_state is h11.SEND_BODY
+
+    def forget(self) -> None:
+        """What was not parsed yet."""
+        self.conn = h11.Connection(h11.SERVER)
+        self.hold(0)
+
+    def _should_upgrade(self) -> bool:
+        """Whatever is offered, and without a warning each time."""
+        return False
 
     def send_400_response(self, msg: str) -> None:
         """As the other protocol."""
-        _refuse(self.transport, self.cycle, InvalidRequest(msg))
+        _refuse(self, self.cycle, InvalidRequest(msg))
 
 
 def _no_room() -> ApiError:
     return Overloaded("too many heads are not whole yet", retry_after_s=1)
 
 
-def _refuse(transport: asyncio.Transport, answering: _Answer | None, error: ApiError) -> None:
+def _refuse(connection: PatientConnection, answering: _Answer | None, error: ApiError) -> None:
     """Tell what is wrong, and hang up; in the midst of an answer there is no place to tell it."""
     if answering is not None and not answering.response_complete:
         if answering.response_started:
-            transport.close()
+            connection.transport.close()
             return
         answering.disconnected = True  # nothing may stand behind the refusal
+        answering.message_event.set()
     body = orjson.dumps(error.body())
     headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
-    transport.write(
+    connection.write(
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
         "content-type: application/json\r\n"
         f"content-length: {len(body)}\r\nconnection: close\r\n{headers}\r\n".encode()
         + body
     )
-    transport.close()
+    connection.end(lingers=True)

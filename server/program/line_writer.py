@@ -115,7 +115,8 @@ class LineWriter:
             if self._waiting.empty():
                 yield batch
                 batch, size = [], 0
-                time.sleep(_PAUSE_S)
+                # Not time.sleep: under libfaketime it lasts an hour when the clock is set back by one.
+                select.select([], [], [], _PAUSE_S)
 
     def _write(self, content: bytes) -> bool:
         """Whether all of it could be written; waits for the reader."""

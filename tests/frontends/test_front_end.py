@@ -20,6 +20,7 @@ from server.frontends.silence import (
     FRONT_END_LOST_TICKS,
     FRONT_END_START_TICKS,
 )
+from tests.conftest import client_of
 from tests.fakes import FakeBackend
 from tests.frontends.conftest import Split, SplitOver
 from tests.frontends.test_over_one_engine import OWN_IDS, admitted, asked, post
@@ -150,3 +151,14 @@ async def test_what_a_front_end_counts_is_told_with_every_tick(split_over: Split
         if name == "embedding_server_requests_total" and dict(labels)["status"] == "200"
     ]
     assert sum(counted) == 3
+
+
+async def test_what_one_page_has_shown_is_on_every_page(split_over: SplitOver) -> None:
+    split = await split_over(FakeBackend(), **OWN_IDS)
+    other = await split.another_app()
+    async with split.client as client, client_of(other) as second:
+        for _ in range(3):
+            assert (await post(client, asked(1))).status_code == 200
+        for one in (client, second):
+            page = await page_of(one)
+            assert page.total("requests_total", route="/v1/embeddings", status="200") == 3

@@ -395,7 +395,7 @@ def test_who_reads_an_answer_too_slowly_is_left(
 ) -> None:
     connection = Reading()
     connection.unread = 300_000
-    connection._watch_reader()
+    connection.watch_reader()
     seen = []
     for speed in bytes_per_s:
         connection.unread -= 75 * speed

@@ -202,7 +202,9 @@ def test_a_changed_byte_stops_the_start_with_one_line(tmp_path: Path) -> None:
         check=False,
     )
     assert outcome.returncode == 2
-    (line,) = outcome.stderr.splitlines()
+    # Beside a warning where the system allows few open files.
+    line = outcome.stderr.splitlines()[-1]
+    assert "Traceback" not in outcome.stderr
     assert line.startswith(f"embedding-server: model {MATRYOSHKA}: ")
     assert "rotation.safetensors has sha256" in line
     assert outcome.stdout == ""

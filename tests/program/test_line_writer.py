@@ -26,6 +26,7 @@ def dropped_line(number: int) -> bytes:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_writer, "FLUSH_TIMEOUT_S", 30.0)
+    monkeypatch.setattr(line_writer, "SLOW_FLUSH_TIMEOUT_S", 150.0)
 
 
 def fill(pipe: int) -> None:
@@ -94,8 +95,8 @@ def test_the_end_waits_for_a_reader_but_once_and_not_for_long(
 ) -> None:
     monkeypatch.setattr(line_writer, "FLUSH_TIMEOUT_S", 0.1)
     with piped() as (writer, _):
-        for _ in range(2000):
-            writer.write(LINE)
+        fill(writer._file)
+        writer.write(LINE)
         looks: list[float] = []
         sleep = time.sleep
 
@@ -111,19 +112,19 @@ def test_the_end_waits_for_a_reader_but_once_and_not_for_long(
 
 
 def test_the_end_waits_for_a_reader_who_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_writer, "FLUSH_TIMEOUT_S", 1.0)  # by the test's own clock
     with piped() as (writer, reading):
         for number in range(2000):  # three times what a pipe holds
             writer.write(numbered(number))
         read, now_s = [b""], [0.0]
 
         def read_some(seconds: float) -> None:
-            if seconds != line_writer._LOOK_INTERVAL_S:
-                return  # the writer's own pause
-            now_s[0] += 0.9
+            if seconds != line_writer._LOOK_INTERVAL_S:  # the writer's own pause
+                return
+            now_s[0] += 0.9 * line_writer.FLUSH_TIMEOUT_S
             handled = writer._handled_bytes
             read.append(os.read(reading, 60_000))
-            wait_for(lambda: writer._handled_bytes > handled or handled == writer._accepted_bytes)
+            all_bytes = writer._accepted_bytes
+            wait_for(lambda: writer._handled_bytes > handled or handled == all_bytes)
 
         slow = SimpleNamespace(monotonic=lambda: now_s[0], sleep=read_some)
         monkeypatch.setattr(line_writer, "time", slow)

@@ -21,6 +21,7 @@ def test_whoever_floods_another_one_is_answered(keys: bool) -> None:
             attack(
                 server, keys=keys, clients=16, num_bytes=4 * MIB, seconds=0.5,
                 names=("bodies of small values", "texts with emoji", "bodies that stall"),
+                stalled=200,
             )
         )  # fmt: skip
     for flood in floods:
