@@ -7,7 +7,7 @@ keeps pages in memory while a file is overwritten in place. Any thread may call.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import sys
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -131,6 +131,10 @@ class SqliteFile:
 
         It does once another process has opened that file: then it holds what that one writes.
         """
+        if sys.platform == "win32":  # open files cannot be removed there
+            return
+        import fcntl
+
         with contextlib.suppress(OSError), self.path.open("r+b") as file:
             log = self._beside("-wal")
             found = log.stat()
