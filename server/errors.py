@@ -76,6 +76,7 @@ from typing import ClassVar
 from server.program.command_lines import install_command
 
 MAX_RETRY_AFTER_S = 60
+_CUT_WORD = re.compile(r"\S*\Z")
 _MOST_CHARS = 4000  # of a refused import's line; a folder's files hold values of any length
 
 
@@ -127,9 +128,10 @@ class UnrecognizedArgument(InvalidRequest):
 
     def __init__(self, names: list[str]) -> None:
         plural = "s" if len(names) > 1 else ""
-        shown = ", ".join(name[:100] for name in names[:10])
+        shown = ", ".join(shortened(name, 100) for name in names[:10])
         super().__init__(
-            f"Unrecognized request argument{plural} supplied: {shown}", param=names[0][:100]
+            f"Unrecognized request argument{plural} supplied: {shown}",
+            param=shortened(names[0], 100),
         )
 
 
@@ -192,7 +194,7 @@ class TokenWithoutEmbedding(InvalidRequest):
     def __init__(self, *, row: int, token: str, token_id: int, num_embeddings: int) -> None:
         self.row = row
         self.what = (
-            f"holds {token[:100]!r} (token id {token_id}), which the model's tokenizer knows, but "
+            f"holds {shortened(token, 100)!r} (token id {token_id}), which the model's tokenizer knows, but "
             f"not its weights: they end at {num_embeddings - 1}"
         )
         super().__init__(self._message(f"input[{row}]"), param="input")
@@ -226,7 +228,7 @@ class UntrustedHost(InvalidRequest):
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"This server does not answer for the host {host[:100]!r}. Whoever runs it can allow it "
+            f"This server does not answer for the host {shortened(host, 100)!r}. Whoever runs it can allow it "
             "with --trusted-host."
         )
 
@@ -337,7 +339,7 @@ class ModelNotFound(ApiError):
 
     def __init__(self, name: str, available: list[str]) -> None:
         super().__init__(
-            f"The model '{name[:200]}' does not exist on this server. It serves: "
+            f"The model '{shortened(name, 200)}' does not exist on this server. It serves: "
             f"{', '.join(available)}.",
             param="model",
         )
@@ -394,7 +396,7 @@ class UnsupportedContentEncoding(ApiError):
     def __init__(self, encoding: str, supported: Sequence[str]) -> None:
         self.supported = ", ".join(supported)
         super().__init__(
-            f"Unsupported Content-Encoding {encoding[:100]!r}; supported, one at a time: "
+            f"Unsupported Content-Encoding {shortened(encoding, 100)!r}; supported, one at a time: "
             f"{self.supported}.",
             param="content-encoding",
         )
@@ -681,6 +683,14 @@ def unusable(subject: str, error: Exception) -> str:
         return f"{subject} does not exist"
     reason = error.strerror if isinstance(error, OSError) else None
     return f"{subject}: {reason or error}"
+
+
+def shortened(text: str, most: int) -> str:
+    """At most about so many characters of a client's text.
+
+    A word that would be cut goes as a whole: the begin of a key is known as none (see `concealing`).
+    """
+    return text if len(text) <= most else _CUT_WORD.sub("", text[:most]) + "…"
 
 
 def first_line(error: BaseException, *, unsaid: str | None = None) -> str:

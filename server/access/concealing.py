@@ -30,7 +30,7 @@ def conceal(text: str, secrets: Iterable[str], is_key: Callable[[str], bool] | N
         secrets: keys that are known in clear.
         is_key: whether a word is another key; None: there is no other.
     """
-    for secret in secrets:
+    for secret in (form for one in secrets for form in {one, one.lower()}):  # as hosts are told
         if len(secret) >= _LEAST_CHARS or text == secret:
             text = text.replace(secret, CONCEALED)
     if "sk-" in text:

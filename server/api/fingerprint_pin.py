@@ -6,7 +6,7 @@ import re
 
 from starlette.datastructures import Headers
 
-from server.errors import FingerprintMismatch, InvalidRequest
+from server.errors import FingerprintMismatch, InvalidRequest, shortened
 
 FINGERPRINT = "x-embedding-fingerprint"
 EXPECT_FINGERPRINT = "x-expect-embedding-fingerprint"
@@ -32,10 +32,11 @@ def check_fingerprint(headers: Headers, model: str, fingerprint: str) -> None:
     pinned = headers.getlist(EXPECT_FINGERPRINT)
     if not pinned:
         return
-    expected = ", ".join(pinned).strip().lower()
+    sent = ", ".join(pinned).strip()
+    expected = sent.lower()
     if not re.fullmatch("[0-9a-f]{16}", expected):
         raise InvalidRequest(
-            f"{EXPECT_FINGERPRINT} must be 16 hex digits, not {expected[:40]!r}; the model "
+            f"{EXPECT_FINGERPRINT} must be 16 hex digits, not {shortened(sent, 40)!r}; the model "
             f"'{model}' has the embedding fingerprint {fingerprint} on this server.",
             param=EXPECT_FINGERPRINT,
         )

@@ -56,11 +56,21 @@ class HostRule:
         if self._trusted:
             trusted = any(fnmatch.fnmatchcase(host, pattern) for pattern in self._trusted)
         elif self._listens_locally and not asks_for_keys:
-            trusted = host == "localhost" or host.endswith(".localhost") or is_loopback(host)
+            trusted = _is_this_machine(host)
         else:
             return
         if not trusted:
             raise UntrustedHost(host)
+
+
+def names_this_machine(headers: Headers) -> bool:
+    """Whether a request's `Host` names this machine, or there is none."""
+    named = headers.getlist("host")
+    return not named or _is_this_machine(_read_host(named[0]) or "")
+
+
+def _is_this_machine(host: str) -> bool:
+    return host == "localhost" or host.endswith(".localhost") or is_loopback(host)
 
 
 @functools.lru_cache(maxsize=16)  # most clients name the same

@@ -22,7 +22,7 @@ from pydantic import (
 
 from server.api.outline import MAX_INPUTS, Outline, check_utf8, wrong_input
 from server.catalog.card import Card
-from server.errors import InvalidRequest, MissingArgument, UnrecognizedArgument
+from server.errors import InvalidRequest, MissingArgument, UnrecognizedArgument, shortened
 from server.inference.inputs import Inputs, TextInputs, TokenIdInputs
 from server.inference.vector_form import JsonEncoding, json_values
 
@@ -194,7 +194,7 @@ def _explain(error: ValidationError) -> InvalidRequest:
         return MissingArgument(name)
     rule = problem["msg"].removeprefix("Input should be ")
     got = problem["input"]
-    shown = f"'{got[:50]}'" if isinstance(got, str) else str(got)[:50]
+    shown = f"'{shortened(got, 50)}'" if isinstance(got, str) else str(got)[:50]
     if isinstance(got, dict | list):
         shown = _JSON_NAMES[type(got)]
     return InvalidRequest(

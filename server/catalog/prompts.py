@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 
 from server.catalog.fingerprint import Prompted
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, shortened
 
 QUERY, DOCUMENT = "query", "document"  # every card takes them; without a prompt: the bare text
 # Every purpose with its names; the first of those that a card has is the one that is meant. Sources:
@@ -146,7 +146,7 @@ class PromptTable:
             known = ", ".join(map(repr, self._told))
             raise InvalidRequest(
                 f"Invalid value for 'input_type': input_type must be one of {known} for the model "
-                f"'{self._model}', not {input_type!r:.50}.",
+                f"'{self._model}', not {shortened(input_type, 50)!r}.",
                 param="input_type",
             )
         return found

@@ -128,7 +128,11 @@ class ConnectionLimit:
     async def _begin(self) -> None:
         """Accept on a copy, since closing a server closes its socket, and the backlog with it."""
         assert self._listener is not None
-        server = await self._accept(self._listener.dup())
+        try:
+            server = await self._accept(self._listener.dup())
+        except OSError:  # others have taken the rest meanwhile
+            self._look_again()
+            return
         if self._is_closed:  # meanwhile
             server.close()
         else:
@@ -136,23 +140,9 @@ class ConnectionLimit:
 
     def _close_idle(self, new: Connection | None) -> int:
         """Close those that are idle longest, but for the new one; returns how many."""
-        idle = [
-            (order, place, one.transport)
-            for place, one in enumerate(self._connections)
-            if one is not new and (order := one.idle_order) is not None
-        ]
-        oldest = heapq.nsmallest(max(1, len(idle) // _CLOSED_AT_ONCE), idle)
-        # A request that has come meanwhile shall be answered.
-        asks = select.poll()
-        transports = {t.get_extra_info("socket").fileno(): t for *_, t in oldest}
-        for file in transports:
-            asks.register(file, select.POLLIN)
-        for file, _ in asks.poll(0):
-            del transports[file]
-        for transport in transports.values():
-            transport.close()
-        self._count_closed(len(transports))
-        return len(transports)
+        closed = close_idle(self._connections, new, _CLOSED_AT_ONCE)
+        self._count_closed(closed)
+        return closed
 
     def _tell(self, what: str) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -165,8 +155,35 @@ class ConnectionLimit:
         )  # fmt: skip
 
 
+def close_idle(connections: Collection[Connection], new: Connection | None, part: int) -> int:
+    """Close those that are idle longest, but for the new one.
+
+    Args:
+        part: of how many idle ones one is closed; one at least.
+
+    Returns:
+        How many were closed.
+    """
+    idle = [
+        (order, place, one.transport)
+        for place, one in enumerate(connections)
+        if one is not new and (order := one.idle_order) is not None
+    ]
+    oldest = heapq.nsmallest(max(1, len(idle) // part), idle)
+    # A request that has come meanwhile shall be answered.
+    asks = select.poll()
+    transports = {t.get_extra_info("socket").fileno(): t for *_, t in oldest}
+    for file in transports:
+        asks.register(file, select.POLLIN)
+    for file, _ in asks.poll(0):
+        del transports[file]
+    for transport in transports.values():
+        transport.close()
+    return len(transports)
+
+
 class FewConnections:
-    """Takes a few and closes what comes beyond; for those the last descriptors are enough.
+    """Takes a few, and another one for the longest idle; for those the last descriptors are enough.
 
     Args:
         connections: those that are open.
@@ -179,5 +196,7 @@ class FewConnections:
 
     def take(self, new: Connection) -> None:
         """A connection was accepted."""
-        if len(self._connections) > self._most:
+        if len(self._connections) > self._most and not close_idle(
+            self._connections, new, len(self._connections)
+        ):
             new.transport.close()

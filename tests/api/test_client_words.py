@@ -114,6 +114,25 @@ async def test_a_key_at_any_place_of_a_request_is_never_told_again(
     assert key not in metrics
 
 
+async def test_the_begin_of_a_key_is_not_told_where_a_long_text_is_cut(app_over: AppOver) -> None:
+    app = await app_over(FakeBackend(), api_key=[OURS])
+    headers = {"Authorization": f"Bearer {OURS}"}
+    async with client_of(app) as client:
+        for length in (33, 42, 92, 192):  # a little less than what is shown of each
+            text = "x" * length + " " + OURS
+            for place in ("model", "input_type", "a field's name", "content-encoding"):
+                request = request_with(text, place)
+                request["headers"] = {**request["headers"], **headers}
+                answer = await client.request(**request)
+                assert answer.status_code >= 400
+                assert OURS[:6] not in answer.text, (place, length)
+            pinned = headers | {"x-expect-embedding-fingerprint": text}
+            answer = await client.post(
+                "/v1/embeddings", json={"model": PLAIN, "input": "a"}, headers=pinned
+            )
+            assert OURS[:6] not in answer.text
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     key=st.text("abcXYZ019_-", min_size=16, max_size=60),

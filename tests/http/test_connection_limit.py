@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from server.http import connection_limit
-from server.http.connection_limit import ConnectionLimit
+from server.http.connection_limit import ConnectionLimit, FewConnections
 from tests.waiting import until
 
 MOST = 8
@@ -187,3 +187,22 @@ def test_connections_leave_descriptors_to_others(
 
     monkeypatch.setattr(connection_limit, "limit_of_files", lambda: limit)
     assert uvloop.run(act()) > 0
+
+
+def test_where_few_may_come_the_last_is_turned_away_if_all_are_busy() -> None:
+    class Ended:
+        is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    class Busy:
+        idle_order = None
+
+        def __init__(self) -> None:
+            self.transport = cast("asyncio.Transport", Ended())
+
+    connections = [Busy(), Busy(), Busy()]
+    few = FewConnections(connections, 2)
+    few.take(connections[-1])
+    assert [cast("Ended", one.transport).is_closed for one in connections] == [False, False, True]

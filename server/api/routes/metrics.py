@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from server.access.keys import Scope
+from server.api.hosts import names_this_machine
 from server.api.openapi import OF_KEYS, answers
 from server.api.record import RequestRecord
 from server.api.services import Services, services_of
@@ -33,7 +34,10 @@ async def metrics(request: Request) -> Response:
 
 
 def _is_local(request: Request) -> bool:
-    return request.client is not None and is_loopback(request.client.host)
+    """Whether it comes from this machine, and from no web page whose name points to it."""
+    if request.client is None or not is_loopback(request.client.host):
+        return False
+    return names_this_machine(request.headers)
 
 
 def _ready(services: Services) -> bool:

@@ -282,3 +282,15 @@ async def test_only_loopback_is_this_machine(address: str, local: bool) -> None:
     ):
         async with client_of(create_app(open_settings), address) as client:
             assert (await client.get("/metrics")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("127.0.0.1:8000", 200), ("[::1]", 200), ("evil.example", 401)],
+)
+async def test_a_web_page_whose_name_points_to_this_machine_is_not_this_machine(
+    host: str, status: int
+) -> None:
+    guarded = create_app(Settings(model=[PLAIN], api_key=[KEY]))
+    async with client_of(guarded) as client:
+        assert (await client.get("/metrics", headers={"Host": host})).status_code == status
