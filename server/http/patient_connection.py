@@ -18,6 +18,7 @@ from server.http.connection_limit import Connection, ConnectionLimit, FewConnect
 from server.http.half_closed import HalfClosed
 from server.http.lingering import Lingering
 from server.http.waiting_room import WaitingRoom
+from server.program.send_queue import unacknowledged_bytes
 
 MAX_HEAD_BYTES = 64 * 1024
 # What is read of a body whose request is answered already, so that the client sees its answer.
@@ -133,13 +134,19 @@ class PatientConnection(HalfClosed, Lingering):
     def watch_reader(self) -> None:
         """Cut the connection unless its client reads."""
         if self._reader_timer is None:
-            self._unread_bytes = self.transport.get_write_buffer_size()
+            self._unread_bytes = self._count_unread()
             self._reader_timer = self.loop.call_later(self.timeout_keep_alive, self._look_at_reader)
 
     def _look_at_reader(self) -> None:
         self._reader_timer = None
-        read_bytes = self._unread_bytes - self.transport.get_write_buffer_size()
+        read_bytes = self._unread_bytes - self._count_unread()
         if read_bytes < MIN_READ_BYTES_PER_S * self.timeout_keep_alive:
             self.transport.abort()
         else:
             self.watch_reader()
+
+    def _count_unread(self) -> int:
+        """Bytes that the client has not taken; the kernel alone holds megabytes for a slow one."""
+        unsent = self.transport.get_write_buffer_size()
+        file = self.transport.get_extra_info("socket")
+        return unsent if file is None else unsent + unacknowledged_bytes(file)

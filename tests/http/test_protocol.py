@@ -21,6 +21,7 @@ from server.http.protocol import MAX_HEADERS, MAX_PIPELINED
 from tests.conftest import REPOSITORY
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
+from tests.slow_reader import SlowReader
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.server
@@ -364,6 +365,7 @@ class Reading(PatientConnection):
     """A connection whose client has read so much whenever it is looked at."""
 
     timeout_keep_alive = 75
+    file: socket.socket | None = None
 
     def __init__(self) -> None:
         self.loop = self.transport = self  # type: ignore[assignment]
@@ -376,6 +378,10 @@ class Reading(PatientConnection):
 
     def get_write_buffer_size(self) -> int:
         return self.unread
+
+    def get_extra_info(self, name: str) -> socket.socket | None:
+        assert name == "socket"
+        return self.file
 
     def abort(self) -> None:
         self.is_open = False
@@ -405,6 +411,19 @@ def test_who_reads_an_answer_too_slowly_is_left(
         seen.append(connection.is_open)
     assert seen == is_kept
     assert bool(connection.looks) == is_kept[-1]
+
+
+def test_what_the_kernel_has_passed_on_is_read_too() -> None:
+    connection = Reading()
+    connection.unread = 300_000
+    with SlowReader() as reader:
+        connection.file, before = reader.writer, reader.unread()
+        connection.watch_reader()
+        reader.read(200_000)
+        wait_for(lambda: before - reader.unread() > 75 * 1024, "what was read to be acknowledged")
+        for is_kept in (True, False):  # nothing more is read
+            connection.looks.pop()()
+            assert connection.is_open == is_kept
 
 
 def test_only_the_uvicorn_whose_private_parts_are_known_is_allowed() -> None:
