@@ -134,6 +134,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         """Heads, and requests that wait."""
         self.pipeline.clear()
         self.headers = []
+        self.scope = None  # type: ignore[assignment]  # which has them, too
         self.hold(0)
 
     def send_400_response(self, msg: str) -> None:
