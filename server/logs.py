@@ -60,10 +60,6 @@ class BesideHandler(logging.Handler):
         super().__init__()
         self.writer = writer
 
-    def createLock(self) -> None:  # noqa: N802
-        """The writer has one of its own."""
-        self.lock = None
-
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.writer.write(self.format(record).encode("utf-8", "backslashreplace") + b"\n")

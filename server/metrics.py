@@ -120,7 +120,6 @@ class EngineMetrics:
 
     def tell_unloaded(self) -> None:
         """The encoder is in memory no more: nothing is watched."""
-        self.loaded.set(0)
         gauges = (self.loaded, self.file_bytes, self.resident_bytes)
         for gauge in (*gauges, self.recorded_bytes, self.refused_shapes):
             gauge.set(0)
@@ -201,8 +200,7 @@ class Metrics:
     database_replacements = Declared(
         Counter,
         "database_replacements_total",
-        "Times another database, or an older copy, was found in its place.",
-        alike=True,
+        "Times a front end found another database, or an older copy, in its place.",
     )
     unwritten_usage_tokens = Declared(
         Gauge, "unwritten_usage_tokens", "Tokens counted, not in the database yet."

@@ -486,7 +486,7 @@ class Settings(BaseSettings):
     @property
     def listens_locally(self) -> bool:
         """Whether only this machine can connect."""
-        return self.host == "localhost" or is_loopback(self.host)
+        return _is_local(self.host)
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:
@@ -497,8 +497,7 @@ class Settings(BaseSettings):
     @property
     def metrics_listen_locally(self) -> bool:
         """Whether only this machine can connect to the port of /metrics."""
-        host = self.metrics_host or self.host
-        return host == "localhost" or is_loopback(host)
+        return _is_local(self.metrics_host or self.host)
 
     def check_exposure(self, *, asks_for_keys: bool) -> None:
         """Refuse to listen beyond this machine when anybody could use the server.
@@ -615,6 +614,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise SettingError(f"configuration file {path}: unknown setting {name}{hint}")
     return table
+
+
+def _is_local(host: str) -> bool:
+    return host == "localhost" or is_loopback(host)
 
 
 def is_loopback(address: str) -> bool:

@@ -21,15 +21,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.prove.clients import SERVE
 from scripts.prove.tables import options, print_table
 from scripts.prove.watching import seconds_until
 from tests.command_line import interruptible, user_environment
 
 PATIENCE_S = 20
-MODEL = ("--model", "all-MiniLM-L6-v2")
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "serve": ("serve", "--port", "0", *MODEL),
-    "serve with two front ends": ("serve", "--port", "0", "--frontends", "2", *MODEL),
+    "serve": ("serve", "--port", "0", *SERVE),
+    "serve with two front ends": ("serve", "--port", "0", "--frontends", "2", *SERVE),
     "keys create": ("keys", "create", "--name", "a"),
     "models import": ("models", "import", "absent-folder"),
     "bundle create": ("bundle", "create", "absent", "--output", "a.bundle"),

@@ -135,7 +135,7 @@ class Database:
                 _upgrade(connection)
                 found = _found(connection)
                 if found.identity == self._mark.identity and found < self._mark:
-                    _set(connection, IDENTITY, new_identity())
+                    _set(connection, IDENTITY, _new_identity())
                     found = _found(connection)
         with self._marking:
             was, self._mark = self._mark, found
@@ -249,7 +249,7 @@ def note_key_change(connection: Connection) -> None:
     _grow(connection, KEYS_VERSION)
 
 
-def new_identity() -> str:
+def _new_identity() -> str:
     """What no other database is called."""
     return secrets.token_hex(16)
 
@@ -291,7 +291,7 @@ def _upgrade(connection: Connection) -> None:
             connection.execute(text(statement))
     _set(connection, VERSION, str(SCHEMA_VERSION))
     if meta(connection, IDENTITY) is None:  # servers before wrote none, and do not mind it
-        _insert(connection, {IDENTITY: new_identity(), NUM_WRITES: "0"})
+        _insert(connection, {IDENTITY: _new_identity(), NUM_WRITES: "0"})
 
 
 def _insert(connection: Connection, values: dict[str, str]) -> None:

@@ -155,9 +155,10 @@ def _refusal(kinds: list[type[ApiError]], more: Schema) -> Schema:
 
 
 def _headers(more: Schema) -> Schema:
-    headers = {name: {"schema": {"type": "string"}, **header} for name, header in more.items()}
-    every = {name: {"schema": {"type": "string"}, **told} for name, told in _EVERY_ANSWER.items()}
-    return every | headers
+    return {
+        name: {"schema": {"type": "string"}, **told}
+        for name, told in (_EVERY_ANSWER | more).items()
+    }
 
 
 def _first_line(error: type[ApiError]) -> str:

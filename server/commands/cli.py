@@ -18,7 +18,7 @@ from server.program.rust_panics import is_panic
 from server.program.termination import exit_code_when_stopped, raise_when_stopped
 
 BROKEN = 1  # exit code of a server that cannot go on, and may after a restart
-MISTAKE = 2  # exit code of every error that a user can mend
+MISTAKE = 2  # of every error that a user can mend, and of a library that fails
 # In the order in which the help shows them: what is called, a command or a group of them.
 COMMANDS: Mapping[str, str] = {
     "usage": "server.commands.usage:usage",

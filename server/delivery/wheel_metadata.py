@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PathDistribution
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from server.errors import BundleError, unusable
@@ -68,7 +69,7 @@ def read_wheel(path: Path) -> WheelMetadata:
             )
     except OSError as error:
         raise BundleError(unusable(f"wheel {path}", error)) from error
-    except (zipfile.BadZipFile, InvalidRequirement, KeyError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, RuntimeError) as error:
         raise BundleError(f"{path} cannot be read as a wheel: {error}") from error
 
 

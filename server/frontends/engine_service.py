@@ -155,9 +155,7 @@ class EngineService:
     async def tell_state(self) -> None:
         """Tell every front end the state again and again, also that this process goes on."""
         while True:
-            self._state = self._read_state()
-            for link in self._links:
-                link.channel.tell(self._state)
+            self._tell(self._read_state())
             await asyncio.sleep(STATE_INTERVAL_S)
 
     async def admit(self, asked: messages.Admit, tickets: dict[int, HeldTicket]) -> None:
@@ -220,9 +218,12 @@ class EngineService:
     def _tell_state(self) -> None:
         state = self._read_state()
         if state != self._state:
-            self._state = state
-            for link in self._links:
-                link.channel.tell(state)
+            self._tell(state)
+
+    def _tell(self, state: messages.EngineState) -> None:
+        self._state = state
+        for link in self._links:
+            link.channel.tell(state)
 
     def _read_state(self) -> messages.EngineState:
         offering = self._offering

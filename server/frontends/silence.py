@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# Both sides tell once a tick that their event loop goes round. Computing, reading bodies and
+# Both sides tell at least once a tick that their event loop goes round. Computing, reading bodies and
 # tokenising large ones are in other threads, so what a loop does at a time takes milliseconds.
 TICK_S = 1.0
 # From here on front ends refuse what they would ask the engine process.

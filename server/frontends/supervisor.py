@@ -183,12 +183,13 @@ class Supervisor:
 
     async def _keep(self, number: int, front_end: FrontEndProcess) -> None:
         """Replace this front end whenever it ends, until the server stops."""
+        first = front_end
         while True:
             await front_end.link.lost.wait()
             code = await _reap(front_end.process)
             del self._running[number]
             failure = front_end.link.ready.exception()
-            if failure is not None and not self._is_ready:  # the start fails
+            if failure is not None and front_end is first and not self._is_ready:  # the start fails
                 return
             why = failure or f"exit code {code}"
             reason = "silent" if front_end.link.is_lost else "ended"

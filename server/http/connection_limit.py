@@ -106,6 +106,8 @@ class ConnectionLimit:
             self._look_again()
 
     def _look_again(self) -> None:
+        if self._is_closed:
+            return
         self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._go_on)
 
     def _go_on(self) -> None:

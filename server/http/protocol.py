@@ -5,7 +5,7 @@ any key is asked, and it stops at the end of the head of a request that offers a
 is lost. Java's own client offers h2c with its first request, so such a connection goes on with h11,
 which ignores the offer (uvicorn 0.54, httptools 0.9).
 
-What lies in a connection and belongs to no seat is counted in the process's waiting room.
+What lies in a connection and belongs to no seat is counted in its port's waiting room.
 """
 
 from __future__ import annotations
@@ -220,6 +220,8 @@ class UpgradeIgnoringProtocol(PatientConnection, H11Protocol):
             self.take_notice_of_body(len(data))
         self.conn.receive_data(data)
         self.handle_events()
+        if self.is_closing():  # it has been refused
+            return
         headers = self.headers or ()
         if len(headers) > MAX_HEADERS:
             self.send_400_response(_TOO_MANY_HEADERS)
@@ -258,7 +260,7 @@ def _refuse(connection: PatientConnection, answering: _Answer | None, error: Api
     """Tell what is wrong, and hang up; in the midst of an answer there is no place to tell it."""
     if answering is not None and not answering.response_complete:
         if answering.response_started:
-            connection.transport.close()
+            connection.end(lingers=False)
             return
         answering.disconnected = True  # nothing may stand behind the refusal
         answering.message_event.set()

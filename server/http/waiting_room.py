@@ -1,7 +1,7 @@
 """What connections hold that belongs to no seat: heads, and requests that wait behind others.
 
 A request has a seat from its head on. Whatever lies before that, or stands behind an unanswered
-request of the same connection, is counted here, over all connections of the process.
+request of the same connection, is counted here, over all connections of a port.
 Lives in the event loop's thread.
 """
 

@@ -71,7 +71,7 @@ class LineWriter:
             self._waiting.put(_Waiting(lines, self._refused))
 
     def flush(self) -> None:
-        """Wait until all is written, as long as lines are taken; a second time if all were."""
+        """Wait until all is written, as long as lines are taken; once given up, no more."""
         now_s = time.monotonic()
         end_s, deadline_s, seen = now_s + SLOW_FLUSH_TIMEOUT_S, 0.0, -1
         while self._handled_bytes < self._accepted_bytes and not self._is_given_up:

@@ -256,3 +256,12 @@ class TestWheels:
             archive.writestr("own/x.py", "")
         with pytest.raises(BundleError, match=f"{path} cannot be read as a wheel"):
             Contents([], [path])
+
+    def test_one_whose_metadata_is_no_text_is_named(self, tmp_path: Path) -> None:
+        import zipfile
+
+        path = tmp_path / "own-1-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("own-1.dist-info/METADATA", b"Name: \xff\nVersion: 1\n")
+        with pytest.raises(BundleError, match=f"{path} cannot be read as a wheel"):
+            Contents([], [path])
