@@ -229,17 +229,19 @@ class Settings(BaseSettings):
         description="Where models are computed: cpu, cuda (all GPUs), cuda:N (that one), or auto: "
         "the GPUs if there are any and torch is installed.",
     )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
         "auto",
-        description="Numbers in which a GPU computes; auto: what the model's card says. On the CPU "
-        "it is always float32.",
+        description="Numbers in which models are computed; auto: on the CPU float32, on a GPU what "
+        "the model's card says. bfloat16 and int8 on the CPU need the extra `openvino` and a "
+        "processor with instructions for them; int8 is for the CPU alone, float16 for GPUs.",
     )
-    min_parity: float = Field(
-        0.999,
+    min_parity: float | None = Field(
+        None,
         ge=-1,
         le=1,
         description="Least cosine between a card's reference vectors and this machine's; below it "
-        "the server does not start.",
+        "the server does not start. Default: 0.999; on the CPU 0.9995 in bfloat16, and in int8 what "
+        "the model's card says, else 0.99.",
     )
     frontends: int | None = Field(
         None,

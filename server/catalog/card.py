@@ -28,14 +28,15 @@ TOKENIZER_FILE = "tokenizer.json"
 
 # Cards that share a session (a base and its variants, or equal files) do not differ in these.
 ENCODER_KEYS = {"architecture", "dtype", "embedding_dim", "max_input_tokens", "normalize"}
-ENCODER_KEYS |= {"pooling", "torch"}
+ENCODER_KEYS |= {"int8", "pooling", "torch"}
 # These are said of one card alone; a variant takes them over from no base.
-OWN_KEYS = {"aliases", "base", "files", "folder", "matryoshka", "neighbours", "parity", "quality"}
-OWN_KEYS |= {"reference", "sources", "torch"}
+OWN_KEYS = {"aliases", "base", "files", "folder", "int8", "matryoshka", "neighbours", "parity"}
+OWN_KEYS |= {"quality", "reference", "sources", "torch"}
 
 PoolingMode = Literal["mean", "cls", "last_token"]
 Activation = Literal["Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid"]  # of torch.nn
-Dtype = Literal["float32", "float16", "bfloat16"]
+GpuDtype = Literal["float32", "float16", "bfloat16"]
+Dtype = Literal[GpuDtype, "int8"]
 
 _MOST = 2**63 - 1  # of TOML; the parser reads more, which Python does not write out
 Count = Annotated[int, Field(ge=1, le=_MOST)]
@@ -95,7 +96,7 @@ class TorchDense(_Strict):
 class Precision(_Strict):
     """How near the vectors computed in one dtype are to those in float32."""
 
-    dtype: Dtype
+    dtype: GpuDtype
     min_cosine: float  # over the texts of the comparison with sentence-transformers
 
 
@@ -106,13 +107,32 @@ class TorchModel(_Strict):
     weights: tuple[str, ...] = Field(min_length=1)  # of the transformer
     dense: tuple[TorchDense, ...] = ()
     packed: bool  # sequences packed without padding gave the same vectors as padded ones
-    dtype: Dtype  # the default on a GPU
+    dtype: GpuDtype  # the default on a GPU
     precision: tuple[Precision, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
         """All files that it names."""
         return (self.config, *self.weights, *(layer.weights for layer in self.dense))
+
+
+class Int8Recipe(_Strict):
+    """How a model is computed in int8 on a CPU, from its weights as they were published.
+
+    Each row of a weight matrix, an output of it, has a scale of its own; so has each group of
+    `group_size` inputs of a token, when it is computed. What is not int8 is bfloat16.
+    """
+
+    group_size: Literal[32, 64, 128] = 64
+    # Patterns as in shells, of the names of weights or of their products, that stay in bfloat16.
+    keep: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    # Least cosine to the vectors in float32 that a machine may give; below it none is served.
+    min_cosine: float = Field(0.99, gt=0, le=1)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What of it decides a vector."""
+        return {"group_size": self.group_size, "keep": sorted(self.keep)}
 
 
 class Neighbours(_Strict):
@@ -153,6 +173,7 @@ class Card(_Strict):
     files: dict[str, FilePin]
     sources: tuple[Annotated[PypiSource | HubSource, Field(discriminator="kind")], ...] = ()
     torch: TorchModel | None = None
+    int8: Int8Recipe | None = None  # None: that of an empty table
     neighbours: tuple[Neighbours, ...] = ()
     folder: Path
 
@@ -188,6 +209,11 @@ class Card(_Strict):
     def encoder_card(self) -> Card:
         """The card whose graph, weights and tokenizer turn text into this model's vectors."""
         return self.base or self
+
+    @property
+    def int8_recipe(self) -> Int8Recipe:
+        """How this model's encoder is computed in int8."""
+        return self.encoder_card.int8 or Int8Recipe()
 
     @property
     def with_base(self) -> tuple[Card, ...]:
@@ -272,4 +298,5 @@ class Card(_Strict):
             prompted=prompted,
             max_input_tokens=self.max_input_tokens,
             dtype=self.dtype,
+            recipe=self.int8_recipe.facts if self.dtype == "int8" else None,
         )

@@ -35,7 +35,7 @@ def read_card(folder: Path, *models_dirs: Path) -> Card:
         base = _read_base(str(base_name), table, folder, models_dirs)
     if "folder" in table:
         raise CardError(f"card {folder / CARD_FILE}: folder: Extra inputs are not permitted")
-    if table.get("dtype", "float32") in ("float16", "bfloat16"):
+    if table.get("dtype", "float32") in ("float16", "bfloat16", "int8"):
         raise CardError(
             f"card {folder / CARD_FILE}: dtype: must be float32; torch.dtype says what a GPU computes in"
         )

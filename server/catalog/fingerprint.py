@@ -34,6 +34,7 @@ def fingerprint_of(
     prompted: Prompted,
     max_input_tokens: int,
     dtype: str,
+    recipe: Mapping[str, object] | None = None,
 ) -> str:
     """The hexadecimal digits over all that decides a vector; equal ones mean equal vectors.
 
@@ -42,6 +43,7 @@ def fingerprint_of(
         rotation: sha256 of the matrix that turns the vectors.
         layer_norm: the vector is normalised over its components before it is cut.
         dtype: numbers in which vectors are computed.
+        recipe: how the weights came to be in these numbers, if there is more than one way.
     """
     facts: dict[str, object] = {
         "files": dict(files),
@@ -53,6 +55,8 @@ def fingerprint_of(
         "max_input_tokens": max_input_tokens,
         "dtype": dtype,
     }
+    if recipe is not None:
+        facts["recipe"] = dict(recipe)
     if layer_norm:
         facts["layer_norm"] = True
     if prompted.default_text:

@@ -168,7 +168,7 @@ def _vectors(settings: Settings, opener: Opener, card: Card) -> Finding:
         text = f"a forward pass in {ms:.0f} ms ({where}); the card has no reference"
         return Finding(card.name, text)
     text = f"reference vectors: smallest cosine {lowest:.7f}, {ms:.0f} ms a text ({where})"
-    return Finding(card.name, text, good=lowest >= settings.min_parity)
+    return Finding(card.name, text, good=lowest >= opener.min_parity(card))
 
 
 def _witnessed(settings: Settings, opener: Opener, card: Card) -> Finding:
@@ -179,7 +179,7 @@ def _witnessed(settings: Settings, opener: Opener, card: Card) -> Finding:
     encoder = opener.load_encoder(card.encoder_card)
     found = compare_with_witness(witness, encoder, card.prompts.values())
     exact = opener.placement.backend_for(card).on_cpu and card.dtype == "float32"
-    good = beyond_rounding(found) is None if exact else found.min_cosine >= settings.min_parity
+    good = beyond_rounding(found) is None if exact else found.min_cosine >= opener.min_parity(card)
     return Finding(card.name, told(witness, found), good=good)
 
 

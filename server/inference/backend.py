@@ -33,6 +33,7 @@ class LoadOptions:
 
     wide_threads: int = 1  # cores that a pass alone on the machine may be spread over
     max_batch_tokens: int | None = None  # that a GPU's memory must hold; None: what suits it
+    worker_threads: int = 1  # that call a CPU's backend at once
 
 
 class Backend(Protocol):

@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-from server.catalog.card import GRAPH_FILE, Card, Dtype
+from server.catalog.card import GRAPH_FILE, Card, Dtype, GpuDtype
 from server.errors import SettingError
 from server.inference import least_cosines
 from server.inference.backend import Backend, Capacity, LoadOptions
 
 DeviceType = Literal["cpu", "gpu"]
 
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+GPU_DTYPES: tuple[Dtype, ...] = get_args(GpuDtype)
 CPU = "cpu"  # the device of rows for the CPU; all other names are a GPU's, as torch has them
 
 
@@ -90,6 +90,10 @@ def _torch_cosines(card: Card) -> Mapping[Dtype, float]:
     return {one.dtype: one.min_cosine for one in card.torch.precision} if card.torch else {}
 
 
+def _int8_cosines(card: Card) -> Mapping[Dtype, float]:
+    return {"int8": card.int8.min_cosine} if card.int8 else {}
+
+
 # Of those that can compute a card on a device in a dtype, the first one that is installed does.
 KINDS = (
     BackendKind(
@@ -100,6 +104,15 @@ KINDS = (
         files=_graph,
         default_dtype=lambda card: "float32",
         min_cosines=lambda card: {"float32": 1.0},  # these are the card's vectors
+    ),
+    BackendKind(
+        "server.inference.openvino_backend",
+        extra="openvino",
+        device_type="cpu",
+        dtypes=("bfloat16", "int8"),
+        files=_graph,
+        default_dtype=lambda card: "bfloat16",
+        min_cosines=_int8_cosines,
     ),
     BackendKind(
         "server.inference.torch_backend",
@@ -149,7 +162,7 @@ def dtypes_of(capability: tuple[int, int]) -> tuple[Dtype, ...]:
     bfloat16 came with 8.0, and products in float16 with 7.0; before, both are emulated or slow.
     """
     if capability >= (8, 0):
-        return DTYPES
+        return GPU_DTYPES
     return ("float32", "float16") if capability >= (7, 0) else ("float32",)
 
 
@@ -159,7 +172,7 @@ def choose_backend(
     dtype: Dtype | None = None,
     *,
     insist: bool = False,
-    quick: Sequence[Dtype] = DTYPES,
+    quick: Sequence[Dtype] = GPU_DTYPES,
 ) -> BackendChoice:
     """What computes this card on these devices, the one place of that decision.
 

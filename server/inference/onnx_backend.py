@@ -24,6 +24,12 @@ from numpy.typing import NDArray
 from server.catalog.card import GRAPH_FILE, Card, PoolingMode
 from server.errors import ModelLoadError, first_line
 from server.inference.backend import LoadOptions, OutOfMemory, TokenIds, pad
+from server.inference.graph_interface import (
+    OWN_OUTPUT,
+    TOKEN_OUTPUTS,
+    TOKEN_TYPE_IDS,
+    choose_output,
+)
 from server.inference.pooling import normalize, pool
 
 _ERROR_SEVERITY = 3
@@ -35,13 +41,6 @@ WIDE_FROM_TOKENS = 64
 # A thread that waits for its next part of a pass spins so long, then sleeps. ONNX Runtime's own
 # default burns 20 ms of a core after each pass.
 _SPIN_US = 200
-
-
-OWN_OUTPUT = "embeddings"  # of graphs with all that makes the vector inside
-# What publishers' graphs give, the most finished first: sentence-transformers' and transformers'.
-_TOKEN_OUTPUTS = ("token_embeddings", "last_hidden_state")
-_OUTPUTS = (OWN_OUTPUT, "sentence_embedding", *_TOKEN_OUTPUTS)
-_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
 
 def load_backends(
@@ -82,13 +81,8 @@ class OnnxBackend:
         self._wide = _open(graph, threads=wide_threads) if wide_threads > 1 else self._session
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = [node.name for node in self._session.get_outputs()]
-        if unknown := inputs - _INPUTS:
-            raise ModelLoadError(f"graph {graph}: wants {min(unknown)}, which is not supported")
-        known = [name for name in _OUTPUTS if name in outputs]
-        if not known:
-            raise ModelLoadError(f"graph {graph}: gives none of {', '.join(_OUTPUTS)}")
-        self._output = known[0]
-        self._token_types = "token_type_ids" in inputs
+        self._output = choose_output(graph, inputs, outputs)
+        self._token_types = TOKEN_TYPE_IDS in inputs
         self._pooling: PoolingMode = pooling
         self._normalized = normalized
         self._normalize = normalized and self._output != OWN_OUTPUT
@@ -115,8 +109,8 @@ class OnnxBackend:
         None if the graph gives no token vectors, or `forward` does the same anyway.
         """
         outputs = [node.name for node in self._session.get_outputs()]
-        tokens = [name for name in _TOKEN_OUTPUTS if name in outputs]
-        if not tokens or self._output in _TOKEN_OUTPUTS:
+        tokens = [name for name in TOKEN_OUTPUTS if name in outputs]
+        if not tokens or self._output in TOKEN_OUTPUTS:
             return None
         feeds = self._feeds([sequence])
         (hidden,) = self._session.run(tokens[:1], feeds)

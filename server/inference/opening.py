@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from server.catalog.card import Card
 from server.catalog.registry import Registry, read_registry
 from server.catalog.verify import check_present
+from server.inference import least_cosines
 from server.inference.backend import LoadOptions
 from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder, load_encoder, load_rotation
@@ -90,6 +91,7 @@ class Opener:
         options = LoadOptions(
             wide_threads=worker_threads(settings) if self._spread_alone else 1,
             max_batch_tokens=settings.max_batch_tokens,
+            worker_threads=worker_threads(settings),
         )
         hash_files = settings.check_files == "full"
         return load_encoder(card, self.placement, options, hash_files=hash_files)
@@ -104,8 +106,18 @@ class Opener:
         warm_up(encoder)
         if self.placement.backend_for(card).card.dtype == "float16":
             check_range(encoder, card)
-        check_parity(encoder, card, self._settings.min_parity)
+        check_parity(encoder, card, self.min_parity(card))
         return encoder
+
+    def min_parity(self, card: Card) -> float:
+        """Least cosine to the card's reference vectors that this machine may give."""
+        if self._settings.min_parity is not None:
+            return self._settings.min_parity
+        choice = self.placement.backend_for(card)
+        if not choice.on_cpu:
+            return least_cosines.START
+        measured = choice.min_cosine if choice.card.dtype == "int8" else None
+        return measured or least_cosines.START_ON_CPU[choice.card.dtype]
 
     def measure_again(self, encoder: Encoder) -> Encoder:
         """The encoder with what its GPUs can do now that other models take of their memory.

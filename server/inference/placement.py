@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,13 +16,14 @@ from server.catalog.card import Card, Dtype
 from server.errors import SettingError
 from server.inference.backend_kinds import (
     CPU,
-    DTYPES,
+    GPU_DTYPES,
     BackendChoice,
     choose_backend,
     device_type_of,
     dtypes_of,
     kinds_on,
 )
+from server.inference.cpu_instructions import instructions_for, quick_dtypes
 from server.program.command_lines import install_command
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Placement:
     devices: tuple[str, ...] = (CPU,)  # as torch names them; the CPU alone, or GPUs
     dtype: Dtype | None = None  # None: what each card says
     chosen: bool = False  # by the person who starts it: a model that cannot go there is an error
-    quick: tuple[Dtype, ...] = DTYPES  # what all of the GPUs compute quickly
+    quick: tuple[Dtype, ...] = GPU_DTYPES  # what all of the GPUs compute quickly
     slowest: str = ""  # the GPU that decides that
 
     @property
@@ -64,16 +66,46 @@ def find_placement(device: str, dtype: Dtype | Literal["auto"]) -> Placement:
     gpus = _find_gpus(device)
     wished, chosen = None if dtype == "auto" else dtype, device != "auto"
     if not gpus:
-        usable = [one for kind in kinds_on("cpu") if kind.is_installed for one in kind.dtypes]
-        if wished is not None and wished not in usable:
-            on_cpu = " or ".join(dict.fromkeys(usable))
-            raise SettingError(f"setting dtype: {dtype} needs a GPU; on the CPU it is {on_cpu}")
+        if wished is not None:
+            _check_cpu_dtype(wished)
         return Placement((CPU,), wished, chosen)
+    if wished is not None and wished not in GPU_DTYPES:
+        raise SettingError(
+            f"setting dtype: {wished} is for the CPU (--device cpu); on a GPU it is "
+            f"{_either(GPU_DTYPES)}"
+        )
     slowest = min(gpus, key=lambda gpu: gpu.capability)
     quick = dtypes_of(slowest.capability)
     if wished == "bfloat16" and wished not in quick:  # emulated, if at all
         raise SettingError(f"setting dtype: {slowest} has no bfloat16; float16 and float32 it has")
     return Placement(tuple(gpu.name for gpu in gpus), wished, chosen, quick, str(slowest))
+
+
+def _check_cpu_dtype(dtype: Dtype) -> None:
+    """Refuse what is not computed, or only emulated, on this machine's CPU.
+
+    Raises:
+        SettingError: says what is lacking.
+    """
+    kinds = kinds_on("cpu")
+    able = [kind for kind in kinds if dtype in kind.dtypes]
+    if not able:
+        on_cpu = _either(list(dict.fromkeys(one for kind in kinds for one in kind.dtypes)))
+        raise SettingError(f"setting dtype: {dtype} needs a GPU; on the CPU it is {on_cpu}")
+    if dtype not in ("float32", *quick_dtypes()):
+        raise SettingError(
+            f"setting dtype: this processor has no instructions for {dtype} "
+            f"({instructions_for(dtype)}); float32 it computes"
+        )
+    if not any(kind.is_installed for kind in able):
+        extra = able[0].extra or ""
+        raise SettingError(
+            f"setting dtype: {dtype} on the CPU needs {extra}: {install_command(extra)}"
+        )
+
+
+def _either(dtypes: Sequence[Dtype]) -> str:
+    return ", ".join(dtypes[:-1]) + f" or {dtypes[-1]}"
 
 
 def _find_gpus(device: str) -> tuple[GpuDevice, ...]:

@@ -1,0 +1,244 @@
+"""The forward pass by OpenVINO on CPU, in bfloat16 or int8; needs no torch.
+
+As in `onnx_backend`, each worker thread computes its micro-batch on one core, and a second form of
+the model spreads over the cores what is alone on the machine. Both give the same bits: what a text is
+padded to depends on its own length alone, and no sum runs over more than one text.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+# Importing openvino tells its makers, and keeps an id in the home folder, if this package is there.
+# Without it openvino takes a stand-in of its own that does nothing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+import openvino as ov
+from numpy.typing import NDArray
+
+from server.catalog.card import GRAPH_FILE, Card, Dtype, Int8Recipe, PoolingMode
+from server.errors import ModelLoadError, first_line
+from server.inference.backend import LoadOptions, OutOfMemory, TokenIds
+from server.inference.cpu_instructions import quick_dtypes
+from server.inference.graph_interface import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    OWN_OUTPUT,
+    TOKEN_TYPE_IDS,
+    choose_output,
+)
+from server.inference.openvino_int8 import quantize
+from server.inference.pooling import normalize, pool
+
+# From so many tokens on a pass alone on the machine is spread over its cores.
+WIDE_FROM_TOKENS: Final = 64
+# Prepared operations that OpenVINO keeps, an operation and shape each. Its default of 5,000 lets
+# memory grow with every new shape of a micro-batch.
+_KEPT_OPERATIONS: Final = 500
+_LOOKED_THROUGH = {"Convert", "Reshape", "Squeeze", "Unsqueeze"}  # between ids and their table
+_PADDED_TO_TOKENS: Final = 8
+
+
+def load_backends(
+    card: Card, devices: Sequence[str], options: LoadOptions
+) -> tuple[tuple[OpenvinoBackend, ...], None]:
+    """See `BackendModule.load_backends`."""
+    backend = OpenvinoBackend(
+        card.path(GRAPH_FILE),
+        max_input_tokens=card.max_input_tokens,
+        recipe=card.int8_recipe if card.dtype == "int8" else None,
+        pooling=card.pooling,
+        normalized=card.normalize,
+        worker_threads=options.worker_threads,
+        wide_threads=options.wide_threads,
+    )
+    return (backend,), None
+
+
+def padded_length(num_tokens: int) -> int:
+    """The length that a text of so many tokens is padded to."""
+    return -(-num_tokens // _PADDED_TO_TOKENS) * _PADDED_TO_TOKENS
+
+
+class OpenvinoBackend:
+    """A graph made here, with its weights in safetensors files beside it, or a publisher's own.
+
+    Args:
+        max_input_tokens: the longest text; a longer one is not computed.
+        recipe: computed in int8 as it says; None: in bfloat16.
+        pooling, normalized: what a publisher's graph that gives token vectors leaves to do.
+        worker_threads: how many threads compute at once, each on one core.
+        wide_threads: cores that a pass alone on the machine is spread over.
+
+    Raises:
+        ModelLoadError: OpenVINO refuses the graph, it wants or gives something else, or this machine
+            does not compute in these numbers.
+    """
+
+    packs = False
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        max_input_tokens: int,
+        recipe: Int8Recipe | None = None,
+        pooling: PoolingMode = "mean",
+        normalized: bool = False,
+        worker_threads: int = 1,
+        wide_threads: int = 1,
+    ) -> None:
+        self._max_input_tokens = max_input_tokens
+        self._pooling: PoolingMode = pooling
+        try:
+            model = _core().read_model(graph)
+        except Exception as error:  # OpenVINO raises RuntimeError and others of its own
+            raise ModelLoadError(f"graph {graph}: {first_line(error)}") from error
+        inputs = {port.any_name: port for port in model.inputs}
+        outputs = {name: port for port in model.outputs for name in port.names}
+        output = choose_output(graph, inputs, outputs)
+        self._normalize = normalized and output != OWN_OUTPUT
+        self._inputs = tuple(inputs)
+        self._num_embeddings = _count_rows(graph, model)
+        model = ov.Model([outputs[output].node], model.get_parameters(), "encoder")
+        if recipe is not None and not quantize(model, recipe):
+            raise ModelLoadError(f"graph {graph}: it has no matrix that can be int8")
+        self._narrow = _Form(graph, model, recipe, streams=worker_threads, threads=worker_threads)
+        self._wide = self._narrow
+        if wide_threads > 1:
+            self._wide = _Form(graph, model, recipe, streams=1, threads=wide_threads)
+
+    def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
+        """See `Backend.forward`; texts of one padded length are computed together.
+
+        Raises:
+            ValueError: a text is too long, or an id is none of the model's; neither is computed,
+                since OpenVINO does not look whether a table has the row that it reads.
+        """
+        by_length: dict[int, list[int]] = {}
+        for place, token_ids in enumerate(sequences):
+            by_length.setdefault(self._padded_length(len(token_ids)), []).append(place)
+        found: NDArray[np.float32] | None = None
+        for length, places in by_length.items():
+            vectors = self._pass([sequences[place] for place in places], length, alone=alone)
+            if found is None:
+                found = np.empty((len(sequences), vectors.shape[1]), np.float32)
+            found[places] = vectors
+        assert found is not None, "a micro-batch is never empty"
+        return found
+
+    def count_embeddings(self, vocabulary_size: int) -> int:
+        """See `Backend.count_embeddings`; read from the graph."""
+        return min(vocabulary_size, self._num_embeddings)
+
+    def _padded_length(self, num_tokens: int) -> int:
+        # No further than a table of positions may reach.
+        return min(padded_length(num_tokens), self._max_input_tokens)
+
+    def _pass(
+        self, sequences: Sequence[TokenIds], length: int, *, alone: bool
+    ) -> NDArray[np.float32]:
+        """Vectors of texts that are padded to one length."""
+        self._check(sequences)
+        input_ids, attention_mask = _padded_to(sequences, length)
+        feeds = {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask}
+        if TOKEN_TYPE_IDS in self._inputs:
+            feeds[TOKEN_TYPE_IDS] = np.zeros_like(input_ids)
+        wide = alone and input_ids.size >= WIDE_FROM_TOKENS
+        form = self._wide if wide else self._narrow
+        try:
+            embeddings = form.run([feeds[name] for name in self._inputs])
+        except Exception as error:
+            if isinstance(error, MemoryError) or "alloc" in str(error).lower():
+                raise OutOfMemory(str(error)) from error
+            raise
+        if embeddings.ndim == 3:
+            embeddings = pool(embeddings, attention_mask, self._pooling)
+        return normalize(embeddings) if self._normalize else embeddings
+
+    def _check(self, sequences: Sequence[TokenIds]) -> None:
+        if max(map(len, sequences)) > self._max_input_tokens:
+            raise ValueError(f"a text is longer than {self._max_input_tokens} tokens")
+        if any(one.min() < 0 or one.max() >= self._num_embeddings for one in sequences):
+            raise ValueError(f"a token id is none of 0 to {self._num_embeddings - 1}")
+
+
+def _padded_to(
+    sequences: Sequence[TokenIds], length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As `pad`, to a length of at least the longest."""
+    input_ids = np.zeros((len(sequences), length), dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for row, token_ids in enumerate(sequences):
+        input_ids[row, : len(token_ids)] = token_ids
+        attention_mask[row, : len(token_ids)] = 1
+    return input_ids, attention_mask
+
+
+class _Form:
+    """A compiled model and the requests that run it, one for each thread that computes at once."""
+
+    def __init__(
+        self, graph: Path, model: ov.Model, recipe: Int8Recipe | None, *, streams: int, threads: int
+    ) -> None:
+        # Beside int8, a processor without bfloat16 computes in float32.
+        bfloat16 = recipe is None or "bfloat16" in quick_dtypes()
+        precision = ov.Type.bf16 if bfloat16 else ov.Type.f32
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": recipe.group_size if recipe else 0,
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": threads,
+            # A container's cores are not its own, and other threads compute beside these.
+            "ENABLE_CPU_PINNING": False,
+            "ENABLE_CPU_RESERVATION": False,
+            "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_OPERATIONS,
+        }
+        try:
+            self._compiled = _core().compile_model(model, "CPU", options)
+            found = self._compiled.get_property("INFERENCE_PRECISION_HINT")
+        except Exception as error:
+            raise ModelLoadError(f"graph {graph}: {first_line(error)}") from error
+        if found != precision:
+            raise ModelLoadError(f"graph {graph}: this processor does not compute in bfloat16")
+        self._idle: list[ov.InferRequest] = []
+
+    def run(self, feeds: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """What the model gives, float32; feeds are in the order of its inputs."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        request.infer(dict(enumerate(feeds)), share_inputs=True)
+        found = np.array(request.get_output_tensor(0).data, np.float32)
+        self._idle.append(request)  # one that failed is not used again
+        return found
+
+
+@functools.cache
+def _core() -> ov.Core:
+    return ov.Core()
+
+
+def _count_rows(graph: Path, model: ov.Model) -> int:
+    """Rows of the table that token ids are looked up in; of several, the least."""
+    rows = []
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Gather":
+            continue
+        source = node.input_value(1).get_node()
+        while source.get_type_name() in _LOOKED_THROUGH:
+            source = source.input_value(0).get_node()
+        if source.get_type_name() == "Parameter" and INPUT_IDS in source.output(0).names:
+            table = node.input_value(0).get_partial_shape()
+            if table.rank.get_length() == 2 and table[0].is_static:
+                rows.append(int(table[0].get_length()))
+    if not rows:
+        raise ModelLoadError(f"graph {graph}: has no table that {INPUT_IDS} are looked up in")
+    return min(rows)
