@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.catalog.fingerprint import Prompted, fingerprint_of
+from server.catalog.int8_recipe import Int8Recipe
 from server.catalog.names import CARD_NAME, stays_below
 from server.catalog.prompts import PromptTable, fault_of_names
 from server.catalog.sources import HubSource, PypiSource
@@ -114,25 +115,6 @@ class TorchModel(_Strict):
     def files(self) -> tuple[str, ...]:
         """All files that it names."""
         return (self.config, *self.weights, *(layer.weights for layer in self.dense))
-
-
-class Int8Recipe(_Strict):
-    """How a model is computed in int8 on a CPU, from its weights as they were published.
-
-    Each row of a weight matrix, an output of it, has a scale of its own; so has each group of
-    `group_size` inputs of a token, when it is computed. What is not int8 is bfloat16.
-    """
-
-    group_size: Literal[32, 64, 128] = 64
-    # Patterns as in shells, of the names of weights or of their products, that stay in bfloat16.
-    keep: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    # Least cosine to the vectors in float32 that a machine may give; below it none is served.
-    min_cosine: float = Field(0.99, gt=0, le=1)
-
-    @property
-    def facts(self) -> dict[str, object]:
-        """What of it decides a vector."""
-        return {"group_size": self.group_size, "keep": sorted(self.keep)}
 
 
 class Neighbours(_Strict):

@@ -13,7 +13,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalog.card import Card, Dtype, Precision, TorchModel
+from server.catalog.card import Card, GpuDtype, Precision, TorchModel
 from server.inference import direct, least_cosines
 from server.inference.loader import Encoder
 from server.inference.pooling import cosines
@@ -47,8 +47,8 @@ def try_dtypes(
     Raises:
         ModelLoadError: torch cannot load it.
     """
-    tried: dict[Dtype, _Tried] = {}
-    for dtype in get_args(Dtype):
+    tried: dict[GpuDtype, _Tried] = {}
+    for dtype in get_args(GpuDtype):
         backend = TorchBackend(card.computed_in(dtype), "cpu")
         found = direct.embed_texts(Encoder(tokenizer, (backend,), card.embedding_dim), texts)
         lowest = float(np.min(cosines(found, expected)))
@@ -56,7 +56,7 @@ def try_dtypes(
         report(
             f"for a GPU, in {dtype}: smallest cosine {lowest:.7f}{'' if backend.packs else ', padded'}"
         )
-    usable: list[Dtype] = [
+    usable: list[GpuDtype] = [
         d for d in tried if d != "float32" and tried[d].min_cosine >= least_cosines.DEFAULT_DTYPE
     ]
     if trained_in == "bfloat16" and tried["bfloat16"].min_cosine >= least_cosines.TRAINED_DTYPE:

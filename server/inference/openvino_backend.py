@@ -8,21 +8,15 @@ padded to depends on its own length alone, and no sum runs over more than one te
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-
-# Importing openvino tells its makers, and keeps an id in the home folder, if this package is there.
-# Without it openvino takes a stand-in of its own that does nothing.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
-import openvino as ov
 from numpy.typing import NDArray
 
-from server.catalog.card import GRAPH_FILE, Card, Dtype, Int8Recipe, PoolingMode
+from server.catalog.card import GRAPH_FILE, Card, PoolingMode
+from server.catalog.int8_recipe import Int8Recipe
 from server.errors import ModelLoadError, first_line
 from server.inference.backend import LoadOptions, OutOfMemory, TokenIds
 from server.inference.cpu_instructions import quick_dtypes
@@ -34,6 +28,7 @@ from server.inference.graph_interface import (
     choose_output,
 )
 from server.inference.openvino_int8 import quantize
+from server.inference.openvino_library import ov
 from server.inference.pooling import normalize, pool
 
 # From so many tokens on a pass alone on the machine is spread over its cores.

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as ops
 
-from server.catalog.card import Int8Recipe
+from server.catalog.int8_recipe import Int8Recipe
+from server.inference.openvino_library import ops, ov
 
 _LARGEST = 127  # -128 would have no counterpart
 _LOOKED_THROUGH = {"Convert", "Transpose"}  # between a stored matrix and its product

@@ -16,7 +16,7 @@ from server.engine.offering import Offering
 from server.engine.resident_models import ResidentModels
 from server.errors import ModelLoadError
 from server.http.app import create_app
-from server.inference.backend_kinds import DTYPES
+from server.inference.backend_kinds import GPU_DTYPES
 from server.inference.opening import Opener
 from server.inference.placement import Placement
 from server.settings import Settings
@@ -34,7 +34,7 @@ async def torch_app() -> AsyncIterator[TorchApp]:
     async def make(
         dtype: Dtype | None = None,
         devices: int = 1,
-        quick: tuple[Dtype, ...] = DTYPES,
+        quick: tuple[Dtype, ...] = GPU_DTYPES,
         **settings: object,
     ) -> FastAPI:
         models = {"model": [MATRYOSHKA, PLAIN], "max_batch_tokens": 512}

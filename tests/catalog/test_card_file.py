@@ -295,6 +295,10 @@ class TestMistakes:
             ({"dtype": "int8"}, "dtype"),
             ({"dtype": "float16"}, "dtype: must be float32; torch.dtype says"),
             ({"torch": TORCH | {"dtype": "int8"}}, "torch.dtype"),
+            ({"int8": {"group_size": 48}}, "int8.group_size"),
+            ({"int8": {"keep": [""]}}, "int8.keep"),
+            ({"int8": {"min_cosine": 1.5}}, "int8.min_cosine"),
+            ({"int8": {"bits": 4}}, "int8.bits"),
             ({"torch": TORCH | {"weights": []}}, "torch.weights"),
             ({"torch": TORCH | {"config": "absent.json"}}, "torch names 'absent.json'"),
             (

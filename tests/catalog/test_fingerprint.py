@@ -10,6 +10,7 @@ import pytest
 
 from server.catalog.card import Card, Dtype
 from server.catalog.card_file import read_card
+from server.catalog.int8_recipe import Int8Recipe
 from tests.catalog import FILES, card_table, pins, variant_table
 from tests.catalog import write_card as write_by_hand
 
@@ -76,6 +77,7 @@ TELLING: dict[str, dict[str, Any]] = {
         "reference": {"texts": ["a"], "file": "reference.safetensors"},
         "files": {**pins(FILES), **pins({"reference.safetensors": b"vectors"})},
     },
+    "int8": {"int8": {"group_size": 128, "keep": ["*.down"], "min_cosine": 0.995}},  # in float32
     "embedding_dim": {"embedding_dim": 7},  # the graph decides it
     "torch": {
         "torch": {
@@ -168,12 +170,37 @@ class TestFingerprint:
         write_by_hand(tmp_path, card_table())
         variant = read(tmp_path, variant_table())
         for card in (variant, variant.encoder_card):
-            dtypes: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+            dtypes: tuple[Dtype, ...] = ("float32", "float16", "bfloat16", "int8")
             served = [card.computed_in(dtype) for dtype in dtypes]
-            assert len({one.fingerprint for one in served}) == 3
-            assert len({one.encoder_key for one in served}) == 3
+            assert len({one.fingerprint for one in served}) == 4
+            assert len({one.encoder_key for one in served}) == 4
             assert served[0] is card
             assert served[1].computed_in("float32").fingerprint == card.fingerprint
+
+    def test_in_int8_it_changes_with_the_recipe_but_not_with_the_floor(
+        self, tmp_path: Path
+    ) -> None:
+        recipes: list[dict[str, Any]] = [
+            {},
+            {"int8": {"group_size": 128}},
+            {"int8": {"keep": ["*.down"]}},
+            {"int8": {"keep": ["*.up"]}},
+            {"int8": {"keep": ["*.up", "*.down"]}},
+        ]
+        cards = [read(tmp_path / str(n), card_table(**one)) for n, one in enumerate(recipes)]
+        assert len({card.computed_in("int8").fingerprint for card in cards}) == len(recipes)
+        assert len({card.computed_in("bfloat16").fingerprint for card in cards}) == 1
+        for n, same in enumerate([{"min_cosine": 0.5}, {"group_size": 64, "keep": []}]):
+            card = read(tmp_path / f"same{n}", card_table(int8=same)).computed_in("int8")
+            assert card.fingerprint == cards[0].computed_in("int8").fingerprint
+
+    def test_a_variant_has_the_recipe_of_its_base(self, tmp_path: Path) -> None:
+        base = read(tmp_path, card_table(int8={"group_size": 128}))
+        variant = read(tmp_path, variant_table())
+        assert variant.int8_recipe == base.int8_recipe == base.int8 != Int8Recipe()
+        computed = variant.computed_in("int8")
+        assert computed.fingerprint == base.computed_in("int8").fingerprint != base.fingerprint
+        assert computed.encoder_key == base.computed_in("int8").encoder_key
 
     def test_that_of_a_model_stays_what_clients_have_stored(self, tmp_path: Path) -> None:
         facts: dict[str, Any] = {"prompts": {"query": "q: "}, "default_prompt": "query"}

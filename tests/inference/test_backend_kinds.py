@@ -13,6 +13,7 @@ import pytest
 from server.catalog.card import Card, Precision
 from server.errors import SettingError
 from server.inference import backend_kinds
+from server.inference import placement as placement_module
 from server.inference.backend import LoadOptions
 from server.inference.backend_kinds import KINDS, BackendKind, choose_backend, dtypes_of, kinds_on
 from server.inference.loader import load_encoder
@@ -118,8 +119,8 @@ def test_a_card_that_names_no_graph_is_left_to_loading_which_says_so(plain_card:
 
 
 def test_a_number_type_that_no_row_computes_on_the_cpu_is_refused(plain_card: Card) -> None:
-    with pytest.raises(SettingError, match="dtype: model all-MiniLM-L6-v2 is not computed in bf"):
-        choose_backend(plain_card, ("cpu",), "bfloat16")
+    with pytest.raises(SettingError, match="dtype: model all-MiniLM-L6-v2 is not computed in fl"):
+        choose_backend(plain_card, ("cpu",), "float16")
 
 
 def test_a_row_whose_library_is_not_there_is_passed_over_if_another_can_do_it(
@@ -160,7 +161,8 @@ def test_a_further_backend_is_one_row_and_one_module(
         dtypes=("bfloat16",),
         min_cosines=lambda card: {"bfloat16": 0.9999},
     )
-    monkeypatch.setattr(backend_kinds, "KINDS", (*KINDS, row))
+    monkeypatch.setattr(backend_kinds, "KINDS", (KINDS[0], row))
+    monkeypatch.setattr(placement_module, "quick_dtypes", lambda: ("bfloat16",))
     placement = find_placement("cpu", "bfloat16")
     choice = placement.backend_for(plain_card)
     assert (choice.kind, choice.card.dtype, choice.min_cosine) == (row, "bfloat16", 0.9999)

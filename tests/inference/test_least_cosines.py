@@ -2,16 +2,23 @@ from __future__ import annotations
 
 from typing import get_args
 
-from server.catalog.card import Dtype
+from server.catalog.card import GpuDtype
 from server.inference import least_cosines
 from server.settings import Settings
 
 
 def test_what_an_import_lets_pass_no_server_refuses_by_default() -> None:
-    asked_for = Settings.model_fields["min_parity"].default
-    assert asked_for == least_cosines.TRAINED_DTYPE
-    assert min(least_cosines.IMPORT, least_cosines.DEFAULT_DTYPE) > asked_for
+    assert least_cosines.START == least_cosines.TRAINED_DTYPE
+    assert min(least_cosines.IMPORT, least_cosines.DEFAULT_DTYPE) > least_cosines.START
+
+
+def test_the_least_cosine_of_a_start_is_what_the_help_of_the_setting_says() -> None:
+    told = Settings.model_fields["min_parity"].description or ""
+    on_cpu = least_cosines.START_ON_CPU
+    assert on_cpu["float32"] == least_cosines.START
+    assert f"Default: {least_cosines.START}; on the CPU {on_cpu['bfloat16']} in bfloat16" in told
+    assert f"else {on_cpu['int8']}." in told
 
 
 def test_packing_has_a_bound_in_every_dtype() -> None:
-    assert set(least_cosines.PACKED) == set(get_args(Dtype))
+    assert set(least_cosines.PACKED) == set(get_args(GpuDtype))

@@ -128,7 +128,7 @@ def test_a_pass_alone_is_spread_over_the_cores_only_where_that_is_wished(
     spread_alone: bool, wide_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(card: Card, devices: Sequence[str], options: LoadOptions) -> None:
-        assert options == LoadOptions(wide_threads, max_batch_tokens=512)
+        assert options == LoadOptions(wide_threads, max_batch_tokens=512, worker_threads=3)
         raise Seen
 
     monkeypatch.setattr(onnx_backend, "load_backends", load)

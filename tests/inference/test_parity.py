@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 
 from server.catalog.card import Card
 from server.errors import ModelLoadError
+from server.inference import least_cosines
 from server.inference.backend import TokenIds
 from server.inference.loader import Encoder
 from server.inference.parity import check_parity, check_range, reference_cosine
-from server.settings import Settings
 
 DIM = 384
 
@@ -61,10 +61,10 @@ def test_one_device_of_several_that_differs_is_found(
     found = reference_cosine(odd, plain_card)
     np.testing.assert_allclose(found, cosine, atol=1e-5)  # type: ignore[arg-type]
     if cosine == 0.9995:
-        check_parity(odd, plain_card, Settings().min_parity)
+        check_parity(odd, plain_card, least_cosines.START)
         return
     with pytest.raises(ModelLoadError, match=r"all-MiniLM-L6-v2.*setting min_parity"):
-        check_parity(odd, plain_card, Settings().min_parity)
+        check_parity(odd, plain_card, least_cosines.START)
 
 
 class Narrow:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from server.catalog.card import Dtype
 from server.errors import SettingError
 from server.inference import placement
 from server.inference.placement import Placement, find_placement
@@ -123,11 +124,64 @@ def test_a_gpu_of_a_number_that_is_not_there_is_named_with_those_that_are(machin
         find_placement("cuda:2", "auto")
 
 
-def test_the_cpu_computes_in_float32_only(machine: Machine) -> None:
+def test_the_cpu_computes_in_all_but_float16(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine.has(driver=False)
+    monkeypatch.setattr(placement, "quick_dtypes", lambda: ("bfloat16", "int8"))
+    on_cpu = "on the CPU it is float32, bfloat16 or int8"
     for device in ("cpu", "auto"):
-        with pytest.raises(SettingError, match="setting dtype: float16 needs a GPU"):
+        with pytest.raises(SettingError, match=f"setting dtype: float16 needs a GPU; {on_cpu}$"):
             find_placement(device, "float16")
+    for dtype in ("float32", "bfloat16", "int8"):
+        assert find_placement("cpu", dtype) == Placement(dtype=dtype, chosen=True)
+
+
+@pytest.mark.parametrize(
+    ("quick", "refused", "line"),
+    [
+        (
+            (),
+            "bfloat16",
+            r"no instructions for bfloat16 \(AVX512_BF16 or AMX\); float32 it computes",
+        ),
+        (("bfloat16",), "int8", r"no instructions for int8 \(AVX512_VNNI or AVX_VNNI\)"),
+    ],
+)
+def test_what_this_processor_would_only_emulate_is_refused(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    quick: tuple[Dtype, ...],
+    refused: Dtype,
+    line: str,
+) -> None:
+    machine.has(driver=False)
+    monkeypatch.setattr(placement, "quick_dtypes", lambda: quick)
+    with pytest.raises(SettingError, match=f"setting dtype: this processor has {line}"):
+        find_placement("auto", refused)
+    assert find_placement("cpu", "float32").on_cpu
+
+
+def test_without_its_library_a_low_precision_names_the_command_that_brings_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.has(driver=False, torch=False)  # nothing is installed
+    monkeypatch.setattr(placement, "quick_dtypes", lambda: ("bfloat16", "int8"))
+    command = re.escape(install_command("openvino"))
+    for dtype in ("bfloat16", "int8"):
+        with pytest.raises(
+            SettingError, match=f"dtype: {dtype} on the CPU needs openvino: {command}"
+        ):
+            find_placement("cpu", dtype)
+    assert find_placement("cpu", "float32").on_cpu
+
+
+def test_a_gpu_computes_nothing_in_int8(machine: Machine) -> None:
+    machine.has("cuda:0")
+    line = r"int8 is for the CPU \(--device cpu\); on a GPU it is float32, float16 or bfloat16"
+    for device in ("auto", "cuda", "cuda:0"):
+        with pytest.raises(SettingError, match=f"setting dtype: {line}"):
+            find_placement(device, "int8")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,16 @@
+"""OpenVINO, imported so that nobody is told of it. The one place that imports it.
+
+Its import reports to Intel by `openvino_telemetry`, unless a person opted out, and keeps an id in the
+home folder. Where that package cannot be imported it takes a stand-in of its own that does nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+import openvino as ov  # noqa: E402
+from openvino import opset13 as ops  # noqa: E402
+
+__all__ = ["ops", "ov"]

@@ -1,0 +1,266 @@
+"""bfloat16 and int8 on a CPU: the model's vectors, and the same bits in any company.
+
+On a processor without the instructions the tests of vectors find nothing to compute, and the last
+one asserts the refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from server.catalog.card import GRAPH_FILE, Card, Dtype
+from server.catalog.int8_recipe import Int8Recipe
+from server.errors import ModelLoadError, SettingError
+from server.inference.backend import LoadOptions, OutOfMemory, TokenIds
+from server.inference.cpu_instructions import quick_dtypes
+from server.inference.direct import embed_texts
+from server.inference.loader import Encoder, load_encoder
+from server.inference.openvino_backend import OpenvinoBackend, _Form
+from server.inference.openvino_library import ops, ov
+from server.inference.placement import find_placement
+from server.inference.pooling import cosines
+from tests.conftest import REPOSITORY
+
+WORDS = range(1_000, 30_000)  # of the vocabulary, none with a meaning of its own
+VOCABULARY = 30_522
+LEAST_COSINES = {"bfloat16": 0.9999, "int8": 0.99}
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "What is the capital of France?",
+    "¿Dónde está la biblioteca? 42",
+    "Shares of the company fell by nine per cent on Tuesday after it had warned of lower sales. "
+    * 4,
+    "x",
+]
+
+
+@pytest.fixture(scope="module")
+def encoders(plain_card: Card) -> dict[Dtype, Encoder]:
+    """Of each dtype in which this processor is quick."""
+    options = LoadOptions(wide_threads=2, worker_threads=2)
+    return {
+        dtype: load_encoder(plain_card, find_placement("cpu", dtype), options, hash_files=False)
+        for dtype in quick_dtypes()
+    }
+
+
+def sequence(tokens: int, seed: int) -> TokenIds:
+    ids = np.random.default_rng((tokens, seed)).choice(WORDS, tokens).astype(np.int32)
+    ids[0] = 101
+    return ids
+
+
+def batches(count: int, sizes: tuple[int, ...]) -> Iterator[NDArray[np.intp]]:
+    """Every one of `count` places once with each size, in mixed order."""
+    for size in sizes:
+        order = np.random.default_rng(size).permutation(count)
+        yield from (order[start : start + size] for start in range(0, count, size))
+
+
+def test_the_vectors_are_the_models_as_near_as_the_numbers_allow(
+    encoder: Encoder, encoders: dict[Dtype, Encoder]
+) -> None:
+    exact = embed_texts(encoder, TEXTS)
+    for dtype, computed in encoders.items():
+        vectors = embed_texts(computed, TEXTS)
+        assert (vectors.dtype, vectors.shape) == (np.float32, exact.shape)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+        assert cosines(vectors, exact).min() > LEAST_COSINES[dtype]
+        # And it is that dtype which computes: float32 is far nearer, and int8 is not bfloat16.
+        assert cosines(vectors, exact).min() < (0.999999 if dtype == "bfloat16" else 0.9998)
+
+
+def test_a_text_has_the_same_bits_alone_in_any_company_and_on_any_number_of_cores(
+    encoders: dict[Dtype, Encoder],
+) -> None:
+    lengths = [1, 2, 7, 8, 9, 15, 16, 17, 31, 60, 100, 12, 12, 5, 3, 26, 40, 8, 9, 20]
+    texts = [sequence(tokens, seed) for seed, tokens in enumerate(lengths)]
+    for encoder in encoders.values():
+        (backend,) = encoder.backends
+        alone = np.concatenate([backend.forward([text]) for text in texts])
+
+        def together(places: NDArray[np.intp], wide: bool) -> NDArray[np.float32]:
+            return backend.forward([texts[place] for place in places], alone=wide)  # noqa: B023
+
+        for places in batches(len(texts), (1, 5, 16)):
+            assert together(places, True).tobytes() == alone[places].tobytes()
+        with ThreadPoolExecutor(2) as threads:
+            companies = list(batches(len(texts), (2, 3, 8)))
+            for places, found in zip(
+                companies, threads.map(lambda some: together(some, False), companies), strict=True
+            ):
+                assert found.tobytes() == alone[places].tobytes()
+
+
+@pytest.mark.parametrize(
+    "ids", [[101, VOCABULARY], [101, 2**31 - 1], [-1, 101], [101] * 257], ids=str
+)
+def test_what_the_tables_have_no_row_for_is_not_computed(
+    encoders: dict[Dtype, Encoder], ids: list[int]
+) -> None:
+    for encoder in encoders.values():
+        with pytest.raises(ValueError, match=r"token id is none of 0 to 30521|longer than 256"):
+            encoder.backends[0].forward([sequence(3, 0), np.array(ids, np.int32)])
+        assert encoder.num_embeddings is None
+        assert encoder.backends[0].count_embeddings(VOCABULARY + 5) == VOCABULARY
+        assert encoder.backends[0].count_embeddings(7) == 7
+
+
+class Failing:
+    """A request whose pass fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def infer(self, feeds: object, *, share_inputs: bool) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [
+        (MemoryError(), OutOfMemory),
+        (RuntimeError("Exception from src/inference: std::bad_alloc"), OutOfMemory),
+        (RuntimeError("Can not allocate 4 GB"), OutOfMemory),
+        (RuntimeError("shapes do not fit"), RuntimeError),
+    ],
+)
+def test_a_pass_without_memory_is_told_and_a_request_that_failed_is_not_used_again(
+    encoders: dict[Dtype, Encoder], error: Exception, seen: type[Exception]
+) -> None:
+    for encoder in encoders.values():
+        (backend,) = encoder.backends
+        assert isinstance(backend, OpenvinoBackend)
+        backend._narrow._idle.append(Failing(error))
+        with pytest.raises(seen):
+            backend.forward([sequence(3, 0)])
+        assert np.isfinite(backend.forward([sequence(3, 0)])).all()
+
+
+def test_a_graph_that_is_none_is_named(tmp_path: Path) -> None:
+    graph = tmp_path / GRAPH_FILE
+    graph.write_bytes(b"no graph")
+    with pytest.raises(ModelLoadError, match=f"graph {graph}: "):
+        OpenvinoBackend(graph, max_input_tokens=8)
+
+
+TABLE = np.random.default_rng(2).standard_normal((50, 64)).astype(np.float32)
+DENSE = np.random.default_rng(3).standard_normal((64, 64)).astype(np.float32) / 8
+
+
+def published(folder: Path, *, looks_up: bool = True, output: str = "last_hidden_state") -> Path:
+    """A publisher's graph that gives token vectors and asks for token types."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = [ops.parameter([-1, -1], np.int64, name=name) for name in names]
+    for node in inputs:
+        node.output(0).set_names({node.friendly_name})
+    table, axis = ops.constant(TABLE), ops.constant(np.array(0))
+    ids = ops.convert(inputs[0] if looks_up else inputs[2], "i32")
+    hidden = ops.tanh(ops.matmul(ops.gather(table, ids, axis), ops.constant(DENSE), False, False))
+    hidden.output(0).set_names({output})
+    unused = ops.unsqueeze(ops.convert(inputs[1], "f32"), ops.constant(np.array(2)))
+    unused.output(0).set_names({"unused"})
+    path = folder / "graph.xml"
+    ov.save_model(ov.Model([unused, hidden], inputs, "published"), path, compress_to_fp16=False)
+    return path
+
+
+@pytest.mark.parametrize("recipe", [None, Int8Recipe()], ids=["bfloat16", "int8"])
+def test_a_publishers_graph_is_pooled_and_normalised_here(
+    tmp_path: Path, recipe: Int8Recipe | None
+) -> None:
+    if ("bfloat16" if recipe is None else "int8") not in quick_dtypes():
+        return
+    graph = published(tmp_path)
+    texts = [np.array(ids, np.int32) for ids in ([3, 4, 5], [7], [49, 0, 1, 2, 3, 4, 5, 6, 7])]
+    expected = [np.tanh(TABLE[ids].astype(np.float64) @ DENSE).mean(axis=0) for ids in texts]
+    # 10 tokens at most, so that the longest is padded to less than the next step.
+    backend = OpenvinoBackend(graph, max_input_tokens=10, recipe=recipe, normalized=True)
+    found = backend.forward(texts)
+    wide = np.array(expected, np.float32)
+    assert cosines(found, wide).min() > (0.9999 if recipe is None else 0.999)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert backend.count_embeddings(1_000) == 50
+    plain = OpenvinoBackend(graph, max_input_tokens=10, recipe=recipe, pooling="cls")
+    first = np.array([np.tanh(TABLE[ids[0]].astype(np.float64) @ DENSE) for ids in texts])
+    np.testing.assert_allclose(plain.forward(texts), first, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"looks_up": False}, "has no table that input_ids are looked up in"),
+        ({"output": "logits"}, "gives none of embeddings"),
+    ],
+)
+def test_a_graph_that_cannot_be_served_safely_says_why(
+    tmp_path: Path, change: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=line):
+        OpenvinoBackend(published(tmp_path, **change), max_input_tokens=8)
+
+
+def test_a_recipe_that_keeps_everything_is_no_int8(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="no matrix that can be int8"):
+        OpenvinoBackend(published(tmp_path), max_input_tokens=8, recipe=Int8Recipe(keep=("*",)))
+
+
+def test_a_processor_that_openvino_finds_without_bfloat16_is_an_error_and_never_emulates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Compiled:
+        def get_property(self, name: str) -> object:
+            return ov.Type.f32
+
+    class Core:
+        def compile_model(self, *given: object) -> Compiled:
+            return Compiled()
+
+    monkeypatch.setattr("server.inference.openvino_backend._core", Core)
+    with pytest.raises(ModelLoadError, match="does not compute in bfloat16"):
+        _Form(tmp_path, object(), None, streams=1, threads=1)
+
+
+def test_importing_tells_nobody_and_leaves_nothing_at_home(tmp_path: Path) -> None:
+    """The stand-in takes the place of what reports to Intel, which is installed beside openvino."""
+    code = """
+import importlib.metadata, json, sys
+import server.inference.openvino_library
+import openvino.tools.ovc
+print(json.dumps([importlib.metadata.version("openvino-telemetry") > "",
+    type(openvino.tools.ovc.telemetry).__module__,
+    [name for name in sys.modules if name.startswith("openvino_telemetry.")]]))
+"""
+    quiet_in_ci = ("CI", "XDG_CACHE_HOME")
+    environ = {name: text for name, text in os.environ.items() if name not in quiet_in_ci}
+    outcome = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=environ | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(outcome.stdout) == [True, "openvino.tools.ovc.telemetry_stub", []]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_low_precision_is_computed_or_refused() -> None:
+    for dtype in set(get_args(Dtype)) - {"float32", "float16"}:
+        if dtype in quick_dtypes():
+            assert find_placement("cpu", dtype).dtype == dtype
+        else:
+            with pytest.raises(SettingError, match=f"no instructions for {dtype}"):
+                find_placement("cpu", dtype)

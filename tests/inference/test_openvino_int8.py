@@ -1,0 +1,115 @@
+"""Matrices become int8 by the formula that is promised, and only those that should."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from server.catalog.int8_recipe import Int8Recipe
+from server.inference.openvino_int8 import quantize
+from server.inference.openvino_library import ops, ov
+
+MATRIX = np.random.default_rng(1).standard_normal((6, 64)).astype(np.float32)  # 64 inputs
+MATRIX[2] = 0
+
+
+def constant(matrix: NDArray[np.float32], stored: str, name: str = "layer.up.weight") -> Any:
+    if stored == "f32":
+        node = ops.constant(matrix)
+    else:
+        tensor = ov.Tensor(getattr(ov.Type, stored), ov.Shape(matrix.shape))
+        cut_off = (matrix.view(np.uint32) >> 16).astype(np.uint16)
+        halves = matrix.astype(np.float16).view(np.uint16) if stored == "f16" else cut_off
+        tensor.data.view(np.uint16)[:] = halves
+        node = ops.constant(tensor)
+    node.friendly_name = name
+    return node
+
+
+def product(weight: Any, *, transposed: bool, name: str = "/layer/up/MatMul") -> Any:
+    inputs = ops.parameter([-1, 64], np.float32)
+    node = ops.matmul(inputs, weight, transpose_a=False, transpose_b=transposed)
+    node.friendly_name = name
+    return ov.Model([node], [inputs], "product")
+
+
+def weights_of(model: Any) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
+    """Integers and scales of the model's product, if it has any."""
+    (node,) = [one for one in model.get_ordered_ops() if one.get_type_name() == "MatMul"]
+    scaled = node.input_value(1).get_node()
+    if scaled.get_type_name() != "Multiply":
+        return None
+    assert node.get_attributes()["transpose_b"]
+    integers = scaled.input_value(0).get_node().input_value(0).get_node()
+    return integers.get_data(), scaled.input_value(1).get_node().get_data()
+
+
+@pytest.mark.parametrize("stored", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("form", ["rows", "columns", "transposed rows"])
+def test_each_row_keeps_its_largest_number_and_no_other_moves_by_more_than_half_a_step(
+    stored: str, form: str
+) -> None:
+    weight = constant(MATRIX if form != "columns" else np.ascontiguousarray(MATRIX.T), stored)
+    if stored != "f32":
+        weight = ops.convert(weight, "f32")
+    if form == "transposed rows":
+        weight = ops.transpose(weight, ops.constant(np.array([1, 0])))
+    model = product(weight, transposed=form == "rows")
+    assert quantize(model, Int8Recipe()) == 1
+    found = weights_of(model)
+    assert found is not None
+    integers, scales = found
+    assert (integers.shape, integers.dtype, scales.shape) == ((6, 64), np.int8, (6, 1))
+    coarse = 0 if stored == "f32" else 2**-7  # bfloat16 is stored with 8 bits, cut off here
+    largest = np.abs(MATRIX).max(axis=1)
+    np.testing.assert_allclose(
+        np.abs(integers).max(axis=1) * scales[:, 0], largest, rtol=coarse + 1e-6
+    )
+    assert set(np.abs(integers).max(axis=1)) == {0, 127}
+    off = np.abs(integers * scales - MATRIX)
+    assert (off <= scales / 2 * 1.0001 + coarse * np.abs(MATRIX)).all()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "quantized"),
+    [
+        (Int8Recipe(), True),
+        (Int8Recipe(keep=("*.up.weight",)), False),
+        (Int8Recipe(keep=("/layer/*/MatMul",)), False),
+        (Int8Recipe(keep=("up",)), True),  # no part of a name, but a pattern of it
+        (Int8Recipe(keep=("*.down.*",)), True),
+        (Int8Recipe(group_size=128), False),  # which does not divide 64 inputs
+    ],
+)
+def test_what_the_recipe_keeps_and_what_its_groups_do_not_divide_stays(
+    recipe: Int8Recipe, quantized: bool
+) -> None:
+    model = product(constant(MATRIX, "f32"), transposed=True)
+    assert quantize(model, recipe) == quantized
+    assert (weights_of(model) is not None) == quantized
+
+
+def test_a_product_of_two_computed_matrices_is_left_alone() -> None:
+    left, right = (ops.parameter([-1, 64], np.float32) for _ in range(2))
+    node = ops.matmul(left, right, transpose_a=False, transpose_b=True)
+    assert quantize(ov.Model([node], [left, right], "attention"), Int8Recipe()) == 0
+
+
+def test_layers_that_share_a_matrix_go_on_sharing_it() -> None:
+    shared = constant(np.ascontiguousarray(MATRIX[:, :6].T @ MATRIX), "f32")
+    square = constant(np.eye(64, dtype=np.float32), "f32", "square")
+    inputs = ops.parameter([-1, 64], np.float32)
+    first = ops.matmul(inputs, square, transpose_a=False, transpose_b=True)
+    second = ops.matmul(first, square, transpose_a=False, transpose_b=True)
+    last = ops.matmul(second, shared, transpose_a=False, transpose_b=True)
+    model = ov.Model([last], [inputs], "layers")
+    assert quantize(model, Int8Recipe()) == 3
+    integers = [
+        node
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i8
+    ]
+    assert len(integers) == 2
