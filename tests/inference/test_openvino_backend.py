@@ -185,7 +185,6 @@ def test_a_publishers_graph_is_pooled_and_normalised_here(
     graph = published(tmp_path)
     texts = [np.array(ids, np.int32) for ids in ([3, 4, 5], [7], [49, 0, 1, 2, 3, 4, 5, 6, 7])]
     expected = [np.tanh(TABLE[ids].astype(np.float64) @ DENSE).mean(axis=0) for ids in texts]
-    # 10 tokens at most, so that the longest is padded to less than the next step.
     backend = OpenvinoBackend(graph, max_input_tokens=10, recipe=recipe, normalized=True)
     found = backend.forward(texts)
     wide = np.array(expected, np.float32)
@@ -195,6 +194,25 @@ def test_a_publishers_graph_is_pooled_and_normalised_here(
     plain = OpenvinoBackend(graph, max_input_tokens=10, recipe=recipe, pooling="cls")
     first = np.array([np.tanh(TABLE[ids[0]].astype(np.float64) @ DENSE) for ids in texts])
     np.testing.assert_allclose(plain.forward(texts), first, atol=0.05)
+
+
+def test_a_text_is_padded_by_its_own_length_and_never_beyond_what_the_model_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of positions has no row behind the longest text."""
+    if "bfloat16" not in quick_dtypes():
+        return
+    backend = OpenvinoBackend(published(tmp_path), max_input_tokens=10)
+    shapes: list[tuple[int, ...]] = []
+    run = backend._narrow.run
+
+    def seen(feeds: list[NDArray[np.int64]]) -> NDArray[np.float32]:
+        shapes.append(feeds[0].shape)
+        return run(feeds)
+
+    monkeypatch.setattr(backend._narrow, "run", seen)
+    backend.forward([np.ones(tokens, np.int32) for tokens in (10, 1, 8, 9, 3)])
+    assert sorted(shapes) == [(2, 10), (3, 8)]
 
 
 @pytest.mark.parametrize(
