@@ -146,6 +146,7 @@ def test_a_pass_without_memory_is_told_and_a_request_that_failed_is_not_used_aga
         with pytest.raises(seen):
             backend.forward([sequence(3, 0)])
         assert np.isfinite(backend.forward([sequence(3, 0)])).all()
+        assert backend._narrow._idle  # one that did not fail is
 
 
 def test_a_graph_that_is_none_is_named(tmp_path: Path) -> None:
