@@ -57,6 +57,7 @@
           DatabaseReplaced
         TextFileError
         OutputFileError
+        RemoteServerError
         FitRefused
         MissingExtra
         KeyRefused
@@ -647,6 +648,10 @@ class TextFileError(StartupError):
 
 class OutputFileError(StartupError):
     """A file to be written is there already, cannot be written, or cannot be gone on with."""
+
+
+class RemoteServerError(StartupError):
+    """A server that a command asks cannot be reached, refuses, or answers what it should not."""
 
 
 class FitRefused(StartupError):

@@ -19,6 +19,10 @@ DEFAULT_DTYPE: Final = 0.9999
 # bfloat16 with float32 where the model was trained in it: a model may need its range on texts that
 # nobody tried, and that is worth more than digits. What `min_parity` asks for by default.
 TRAINED_DTYPE: Final = 0.999
+# Two sides whose vectors may lie in one index. What a server takes for the card's vectors by default,
+# so that all that one model's servers answer is one space: bfloat16 is (0.9999 from float32), int8
+# weights are not (0.991 to 0.996).
+SPACE: Final = TRAINED_DTYPE
 # Sequences packed without padding with each alone, by dtype: two kernels, each rounding in its own
 # order.
 PACKED: Final = {"float32": 0.99999, "float16": 0.999, "bfloat16": 0.999}
