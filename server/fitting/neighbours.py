@@ -15,7 +15,7 @@ Matrix = NDArray[np.float32]
 NEIGHBOURS = 10
 MAX_QUERIES = 4096  # texts whose neighbours are looked for, among all of them
 BLOCK_BYTES = 64 * 1024 * 1024
-TIE = 1e-6  # between cosines of float32 vectors; rounding of a product of 1,000 numbers stays below
+TIE = 1e-6  # between cosines of float32 vectors; up to 4,096 dimensions rounding stays below 6e-7
 
 
 def nearest(vectors: Matrix, queries: int, *, block_bytes: int = BLOCK_BYTES) -> NDArray[np.intp]:

@@ -124,7 +124,8 @@ class EmbeddingsClient:
         try:
             if isinstance(row, str):
                 return np.frombuffer(base64.b64decode(row, validate=True), "<f4")
-            vector = np.asarray(row, np.float32)
+            with np.errstate(over="ignore"):  # infinity, which the caller names with its text
+                vector = np.asarray(row, np.float32)
         except (binascii.Error, ValueError, TypeError):
             raise self._error("an embedding is neither base64 of float32 nor a list") from None
         if vector.ndim != 1:
@@ -141,9 +142,9 @@ class EmbeddingsClient:
             except HTTPError as error:
                 with error:
                     wait_s = _wait_s(error.headers.get("Retry-After"), attempt)
-                    waited_s += wait_s
-                    if error.code not in _LATER or waited_s > MAX_WAIT_S:
+                    if error.code not in _LATER or waited_s + wait_s > MAX_WAIT_S:
                         raise self._refused(error) from None
+                waited_s += wait_s
             except (OSError, HTTPException) as error:
                 reason = getattr(error, "reason", None) or error
                 raise self._error(first_line(_cause(reason))) from error
@@ -186,5 +187,5 @@ def _cause(reason: object) -> BaseException:
 def _wait_s(retry_after: str | None, attempt: int) -> int:
     """What the server asks for, in whole seconds; twice as long each time if it says no number."""
     if retry_after is not None and retry_after.isascii() and retry_after.isdecimal():
-        return int(retry_after[:9])
+        return max(1, int(retry_after[:9]))
     return min(1 << min(attempt, 6), MAX_RETRY_AFTER_S)

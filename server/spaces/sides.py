@@ -27,7 +27,10 @@ from server.spaces.side import Asked, Side
 _IN_ENVIRONMENT: Final = "env:"
 _IN_FILE: Final = "file:"
 _URL = re.compile(r"\w+://")
-# What may stand in a URL's path and host as it is; no key hides in a query or before an @.
+# A secret may hide before an @ or in a query, and a command line is no place for one.
+_SERVER = re.compile(
+    r"(?P<base>https?://[^/@?#\s]+(?:/[^?#\s]*)?)(?:#(?P<model>.*))?", re.ASCII | re.IGNORECASE
+)
 _KEY = re.compile(r"[!-~]+")
 
 
@@ -82,22 +85,22 @@ def read_key(where: str, flag: str) -> str:
 
 def _server(given: str) -> tuple[str, str]:
     """The base URL up to /v1, and the model's name."""
+    found = _SERVER.fullmatch(given)
     try:
-        parts = urlsplit(given)
-        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        known = found is not None and urlsplit(found["base"]).port != 0
     except ValueError:  # a port that is none, an address in brackets that is none
-        known = None
-    if not known or "@" in parts.netloc or parts.query or not given.isascii():
-        shown = given.rpartition("@")[2]
+        known = False
+    if found is None or not known:
+        shown = given.partition("?")[0].rpartition("@")[2]
         raise SettingError(
             f"{shown}: must be http://HOST:PORT#MODEL or https://HOST#MODEL, without a user's name, "
             "a password or a query"
         )
-    if not parts.fragment:
-        raise SettingError(f"{given}: name the server's model behind the address: {given}#MODEL")
-    path = parts.path.rstrip("/")
-    path = path if path.endswith("/v1") else f"{path}/v1"
-    return f"{parts.scheme}://{parts.netloc}{path}", parts.fragment
+    if not found["model"]:
+        address = given.removesuffix("#")
+        raise SettingError(f"{given}: name the server's model behind the address: {address}#MODEL")
+    base = found["base"].rstrip("/")
+    return base if base.endswith("/v1") else f"{base}/v1", found["model"]
 
 
 def _local(given: str, settings: Settings, asked: Asked) -> Side:

@@ -11,8 +11,9 @@ from typing import Final
 from server.inference.agreement import Agreement
 from server.inference.least_cosines import SPACE
 
-# Least mean share of ten nearest neighbours that both sides have. int8 weights keep 0.968 and more
-# of float32's (Cranfield), a vector cut to half of its size about 0.8, another model less than that.
+# Least mean share of ten nearest neighbours that both sides have. int8 weights keep 0.968 of
+# float32's and more (Cranfield, all-MiniLM-L6-v2), random errors that leave a cosine of 0.995 keep
+# 0.953, and a vector cut to two thirds of its size 0.83 (lines of this project's documents).
 RANKING: Final = 0.95
 
 
