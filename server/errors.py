@@ -58,6 +58,7 @@
         TextFileError
         OutputFileError
         RemoteServerError
+          RemoteServerRefused
         FitRefused
         MissingExtra
         KeyRefused
@@ -651,7 +652,16 @@ class OutputFileError(StartupError):
 
 
 class RemoteServerError(StartupError):
-    """A server that a command asks cannot be reached, refuses, or answers what it should not."""
+    """A server that a command asks cannot be reached, or answers what it should not."""
+
+
+class RemoteServerRefused(RemoteServerError):
+    """A server that a command asks answers with an error."""
+
+    def __init__(self, message: str, *, said: str, code: str | None) -> None:
+        super().__init__(message)
+        self.said = said  # the server's own words
+        self.code = code
 
 
 class FitRefused(StartupError):

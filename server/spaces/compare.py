@@ -117,11 +117,10 @@ def _embed(
 ) -> tuple[NDArray[np.float32], SideFacts]:
     with progress.embedding(side.given, len(lines)) as show:
         vectors, facts = side.embed(lines, show)
-    lengths = np.linalg.norm(vectors, axis=1)
-    wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
-    if len(wrong):
-        what = "all zeros" if lengths[wrong[0]] == 0 else "not finite (NaN or infinity)"
-        raise InferenceFailed(f"{lines[wrong[0]].place}: the vector of {side.given} is {what}")
+    finite = np.isfinite(vectors).all(axis=1)
+    for place in np.flatnonzero(~(finite & vectors.any(axis=1))):
+        what = "all zeros" if finite[place] else "not finite (NaN or infinity)"
+        raise InferenceFailed(f"{lines[place].place}: the vector of {side.given} is {what}")
     return vectors, facts
 
 

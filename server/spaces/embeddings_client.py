@@ -25,7 +25,13 @@ import orjson
 from numpy.typing import NDArray
 
 from server import __version__
-from server.errors import MAX_RETRY_AFTER_S, RemoteServerError, first_line, shortened
+from server.errors import (
+    MAX_RETRY_AFTER_S,
+    RemoteServerError,
+    RemoteServerRefused,
+    first_line,
+    shortened,
+)
 from server.settings import is_loopback
 
 # Longer than a server of ours lets a request take, so that its own 503 comes before.
@@ -36,15 +42,6 @@ MAX_ANSWER_BYTES = 256 * 1024 * 1024  # 256 vectors of 16,384 numbers, written a
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_TOLD_CHARS = 300
 _LATER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-
-
-class RequestRefused(RemoteServerError):
-    """An answer that is an error; what the server says of it, for who knows the texts."""
-
-    def __init__(self, message: str, *, said: str, code: str | None) -> None:
-        super().__init__(message)
-        self.said = said
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ class EmbeddingsClient:
             fields: of the request, beside `input` and `encoding_format`.
 
         Raises:
-            RequestRefused: the server answers with an error.
+            RemoteServerRefused: the server answers with an error.
             RemoteServerError: it cannot be reached, or answers what it should not.
         """
         body = orjson.dumps({"input": list(texts), "encoding_format": "base64", **fields})
@@ -157,7 +154,7 @@ class EmbeddingsClient:
             raise self._error(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
         return content
 
-    def _refused(self, error: HTTPError) -> RequestRefused:
+    def _refused(self, error: HTTPError) -> RemoteServerRefused:
         """The error of an answer, in OpenAI's shape or another one."""
         said, code = error.reason, None
         try:
@@ -167,7 +164,7 @@ class EmbeddingsClient:
             pass
         said = self._printable(said)
         message = f"{self._url} answers {error.code}: {said}"
-        return RequestRefused(message, said=said, code=code if isinstance(code, str) else None)
+        return RemoteServerRefused(message, said=said, code=code if isinstance(code, str) else None)
 
     def _printable(self, text: str) -> str:
         """One short line that steers no terminal, and without the key, if a server sends it back."""

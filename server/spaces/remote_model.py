@@ -9,10 +9,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import ContextLengthExceeded, RemoteServerError, TextFileError
+from server.errors import (
+    ContextLengthExceeded,
+    RemoteServerError,
+    RemoteServerRefused,
+    TextFileError,
+)
 from server.offline.embed_windows import EmbeddingProgress, ShowProgress
 from server.offline.texts import TextWindow
-from server.spaces.embeddings_client import Answer, EmbeddingsClient, RequestRefused
+from server.spaces.embeddings_client import Answer, EmbeddingsClient
 from server.spaces.side import Asked, SideFacts
 from server.spaces.text_lines import TextLine, windows_of
 
@@ -86,7 +91,7 @@ class RemoteModel:
         """A refusal that names an input names the line instead."""
         try:
             yield
-        except RequestRefused as error:
+        except RemoteServerRefused as error:
             found = _POSITION.search(error.said)
             if found is None or int(found[1]) >= len(window.texts):
                 raise

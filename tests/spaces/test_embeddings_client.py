@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from server.errors import RemoteServerError
+from server.errors import RemoteServerError, RemoteServerRefused
 from server.spaces import embeddings_client
-from server.spaces.embeddings_client import EmbeddingsClient, RequestRefused
+from server.spaces.embeddings_client import EmbeddingsClient
 from tests.spaces.conftest import Scripted, embeddings
 
 KEY = "sk-0123456789abcdefghij"
@@ -94,7 +94,7 @@ def test_a_server_that_stays_busy_is_given_up(
 ) -> None:
     monkeypatch.setattr(embeddings_client, "MAX_WAIT_S", 90)
     scripted.then(503, LATER, Retry_After=asked_s)
-    with pytest.raises(RequestRefused, match="answers 503: later"):
+    with pytest.raises(RemoteServerRefused, match="answers 503: later"):
         EmbeddingsClient(scripted.url).embed(["a"])
     assert sum(waits) <= 90
     assert len(scripted.asked) == len(waits) + 1
@@ -104,7 +104,7 @@ def test_a_server_that_stays_busy_is_given_up(
 def test_other_errors_are_told_at_once(scripted: Scripted, waits: list[float], status: int) -> None:
     error = {"message": "no \x1b[31m such\nthing", "code": "some_code"}
     scripted.then(status, {"error": error}, Retry_After="1")
-    with pytest.raises(RequestRefused) as caught:
+    with pytest.raises(RemoteServerRefused) as caught:
         EmbeddingsClient(scripted.url).embed(["a"])
     assert caught.value.message == f"{scripted.url}/embeddings answers {status}: no [31m such thing"
     assert caught.value.code == "some_code"
@@ -116,14 +116,14 @@ def test_other_errors_are_told_at_once(scripted: Scripted, waits: list[float], s
 )
 def test_an_error_of_another_shape_is_told_by_its_status(scripted: Scripted, body: bytes) -> None:
     scripted.then(502, body)
-    with pytest.raises(RequestRefused, match="answers 502: Bad Gateway"):
+    with pytest.raises(RemoteServerRefused, match="answers 502: Bad Gateway"):
         EmbeddingsClient(scripted.url).embed(["a"])
 
 
 def test_a_key_goes_to_no_other_place_and_into_no_message(scripted: Scripted) -> None:
     message = f"key {KEY} is wrong" + " and so on" * 100
     scripted.then(307, {"error": {"message": message}}, Location=f"{scripted.url}/elsewhere")
-    with pytest.raises(RequestRefused) as caught:
+    with pytest.raises(RemoteServerRefused) as caught:
         EmbeddingsClient(scripted.url, KEY).embed(["a"])
     assert len(scripted.asked) == 1
     assert KEY not in caught.value.message

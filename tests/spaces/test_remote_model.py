@@ -6,9 +6,9 @@ import numpy as np
 import orjson
 import pytest
 
-from server.errors import RemoteServerError, TextFileError
+from server.errors import RemoteServerError, RemoteServerRefused, TextFileError
 from server.offline.embed_windows import EmbeddingProgress
-from server.spaces.embeddings_client import EmbeddingsClient, RequestRefused
+from server.spaces.embeddings_client import EmbeddingsClient
 from server.spaces.remote_model import REQUEST_TEXTS, RemoteModel
 from server.spaces.side import Asked
 from server.spaces.text_lines import TextLine
@@ -75,7 +75,7 @@ def test_a_refused_input_is_named_by_its_line(scripted: Scripted) -> None:
 @pytest.mark.parametrize("message", ["no", "input[256] is bad"])
 def test_a_refusal_of_no_known_input_is_told_as_it_is(scripted: Scripted, message: str) -> None:
     scripted.then(200, embeddings([np.ones(2, np.float32)])).then(400, refusal(message))
-    with pytest.raises(RequestRefused, match="answers 400"):
+    with pytest.raises(RemoteServerRefused, match="answers 400"):
         opened(scripted).embed(LINES, lambda _: None)
 
 
