@@ -117,8 +117,8 @@ def _embed(
 ) -> tuple[NDArray[np.float32], SideFacts]:
     with progress.embedding(side.given, len(lines)) as show:
         vectors, facts = side.embed(lines, show)
-    finite = np.isfinite(vectors).all(axis=1)
-    for place in np.flatnonzero(~(finite & vectors.any(axis=1))):
+    finite = np.asarray(np.isfinite(vectors).all(axis=1))
+    for place in np.flatnonzero(~finite | ~vectors.any(axis=1)).tolist():
         what = "all zeros" if finite[place] else "not finite (NaN or infinity)"
         raise InferenceFailed(f"{lines[place].place}: the vector of {side.given} is {what}")
     return vectors, facts

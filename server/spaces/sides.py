@@ -11,19 +11,20 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from server.catalog.card import Dtype
 from server.errors import SettingError, unusable
-from server.inference.backend_kinds import DTYPES
 from server.settings import Settings
 from server.spaces.embeddings_client import EmbeddingsClient
 from server.spaces.local_model import LocalModel
 from server.spaces.remote_model import RemoteModel
 from server.spaces.side import Asked, Side
 
+DTYPES: Final[tuple[str, ...]] = get_args(Dtype)
 _IN_ENVIRONMENT: Final = "env:"
 _IN_FILE: Final = "file:"
 _URL = re.compile(r"\w+://")

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.offline.embedder import Embedder
+from server.catalog.card import Card
+from server.inference import direct
+from server.inference.loader import Encoder, load_rotation
+from server.spaces import local_model
 from tests.command_line import assert_mistake, run
 from tests.conftest import MATRYOSHKA, PLAIN
 from tests.server_process import ServerProcess
@@ -25,13 +28,18 @@ def text(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_rotation_is_another_space_in_which_the_same_is_found(text: Path) -> None:
+def test_a_rotation_is_another_space_in_which_the_same_is_found(
+    text: Path, encoder: Encoder, matryoshka_card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_model, "WINDOW_TEXTS", 20)
     flags = ("--text", text, "--skip-blank", "--json", "--at-least=same-space")
     outcome = run("space", "compare", PLAIN, MATRYOSHKA, *flags)
     assert (outcome.exit_code, outcome.stderr) == (1, "")
     found = json.loads(outcome.stdout)
-    with Embedder.open(PLAIN) as plain, Embedder.open(MATRYOSHKA) as turned:
-        ours, theirs = (one.embed(TEXTS).astype(np.float64) for one in (plain, turned))
+    rotation = load_rotation(matryoshka_card)
+    assert rotation is not None
+    ours = direct.embed_texts(encoder, TEXTS).astype(np.float64)
+    theirs = ours @ rotation
     lengths = [np.linalg.norm(side, axis=1) for side in (ours, theirs)]
     similar = (ours * theirs).sum(axis=1) / lengths[0] / lengths[1]
     assert found["cosines"] == {

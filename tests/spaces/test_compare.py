@@ -56,9 +56,9 @@ class Silent:
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """Sixty texts, the first of which comes again in the end."""
+    """Sixty texts, the first of them twice."""
     file = tmp_path / "a.txt"
-    file.write_text("".join(f"text {i}\n" for i in range(60)) + "text 0\n")
+    file.write_text("text 0\n" + "".join(f"text {i}\n" for i in range(60)))
     return file
 
 

@@ -59,6 +59,7 @@ def test_lists_of_numbers_are_read_too_and_no_more_need_be_told(scripted: Script
         (embeddings([[], []]), "vectors of 0 dimensions"),
         (embeddings(["AAA", "AAA="]), "neither base64"),
         (embeddings(["AAAAAAA=", "AAAAAAA="]), "neither base64"),
+        (embeddings(["AAA\nAAA==", "AAA\nAAA=="]), "neither base64"),
         (embeddings([[[1.0]], [1.0]]), "neither base64"),
         (embeddings([{"a": 1}, [1.0]]), "neither base64"),
         (embeddings([None, [1.0]]), "neither base64"),
@@ -120,14 +121,15 @@ def test_an_error_of_another_shape_is_told_by_its_status(scripted: Scripted, bod
         EmbeddingsClient(scripted.url).embed(["a"])
 
 
-def test_a_key_goes_to_no_other_place_and_into_no_message(scripted: Scripted) -> None:
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_key_goes_to_no_other_place_and_into_no_message(scripted: Scripted, status: int) -> None:
     message = f"key {KEY} is wrong" + " and so on" * 100
-    scripted.then(307, {"error": {"message": message}}, Location=f"{scripted.url}/elsewhere")
+    scripted.then(status, {"error": {"message": message}}, Location=f"{scripted.url}/elsewhere")
     with pytest.raises(RemoteServerRefused) as caught:
         EmbeddingsClient(scripted.url, KEY).embed(["a"])
     assert len(scripted.asked) == 1
     assert KEY not in caught.value.message
-    assert "answers 307: key *** is wrong" in caught.value.message
+    assert f"answers {status}: key *** is wrong" in caught.value.message
     assert len(caught.value.message) < 500
 
 

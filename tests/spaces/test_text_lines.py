@@ -65,5 +65,10 @@ def test_windows_are_bounded_and_lose_nothing(
         assert list(window.texts) == [one.text for one in here]
         assert window.end.texts == done
         assert 1 <= size <= most_texts
-        assert size == 1 or sum(map(len, window.texts)) <= most_chars
+        chars = sum(map(len, window.texts))
+        assert size == 1 or chars <= most_chars
+        assert {one.source for one in here} == {window.source}
+        for following in lines[done : done + 1]:  # did not fit into it
+            full = size == most_texts or chars + len(following.text) > most_chars
+            assert full or following.source != window.source
     assert done == len(lines)
