@@ -142,7 +142,7 @@ class EmbeddingsClient:
                     if error.code not in _LATER or waited_s + wait_s > MAX_WAIT_S:
                         raise self._refused(error) from None
                 waited_s += wait_s
-            except (OSError, HTTPException) as error:
+            except (OSError, HTTPException, ValueError) as error:  # ValueError: no name of a host
                 reason = getattr(error, "reason", None) or error
                 raise self._error(first_line(_cause(reason))) from error
             time.sleep(wait_s)

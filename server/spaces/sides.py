@@ -88,7 +88,8 @@ def _server(given: str) -> tuple[str, str]:
     """The base URL up to /v1, and the model's name."""
     found = _SERVER.fullmatch(given)
     try:
-        known = found is not None and urlsplit(found["base"]).port != 0
+        base = found["base"] if found is not None else ""
+        known = base.isascii() and urlsplit(base).port != 0
     except ValueError:  # a port that is none, an address in brackets that is none
         known = False
     if found is None or not known:
@@ -100,7 +101,7 @@ def _server(given: str) -> tuple[str, str]:
     if not found["model"]:
         address = given.removesuffix("#")
         raise SettingError(f"{given}: name the server's model behind the address: {address}#MODEL")
-    base = found["base"].rstrip("/")
+    base = base.rstrip("/")
     return base if base.endswith("/v1") else f"{base}/v1", found["model"]
 
 

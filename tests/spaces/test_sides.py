@@ -69,6 +69,8 @@ def test_a_key_on_the_command_line_is_refused_and_not_said_again() -> None:
         ("http://user:secret@127.0.0.1:1#m", "without a user's name"),
         ("http://127.0.0.1:1?key=secret#m", "without a user's name"),
         ("http://127.0.0.1:1/a b#m", "must be http://HOST:PORT#MODEL"),
+        ("http://127.0.0.1:1/ü#m", "must be http://HOST:PORT#MODEL"),
+        ("http://a..b:1#m", "http://a..b:1/v1/embeddings: "),
         ("", "must begin with a model's name"),
         ("@float32", "must begin with a model's name"),
         (f"{PLAIN}@float16", f"{PLAIN}@float16: setting dtype"),
