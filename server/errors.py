@@ -57,6 +57,8 @@
           DatabaseReplaced
         TextFileError
         OutputFileError
+        RemoteServerError
+          RemoteServerRefused
         FitRefused
         MissingExtra
         KeyRefused
@@ -647,6 +649,19 @@ class TextFileError(StartupError):
 
 class OutputFileError(StartupError):
     """A file to be written is there already, cannot be written, or cannot be gone on with."""
+
+
+class RemoteServerError(StartupError):
+    """A server that a command asks cannot be reached, or answers what it should not."""
+
+
+class RemoteServerRefused(RemoteServerError):
+    """A server that a command asks answers with an error."""
+
+    def __init__(self, message: str, *, said: str, code: str | None) -> None:
+        super().__init__(message)
+        self.said = said  # the server's own words
+        self.code = code
 
 
 class FitRefused(StartupError):

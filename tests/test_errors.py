@@ -320,6 +320,8 @@ def test_what_stops_the_start_is_no_http_answer() -> None:
         "DatabaseReplaced",
         "TextFileError",
         "OutputFileError",
+        "RemoteServerError",
+        "RemoteServerRefused",
         "FitRefused",
         "MissingExtra",
         "KeyRefused",

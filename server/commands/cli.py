@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "usage": "server.commands.usage:usage",
     "embed": "server.commands.texts:embed",
     "dimensions": "server.commands.texts:dimensions",
+    "space": "server.commands.space:space_app",
     "serve": "server.commands.serve:serve",
     "doctor": "server.commands.doctor:doctor",
     "models": "server.commands.models:models_app",

@@ -30,8 +30,8 @@ from server.importing.proof_texts import (
 from server.importing.refusing import refusing
 from server.importing.special_tokens import check_embeddings
 from server.inference import direct, least_cosines
+from server.inference.agreement import agreement_of
 from server.inference.loader import Encoder
-from server.inference.pooling import cosines
 from server.program.command_lines import install_command
 
 
@@ -192,7 +192,7 @@ def compare(
     Raises:
         ImportRefused: one side cannot compute a text, or gives vectors of another size.
     """
-    similarities, differences = [], []
+    both: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     compared: list[str] = []
     behind: dict[str, Sequence[str]] = dict.fromkeys(briefly, REFERENCE_TEXTS)
     for prompt, texts in (behind | dict.fromkeys(("", *prompts), PARITY_TEXTS)).items():
@@ -205,14 +205,12 @@ def compare(
                 f"{folder.path}: vectors of {ours.shape[1]} dimensions, but "
                 f"{theirs.shape[1]} with sentence-transformers"
             )
-        similarities.append(cosines(ours, theirs))
-        differences.append(np.max(np.abs(ours - theirs)))
+        both.append((ours, theirs))
         compared += texts
-    found = np.concatenate(similarities)
+    found = agreement_of(*map(np.concatenate, zip(*both, strict=True)))
     return Comparison(
-        texts=len(found),
-        # A NaN must not hide behind min and max.
-        min_cosine=float(np.min(found)),
-        max_difference=float(np.max(differences)),
-        worst=compared[int(np.argmin(found))],
+        texts=found.texts,
+        min_cosine=found.min_cosine,
+        max_difference=found.max_difference,
+        worst=compared[found.worst],
     )

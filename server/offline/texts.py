@@ -12,17 +12,19 @@ import itertools
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self, TypeVar
 
 import numpy as np
 import orjson
 
 from server.errors import TextFileError, unusable
 from server.inference.inputs import TextInputs
+
+T = TypeVar("T")
 
 STDIN = "-"
 # Enough that the engine always finds texts of similar length; little is lost with a window.
@@ -216,25 +218,37 @@ class TextReader:
 def sample_texts(files: list[Path], *, field: str, most: int, seed: int) -> tuple[list[str], int]:
     """Distinct texts in an order fixed by `seed`, and how many the files hold.
 
-    Of more than `most` texts so many are drawn, each with the same chance (Vitter, 1985, algorithm
-    R), so that the files may be of any size. Blank lines are left out.
+    Of more than `most` texts so many are drawn, so that the files may be of any size. Blank lines
+    are left out.
 
     Raises:
         TextFileError: a file cannot be read.
     """
     random = np.random.default_rng(seed)
-    drawn: list[str] = []
-    count = 0
-    for file in files:
-        with TextReader(file, field=field, skip_blank=True) as reader:
-            for text in itertools.chain.from_iterable(w.texts for w in reader.windows()):
-                count += 1
-                if len(drawn) < most:
-                    drawn.append(text)
-                elif (place := int(random.integers(count))) < most:
-                    drawn[place] = text
+
+    def texts() -> Iterator[str]:
+        for file in files:
+            with TextReader(file, field=field, skip_blank=True) as reader:
+                yield from itertools.chain.from_iterable(w.texts for w in reader.windows())
+
+    drawn, count = draw(texts(), most, random)
     distinct = list(dict.fromkeys(text.strip() for text in drawn))
     return [distinct[place] for place in random.permutation(len(distinct))], count
+
+
+def draw(source: Iterable[T], most: int, random: np.random.Generator) -> tuple[list[T], int]:
+    """All of the source, or `most` drawn from it, each with the same chance; and how many it held.
+
+    Reads it once (Vitter, 1985, algorithm R). What was drawn is in no particular order.
+    """
+    drawn: list[T] = []
+    count = 0
+    for count, one in enumerate(source, start=1):
+        if len(drawn) < most:
+            drawn.append(one)
+        elif (place := int(random.integers(count))) < most:
+            drawn[place] = one
+    return drawn, count
 
 
 def _check_there(path: Path) -> None:
