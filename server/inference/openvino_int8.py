@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalog.int8_recipe import Int8Recipe
+from server.catalog.int8_recipe import Int8Recipe, StoredMatrix
 from server.inference.openvino_library import ops, ov
 
 _LARGEST = 127  # -128 would have no counterpart
@@ -30,6 +30,23 @@ class _Product:
     weight: ov.Node  # Constant
     rows_are_outputs: bool  # of the stored matrix
 
+    @property
+    def stored(self) -> StoredMatrix:
+        """What there is to say of the matrix."""
+        rows, columns = self.weight.shape
+        outputs, inputs = (rows, columns) if self.rows_are_outputs else (columns, rows)
+        names = (self.weight.friendly_name, self.node.friendly_name)
+        return StoredMatrix(*names, inputs=inputs, outputs=outputs)
+
+
+def stored_matrices(graph: Path) -> tuple[StoredMatrix, ...]:
+    """Of each product with a matrix that could be int8, in the order of computing.
+
+    Raises:
+        RuntimeError: OpenVINO refuses the graph.
+    """
+    return tuple(product.stored for product in _find_products(ov.Core().read_model(graph)))
+
 
 def quantize(model: ov.Model, recipe: Int8Recipe) -> int:
     """Replace stored matrices by int8 ones with scales; a matrix at a time is held in float32.
@@ -43,9 +60,7 @@ def quantize(model: ov.Model, recipe: Int8Recipe) -> int:
     count = 0
     for product in _find_products(model):
         matrix = product.weight
-        inputs = matrix.shape[1 if product.rows_are_outputs else 0]
-        names = (matrix.friendly_name, product.node.friendly_name)
-        if inputs % recipe.group_size or _is_kept(names, recipe):
+        if not recipe.makes_int8(product.stored):
             continue
         key = (matrix.friendly_name, product.rows_are_outputs)
         if key not in made:
@@ -83,7 +98,3 @@ def _find_products(model: ov.Model) -> Iterator[_Product]:
         stored = source.get_type_name() == "Constant" and source.get_element_type() in _FLOATS
         if stored and len(source.shape) == 2:
             yield _Product(node, source, rows_are_outputs)
-
-
-def _is_kept(names: tuple[str, ...], recipe: Int8Recipe) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in recipe.keep for name in names)
