@@ -45,7 +45,7 @@ def prove_on_cpu(card: Card, encoder: Encoder, report: Callable[[str], None]) ->
     try:
         exact = direct.embed_texts(encoder, TEXTS)
         if "bfloat16" in there:
-            kept = measure(card.computed_in("bfloat16"), encoder, TEXTS, exact)
+            kept = kept_of(exact, embed(card.computed_in("bfloat16"), encoder, TEXTS))
             report(f"on a CPU in bfloat16: {kept} ({len(TEXTS)} texts)")
             card = card.changed(cpu_precision=(_precision("bfloat16", kept),))
         return _choose_int8(card, encoder, exact, report) if "int8" in there else card
@@ -54,24 +54,22 @@ def prove_on_cpu(card: Card, encoder: Encoder, report: Callable[[str], None]) ->
         return card
 
 
-def measure(card: Card, encoder: Encoder, texts: Sequence[str], exact: NDArray[np.float32]) -> Kept:
-    """What the card's vectors keep of those in float32.
-
-    Args:
-        card: says in which numbers, and by which recipe, it is computed.
-        exact: (texts, embedding_dim), float32; of more texts than NEIGHBOURS.
-
-    Raises:
-        ModelLoadError: they cannot be computed.
-    """
-    found = embed(card, encoder, texts)
-    agreement = agreement_of(found, exact)
-    shares = shared_neighbours(normalize(exact), normalize(found), np.arange(len(texts)))
+def kept_of(exact: NDArray[np.float32], found: NDArray[np.float32]) -> Kept:
+    """What vectors keep of those in float32; both (texts, embedding_dim), more than NEIGHBOURS."""
+    agreement = agreement_of(exact, found)
+    shares = shared_neighbours(normalize(exact), normalize(found), np.arange(len(exact)))
     return Kept(agreement.mean_cosine, agreement.min_cosine, float(shares.mean(dtype=np.float64)))
 
 
 def embed(card: Card, encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Vectors (texts, embedding_dim), float32, in the card's numbers; see `measure`."""
+    """Vectors (texts, embedding_dim), float32, in the card's numbers and by its recipe.
+
+    Args:
+        encoder: whose tokenizer is used.
+
+    Raises:
+        ModelLoadError: they cannot be computed.
+    """
     choice = choose_backend(card, (CPU,), card.dtype)
     backends, _ = choice.kind.load(choice.card, choice.devices, LoadOptions())
     return direct.embed_texts(Encoder(encoder.tokenizer, backends, encoder.embedding_dim), texts)
@@ -99,7 +97,8 @@ def _choose_int8(
     from server.inference.openvino_int8 import stored_matrices
 
     def try_recipe(recipe: Int8Recipe) -> Kept:
-        kept = measure(card.changed(int8=recipe).computed_in("int8"), encoder, TEXTS, exact)
+        found = embed(card.changed(int8=recipe).computed_in("int8"), encoder, TEXTS)
+        kept = kept_of(exact, found)
         report(f"on a CPU in int8, {recipe.words}: {kept}")
         return kept
 

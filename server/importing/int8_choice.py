@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, get_args
 
 from server.catalog.int8_recipe import GroupSize, Int8Recipe, StoredMatrix
+from server.inference import least_cosines
 
 # CPU time of a product in int8, by group size, against bfloat16: medians over 384 x 1,536 to 1,024 x
 # 4,096 both ways, times 16 and 256 tokens, on one core of an AMD EPYC (family 26).
@@ -143,4 +144,6 @@ def _pattern(matrix: StoredMatrix) -> str:
 
 
 def _floor(min_cosine: float) -> float:
-    return round(1 - _MARGIN * (1 - min_cosine), 4)
+    """Never nearer than what is asked of bfloat16, in which the rest is computed."""
+    wide = round(1 - _MARGIN * (1 - min_cosine), 4)
+    return min(wide, least_cosines.START_ON_CPU["bfloat16"])
