@@ -28,7 +28,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import BertProcessing, TemplateProcessing
+from tokenizers.processors import BertProcessing, RobertaProcessing, TemplateProcessing
 
 from server.inference.backend import TokenIds
 from server.inference.word_cache import MAX_WORD_CHARS, WordCache
@@ -39,9 +39,9 @@ MARKS = ",.-'\"()"
 # more unknown words than this is encoded as a whole, and of these few are learned: texts of nothing
 # but new words must not take much longer than without a cache.
 MOST_UNKNOWN = 1 / 2
-LEARNED_OF_MANY = 16  # one of so many
-# Looking up keeps the GIL, and who waits for it would get it in 5 ms only. So it is given away, and for
-# longer than nothing: else it is taken back before another thread has woken.
+LEARNED_OF_MANY = 32  # one of so many
+# Looking up keeps the GIL, and a thread that waits for it takes it after 5 ms only. So it is given
+# away between texts, and for longer than nothing: else it is taken back before that thread wakes.
 CHARS_AT_ONCE = 16_384
 A_MOMENT_S = 1e-6
 
@@ -174,7 +174,7 @@ class WordEncoder:
 def _puts_tokens_around(rust: RustTokenizer) -> bool:
     processor = rust.post_processor
     if not isinstance(processor, TemplateProcessing):
-        return isinstance(processor, BertProcessing | None)
+        return isinstance(processor, BertProcessing | RobertaProcessing | None)
     single = json.loads(processor.__getstate__())["single"]
     return sum("Sequence" in piece for piece in single) == 1
 
