@@ -36,10 +36,10 @@ from server.inference.word_cache import MAX_WORD_CHARS, WordCache
 # The most frequent in prose; each costs a look at every text.
 MARKS = ",.-'\"()"
 # Between marks a word costs the library 1.5 times what it costs inside of its text. So a text with
-# more unknown words than this is encoded as a whole, and of these few are learned: texts of nothing
-# but new words must not take much longer than without a cache.
+# more unknown words than this is encoded as a whole, and the words of few such texts are learned:
+# texts of nothing but new words must not take much longer than without a cache.
 MOST_UNKNOWN = 1 / 2
-LEARNED_OF_MANY = 32  # one of so many
+LEARNED_OF_MANY = 32  # one text of so many
 # Looking up keeps the GIL, and a thread that waits for it takes it after 5 ms only. So it is given
 # away between texts, and for longer than nothing: else it is taken back before that thread wakes.
 CHARS_AT_ONCE = 16_384
@@ -51,7 +51,7 @@ _EMPTY = bytearray()  # what it joins may be written into, unlike bytes
 class _Unfinished(NamedTuple):
     """A text with unknown words."""
 
-    number: int
+    number: int  # of the text
     words: list[str]
     ids: list[bytes | None]  # of each word
     unknown: list[int]  # numbers of words
@@ -100,7 +100,7 @@ class WordEncoder:
         return cls(rust, marks, prefix, suffix) if marks else None
 
     def encode(self, texts: list[str]) -> list[TokenIds]:
-        """Ids of each text, int32, with those around it; gives the GIL away for unknown words.
+        """Ids of each text, int32, with those around it.
 
         Raises:
             BaseException: what the library raises, its panics among it.

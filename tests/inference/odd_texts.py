@@ -1,8 +1,9 @@
-"""Texts of all that a tokenizer may treat otherwise than letters, drawn from a seed."""
+"""Texts that a tokenizer may treat otherwise than those before."""
 
 from __future__ import annotations
 
 import functools
+import sys
 import unicodedata
 from collections import defaultdict
 from random import Random
@@ -27,7 +28,7 @@ _PUNCTUATION: list[str] = [*",.-'\"()[]<>_|/:;!?…—「」\u037e\u0387\u1fef\u
 def _by_category() -> list[list[str]]:
     """All characters but surrogates, category by category."""
     found = defaultdict(list)
-    for code in range(0x110000):
+    for code in range(sys.maxunicode + 1):
         found[unicodedata.category(chr(code))].append(chr(code))
     del found["Cs"]
     return list(found.values())
@@ -66,3 +67,18 @@ class OddTexts:
             word = random.choice(self._special)
             return random.choice([word, word.upper(), f" {word} ", word[:-1]])
         return random.choice(_WORDS)
+
+
+def around_each_character() -> list[str]:
+    """Texts in which one character is before and behind each kind of cut."""
+    every = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    return [f"a{c} {c}b,{c}-{c}\n{c}" for c in every]
+
+
+def new_words(seed: int, texts: int, words: int) -> list[str]:
+    """So many texts of so many words, all of random letters."""
+    drawn = Random(seed)
+    made = (
+        ["".join(drawn.choices("etaoinshrdlu", k=7)) for _ in range(words)] for _ in range(texts)
+    )
+    return [" ".join(text) for text in made]

@@ -15,6 +15,7 @@ from server.catalog.card import TOKENIZER_FILE, Card
 from server.inference import word_cache
 from server.inference import word_encoder as module
 from server.inference.word_encoder import WordEncoder
+from tests.inference.both_ways import BothWays, read_tokenizer
 from tests.inference.odd_texts import OddTexts
 
 LETTERS = (
@@ -65,22 +66,10 @@ def make_tokenizer(normalizer: str = "uncased", added: str = "none") -> RustToke
     return rust
 
 
-def by_words(rust: RustTokenizer) -> WordEncoder | None:
-    prefix, suffix = np.split(np.asarray(rust.encode("").ids, dtype=np.int32), 2)
-    return WordEncoder.of(rust, prefix, suffix)
-
-
 def check(rust: RustTokenizer, *, seed: int, count: int) -> None:
-    """Compare for so many texts, ten at a time."""
-    encoder = by_words(rust)
-    assert encoder is not None
+    """Compare for so many texts."""
     texts = OddTexts(seed, [token.content for token in rust.get_added_tokens_decoder().values()])
-    for _ in range(count // 10):
-        drawn = [texts.draw() for _ in range(10)]
-        expected = [encoding.ids for encoding in rust.encode_batch(drawn)]
-        assert [ids.tolist() for ids in encoder.encode(drawn)] == expected, drawn
-        # Most words are known now.
-        assert [ids.tolist() for ids in encoder.encode(drawn)] == expected, drawn
+    assert BothWays(rust).differing([texts.draw() for _ in range(count)]) == []
 
 
 @pytest.mark.parametrize("added", ADDED)
@@ -91,10 +80,13 @@ def test_the_ids_are_those_of_one_pass_over_the_text(normalizer: str, added: str
 
 @pytest.fixture(scope="module")
 def real(plain_card: Card) -> RustTokenizer:
-    rust = RustTokenizer.from_file(str(plain_card.path(TOKENIZER_FILE)))
-    rust.no_padding()
-    rust.no_truncation()
-    return rust
+    return read_tokenizer(plain_card.path(TOKENIZER_FILE))
+
+
+def test_other_ids_would_be_seen(real: RustTokenizer) -> None:
+    both = BothWays(real)
+    both.by_words = lambda texts: both.one_pass([text.replace("é", "x") for text in texts])  # type: ignore[method-assign]
+    assert both.differing(["a", "é", "b"]) == ["é", "é"]
 
 
 def test_the_ids_of_a_real_tokenizer_are_those_of_one_pass(real: RustTokenizer) -> None:
@@ -112,14 +104,14 @@ def test_threads_share_what_they_learn(
     real: RustTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(word_cache, "MAX_BYTES", 20_000)
-    encoder = by_words(real)
-    assert encoder is not None
+    both = BothWays(real)
     texts = OddTexts(3, ["[MASK]"])
     requests = [[texts.draw() for _ in range(10)] for _ in range(40)] * 4
     with ThreadPoolExecutor(4) as threads:
-        encoded = list(threads.map(encoder.encode, requests))
+        encoded = list(threads.map(both.by_words, requests))
     for request, ids in zip(requests, encoded, strict=True):
-        assert [one.tolist() for one in ids] == [one.ids for one in real.encode_batch(request)]
+        expected = both.one_pass(request)
+        assert [one.tolist() for one in ids] == [one.tolist() for one in expected]
 
 
 def test_what_is_known_is_not_asked_for_again(real: RustTokenizer) -> None:
@@ -153,8 +145,7 @@ def test_a_word_too_long_to_be_kept_is_asked_for_again(real: RustTokenizer) -> N
 
 def watched(rust: RustTokenizer) -> tuple[WordEncoder, list[list[str]]]:
     """With what the library is asked for, call by call."""
-    encoder = by_words(rust)
-    assert encoder is not None
+    encoder = BothWays(rust).encoder
     asked: list[list[str]] = []
 
     def encode(texts: list[str], *, add_special_tokens: bool) -> Any:
@@ -170,8 +161,7 @@ def test_who_waits_for_the_interpreter_gets_it_between_texts(
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr(module, "time", SimpleNamespace(sleep=slept.append))
-    encoder = by_words(real)
-    assert encoder is not None
+    encoder = BothWays(real).encoder
     encoder.encode(["word " * 100] * 4)
     assert slept == []
     encoder.encode(["word " * 100] * (3 * module.CHARS_AT_ONCE // 500))
