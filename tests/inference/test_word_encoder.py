@@ -188,6 +188,15 @@ def with_added(*tokens: AddedToken, normalizer: str = "uncased") -> RustTokenize
     return rust
 
 
+@pytest.mark.parametrize(
+    "processor",
+    [None, processors.RobertaProcessing(("[SEP]", 2), ("[CLS]", 1))],
+    ids=["nothing", "RoBERTa's"],
+)
+def test_what_stands_around_a_text_may_be_nothing_or_from_roberta(processor: Any) -> None:
+    check(with_changes(post_processor=processor), seed=5, count=50)
+
+
 NOT_CUT = {
     "another model": lambda: with_changes(model=models.WordLevel(VOCABULARY, "[UNK]")),
     "another pre-tokenizer": lambda: with_changes(pre_tokenizer=pre_tokenizers.Whitespace()),
