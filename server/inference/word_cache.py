@@ -36,8 +36,12 @@ class WordCache:
         """The ids of each; None: look into the old generation, too."""
         return list(map(self._young.get, words))
 
-    def look_up_old(self, words: list[str], found: list[bytes | None]) -> list[int]:
-        """Fill in what `look_up` has not found; the numbers of those that nobody knows."""
+    def look_up_old(self, words: list[str], found: list[bytes | None], most: float) -> list[int]:
+        """Fill in what `look_up` has not found, and tell the numbers of those that nobody knows.
+
+        Args:
+            most: give up when more than so many are unknown.
+        """
         unknown = []
         moved = {}
         old = self._old
@@ -46,6 +50,8 @@ class WordCache:
             found[number] = ids = old.get(word)
             if ids is None:
                 unknown.append(number)
+                if len(unknown) > most:
+                    break
             else:
                 moved[word] = ids
         if moved:

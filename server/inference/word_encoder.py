@@ -118,7 +118,8 @@ class WordEncoder:
             try:
                 found.append(self._joined(ids))
             except TypeError:  # None among them
-                unknown = self._cache.look_up_old(words, ids)
+                most = MOST_UNKNOWN * len(words)
+                unknown = self._cache.look_up_old(words, ids, most)
                 if unknown:
                     unfinished.append(_Unfinished(index, words, ids, unknown))
                 found.append(_EMPTY if unknown else self._joined(ids))

@@ -10,7 +10,7 @@ from server.inference.word_cache import MAX_WORD_CHARS, WordCache
 
 def look_up(cache: WordCache, *words: str) -> list[bytes | None]:
     found = cache.look_up(list(words))
-    cache.look_up_old(list(words), found)
+    cache.look_up_old(list(words), found, len(words))
     return found
 
 
@@ -20,7 +20,8 @@ def test_what_is_kept_is_found_and_the_rest_is_told() -> None:
     words = ["a", "c", "", "b", "d"]
     found = cache.look_up(words)
     assert found == [b"1", None, b"", b"2", None]
-    assert cache.look_up_old(words, found) == [1, 4]
+    assert cache.look_up_old(words, found, 2) == [1, 4]
+    assert cache.look_up_old(words, found, 0) == [1]
 
 
 def test_a_long_word_is_not_kept() -> None:
