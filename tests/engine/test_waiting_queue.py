@@ -19,6 +19,7 @@ from server.engine.pace import Pace
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
 from server.engine.waiting_queue import FRONT_BUDGETS, WaitingQueue
 from server.errors import Draining
+from server.inference.backend import Layout
 from tests.engine import Requests, group_of, groups_of
 from tests.waiting import wait_for
 
@@ -766,7 +767,9 @@ class TestWorkersAhead:
     """While as many workers compute as there are devices, others take only what is worth it."""
 
     def queue(self) -> WaitingQueue:
-        return WaitingQueue(Pace(BUDGET, light_batch_tokens=BUDGET, ahead_tokens=200), packed=True)
+        return WaitingQueue(
+            Pace(BUDGET, light_batch_tokens=BUDGET, ahead_tokens=200), Layout.PACKED
+        )
 
     def test_a_second_worker_leaves_little_for_the_first_one(self) -> None:
         queue = self.queue()
@@ -834,14 +837,14 @@ class TestWorkersAhead:
 
 @given(some_requests, st.integers(1, 700))
 def test_packed_micro_batches_are_filled_by_tokens(requests: Requests, budget: int) -> None:
-    queue = WaitingQueue(Pace(budget, light_batch_tokens=budget), packed=True)
+    queue = WaitingQueue(Pace(budget, light_batch_tokens=budget), Layout.PACKED)
     queue.add_worker()
     for group in groups_of(requests):
         queue.put(group)
     served = 0
     while len(queue):
         batch = take(queue)
-        assert batch.packed
+        assert batch.layout is Layout.PACKED
         assert batch.tokens == batch.padded_tokens
         assert batch.tokens <= budget or len(batch) == 1
         served += len(batch)
@@ -849,7 +852,7 @@ def test_packed_micro_batches_are_filled_by_tokens(requests: Requests, budget: i
 
 
 def test_packed_a_short_sequence_goes_with_long_ones() -> None:
-    queue = WaitingQueue(Pace(BUDGET, light_batch_tokens=BUDGET), packed=True)
+    queue = WaitingQueue(Pace(BUDGET, light_batch_tokens=BUDGET), Layout.PACKED)
     queue.add_worker()
     for length in (3, 300, 150):
         queue.put(group_of(length))
@@ -857,7 +860,7 @@ def test_packed_a_short_sequence_goes_with_long_ones() -> None:
 
 
 def test_packed_a_long_sequence_is_filled_up_with_many_short_ones() -> None:
-    queue = WaitingQueue(Pace(4096, light_batch_tokens=4096), packed=True)
+    queue = WaitingQueue(Pace(4096, light_batch_tokens=4096), Layout.PACKED)
     queue.add_worker()
     queue.put(group_of(512, *[16] * 1000))
     taken = take(queue)
