@@ -63,7 +63,7 @@ def test_only_what_is_alone_and_not_short_is_spread_over_cores(
     for tokens, alone in [
         (WIDE_FROM_TOKENS, True),
         (WIDE_FROM_TOKENS, False),
-        (WIDE_FROM_TOKENS - 1, True),
+        (WIDE_FROM_TOKENS - 2, True),
     ]:
         wide.forward(batch(1, tokens), alone=alone)
     wide.forward(batch(2, WIDE_FROM_TOKENS // 2), alone=True)
