@@ -1,4 +1,4 @@
-"""One pass over the whole machine gives what a pass on one core gives."""
+"""A text has one vector, on one core, over the whole machine and in any company."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from server.catalog.card import GRAPH_FILE, Card
 from server.inference.backend import TokenIds
 from server.inference.onnx_backend import WIDE_FROM_TOKENS, OnnxBackend
 from tests.fakes import FakeSession
+from tests.inference.company import differences
 
 VOCABULARY = range(1_000, 30_000)  # whole words and pieces, none with a meaning of its own
 
@@ -74,6 +75,12 @@ def test_only_what_is_alone_and_not_short_is_spread_over_cores(
 def test_a_backend_of_one_core_computes_what_is_alone_too(narrow: OnnxBackend) -> None:
     alone = narrow.forward(batch(1, 128), alone=True)
     assert alone.tobytes() == narrow.forward(batch(1, 128)).tobytes()
+
+
+def test_a_vector_has_the_same_bits_alone_and_in_any_company(plain_card: Card) -> None:
+    found = list(differences(plain_card.path(GRAPH_FILE), VOCABULARY, (8, 24)))
+    assert len(found) == 2 * 3 * 13
+    assert {case: by for case, by in found if by} == {}
 
 
 def test_many_threads_may_use_both_sessions_at_once(narrow: OnnxBackend, wide: OnnxBackend) -> None:
