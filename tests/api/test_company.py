@@ -26,7 +26,12 @@ class Wish(NamedTuple):
     dimensions: int | None
 
 
-Vectors = dict[tuple[Wish, int], str]  # by the text's number, in base64
+class Vectors(dict[tuple[Wish, int], str]):
+    """In base64, by the text's number; never shown, since hypothesis would show them all."""
+
+    __repr__ = object.__repr__
+
+
 WISHES = (Wish(PLAIN, None), Wish(MATRYOSHKA, None), Wish(MATRYOSHKA, 100))
 requests = st.tuples(
     st.sampled_from(WISHES), st.lists(st.integers(0, TEXTS - 1), min_size=1, max_size=12)
@@ -45,7 +50,7 @@ texts = [make_text(NUMBERS) for _ in range(TEXTS)]
 
 
 async def ask(client: httpx.AsyncClient, wish: Wish, inputs: Sequence[str]) -> list[str]:
-    body = {"model": wish.model, "input": inputs, "encoding_format": "base64"}
+    body: dict[str, object] = {"model": wish.model, "input": inputs, "encoding_format": "base64"}
     if wish.dimensions is not None:
         body["dimensions"] = wish.dimensions
     answer = await client.post("/v1/embeddings", json=body)
@@ -59,11 +64,11 @@ def alone(server: ServerProcess) -> Vectors:
 
     async def ask_all() -> Vectors:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-            return {
-                (wish, number): (await ask(client, wish, [text]))[0]
-                for wish in WISHES
-                for number, text in enumerate(texts)
-            }
+            vectors = Vectors()
+            for wish in WISHES:
+                for number, text in enumerate(texts):
+                    (vectors[wish, number],) = await ask(client, wish, [text])
+            return vectors
 
     return asyncio.run(ask_all())
 
