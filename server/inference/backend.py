@@ -16,11 +16,11 @@ PaddedPass = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32
 
 # A text is computed with its number of tokens rounded up to so many significant bits, at least to
 # an even number: padding is at most a 33rd. On ONNX Runtime in float32 a pass costs its tokens,
-# padding counted, and as much as 15 tokens more, whatever the length. Replayed with the costs that
-# were measured (4 clients, 64 mixed texts a request), this is 0.5 to 1 % slower than padding to the
-# longest of a micro-batch, and for 2,048 texts in a request 1 %; multiples of 4 are 1 to 4 % slower,
-# of 8 3 to 24 %, and lengths not rounded at all 11 % for short queries of 16 clients. One token is
-# never alone: a product of one row is computed by another kernel.
+# padding counted, and as much as 15 tokens more, whatever their length. Replayed with the costs that
+# were measured, against padding to the longest of a micro-batch, this is slower by 0.8 % (4 clients,
+# 64 mixed texts a request), 4 % (2,048 short texts in a request) and 4 % (short queries of 16
+# clients); multiples of 4 by 1.3, 13 and 4 %, of 8 by 3, 24 and 13 %, and no rounding by 1, 0 and
+# 11 %. One token is never alone: another kernel computes a product of one row.
 _LENGTH_BITS = 6
 _LEAST_STEP = 2
 
@@ -90,8 +90,8 @@ class Backend(Protocol):
 def padded_length(num_tokens: int) -> int:
     """With how many tokens a text is computed by a backend of Layout.BY_LENGTH.
 
-    A function of the text alone: its vector has the same bits in any company. A model that reads no
-    more than an odd number of tokens pads to no more than that; see `forward_by_length`.
+    A function of the text alone: its vector has the same bits in any company. `forward_by_length`
+    goes no further than what the model reads.
     """
     step = max(_LEAST_STEP, 1 << max(0, (num_tokens - 1).bit_length() - _LENGTH_BITS))
     return -(-num_tokens // step) * step
