@@ -62,7 +62,7 @@ class Engine:
     ) -> None:
         self._encoder = encoder
         workers = pace.workers * len(encoder.backends)
-        self._queue = WaitingQueue(pace, packed=encoder.backends[0].packs)
+        self._queue = WaitingQueue(pace, encoder.backends[0].layout)
         speed = Ratio(workers * pace.tokens_per_second, weight=0.1)
         self._admission = Admission(
             max_queue_tokens=max_queue_tokens, max_wait_s=max_wait_s, tokens_per_second=speed

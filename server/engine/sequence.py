@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from server.engine.admission import Ticket
 from server.engine.fair_share import Flow, KeyShare
-from server.inference.backend import TokenIds
+from server.inference.backend import Layout, TokenIds, padded_length
 
 
 class SequenceGroup:
@@ -108,7 +108,7 @@ class TokenSequence:
         self.token_ids = token_ids  # (num_tokens,)
         self.num_tokens = len(token_ids)
         self.error: BaseException | None = None
-        # The queue's: its place among the waiting, and whether it waits no more.
+        # The queue's: its length and place among the waiting, and whether it waits no more.
         self.order = (self.num_tokens, 0)
         self.taken = False
 
@@ -127,12 +127,12 @@ class MicroBatch:
     """Sequences that are computed together."""
 
     __slots__ = (
-        "alone", "began_s", "ended_s", "packed", "padded_tokens", "parts", "sequences", "tokens",
+        "alone", "began_s", "ended_s", "layout", "padded_tokens", "parts", "sequences", "tokens",
     )  # fmt: skip
 
-    def __init__(self, sequences: list[TokenSequence], *, packed: bool = False) -> None:
+    def __init__(self, sequences: list[TokenSequence], layout: Layout = Layout.BY_LENGTH) -> None:
         self.sequences = sequences
-        self.packed = packed  # computed without padding
+        self.layout = layout  # of its tokens in a forward pass
         self.alone = False  # nothing else waits or is computed: the whole machine is free
         self.began_s = time.perf_counter()
         self.ended_s = self.began_s
@@ -146,7 +146,7 @@ class MicroBatch:
             part.tokens += sequence.num_tokens
         lengths = [sequence.num_tokens for sequence in sequences]
         self.tokens = sum(lengths)
-        self.padded_tokens = self.tokens if packed else len(lengths) * max(lengths)
+        self.padded_tokens = _padded_tokens(lengths, layout)
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -155,4 +155,13 @@ class MicroBatch:
         """Two micro-batches of at least one sequence each."""
         middle = len(self.sequences) // 2
         first, second = self.sequences[:middle], self.sequences[middle:]
-        return MicroBatch(first, packed=self.packed), MicroBatch(second, packed=self.packed)
+        return MicroBatch(first, self.layout), MicroBatch(second, self.layout)
+
+
+def _padded_tokens(lengths: list[int], layout: Layout) -> int:
+    """Tokens that are computed for sequences of these lengths, padding among them."""
+    if layout is Layout.PACKED:
+        return sum(lengths)
+    if layout is Layout.PADDED:
+        return len(lengths) * max(lengths)
+    return sum(map(padded_length, lengths))
