@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 _BY_ELEMENT = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Clip"})
 _BY_ELEMENT |= {"Cast", "Erf", "Exp", "Gelu", "Identity", "Neg", "Reciprocal", "Relu", "Sigmoid"}
 _BY_ELEMENT |= {"Softplus", "Sqrt", "Tanh"}
-_QUERY, _BIAS, _KEY_PADDING, _SCORES = 0, 3, 4, 5  # inputs of com.microsoft.MultiHeadAttention
+_QUERY, _BIAS, _SCORES = 0, 3, 5  # inputs of com.microsoft.MultiHeadAttention
 
 
 def compute_pooled_token_only(graph: ir.Graph) -> bool:
@@ -115,6 +115,8 @@ class _Pick:
     def _places_of_attention(self, node: ir.Node, of_tokens: Sequence[int]) -> tuple[int, ...]:
         scores = node.inputs[_SCORES] if len(node.inputs) > _SCORES else None
         if _QUERY not in of_tokens or len(node.inputs) > _SCORES + 1 or node.inputs[_BIAS]:
+            return ()
+        if _number(node, "unidirectional", 0):  # a query would be taken for the first one
             return ()
         if scores is None:
             return (_QUERY,)
