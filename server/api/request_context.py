@@ -9,13 +9,14 @@ import asyncio
 import logging
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.access import Access
 from server.api.client_words import request_id
 from server.api.error_responses import error_response
 from server.api.hosts import HostRule
+from server.api.plain_route import PlainRoutes
 from server.api.record import RequestRecord
 from server.errors import ApiError, Draining
 from server.metrics import Metrics
@@ -29,8 +30,16 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; only in th
 class RequestContext:
     """ASGI middleware: `x-request-id`, `openai-processing-ms`, the log line and the metrics."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access: Access, hosts: HostRule) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        access: Access,
+        hosts: HostRule,
+        plain_routes: PlainRoutes,
+    ) -> None:
         self._app = app
+        self._plain_routes = plain_routes
         self._metrics = metrics
         self._access = access
         self._hosts = hosts
@@ -62,7 +71,12 @@ class RequestContext:
         scope["path"] = scope["raw_path"].decode("latin-1")
         try:
             self._hosts.check(scope, headers, asks_for_keys=self._access.asks_for_keys)
-            await self._app(scope, receive, send_with_headers)
+            endpoint = self._plain_routes.get((scope["method"], scope["path"]))
+            if endpoint is None:
+                await self._app(scope, receive, send_with_headers)
+            else:
+                response = await endpoint(Request(scope, receive))
+                await response(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass
         except asyncio.CancelledError:  # uvicorn cuts what is left at the end of a drain
@@ -78,6 +92,7 @@ class RequestContext:
                 raise
             record.error = told
             answer = error_response(told, headers, self._access)
+            told.__traceback__ = None  # which leads to the record: no circle for the collector
             await answer(scope, receive, send_with_headers)
         finally:
             record.end()
