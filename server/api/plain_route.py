@@ -38,7 +38,7 @@ def plain_routes(routers: Iterable[APIRouter]) -> PlainRoutes:
         for router in routers
         for route in router.routes
         if isinstance(route, PlainRoute) and not route.param_convertors
-        for method in route.methods
+        for method in route.methods or ()
     }
 
 

@@ -71,12 +71,7 @@ class RequestContext:
         scope["path"] = scope["raw_path"].decode("latin-1")
         try:
             self._hosts.check(scope, headers, asks_for_keys=self._access.asks_for_keys)
-            endpoint = self._plain_routes.get((scope["method"], scope["path"]))
-            if endpoint is None:
-                await self._app(scope, receive, send_with_headers)
-            else:
-                response = await endpoint(Request(scope, receive))
-                await response(scope, receive, send_with_headers)
+            await self._answer(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass
         except asyncio.CancelledError:  # uvicorn cuts what is left at the end of a drain
@@ -99,6 +94,15 @@ class RequestContext:
             # uvloop writes to the socket when the loop's turn ends: what the client need not wait
             # for has its own turn after it.
             asyncio.get_running_loop().call_soon(record.report, scope, status, self._metrics)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Give a plain route its request; all others go through the application's routing."""
+        endpoint = self._plain_routes.get((scope["method"], scope["path"]))
+        if endpoint is None:
+            await self._app(scope, receive, send)
+        else:
+            response = await endpoint(Request(scope, receive))
+            await response(scope, receive, send)
 
     def _identify(self, record: RequestRecord, authorization: str | None) -> None:
         """Find whose request it is, and the limits that every answer tells, also a refusal."""

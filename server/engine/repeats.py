@@ -34,4 +34,5 @@ def fill_repeats(vectors: NDArray[np.float32], repeats: Repeats) -> None:
     Args:
         vectors: (rows, embedding_dim), of which the first rows are computed.
     """
-    vectors[list(repeats)] = vectors[list(repeats.values())]
+    for row, first in repeats.items():  # at once it would take a copy, as large as all of them
+        vectors[row] = vectors[first]

@@ -60,9 +60,7 @@ class SequenceGroup:
             asyncio.get_running_loop().create_future()
         )
         self.sequences = [
-            TokenSequence(self, row, ids)
-            for row, ids in enumerate(token_ids)
-            if row not in repeats
+            TokenSequence(self, row, ids) for row, ids in enumerate(token_ids) if row not in repeats
         ]
         self.remaining = len(self.sequences)
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from server.api.record import PROBES
 from server.errors import ApiError, InvalidRequest, Overloaded
+from server.http.joined_head import JoinedHead
 from server.http.patient_connection import MAX_HEAD_BYTES, LimitedState, PatientConnection
 from server.http.starts import AT_ONCE, Starts
 from server.http.waiting_room import WaitingRoom, head_bytes, waiting_bytes
@@ -49,7 +50,7 @@ class _Answer(Protocol):
     response_complete: bool
 
 
-class BoundedProtocol(PatientConnection, HttpToolsProtocol):
+class BoundedProtocol(JoinedHead, PatientConnection, HttpToolsProtocol):
     """Refuses heads, trailers and chunk extensions that are too long, and keeps every body."""
 
     server_state: LimitedState
@@ -60,8 +61,6 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
     _head_bytes = 0  # of the request that is answered, if they are many
     _answering: RequestResponseCycle | None = None  # the request whose answer is next
     _expects_more = False
-    _headed: RequestResponseCycle | None = None  # the request whose answer's head was given
-    _answer_head = b""  # that is not written yet
 
     @classmethod
     def within(cls, room: WaitingRoom) -> type[Self]:
@@ -128,26 +127,6 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         self._check_headers()
         super().on_message_complete()
 
-    def write(self, data: bytes) -> None:
-        """A part of an answer; its head waits for what is behind it.
-
-        Each write is a system call, and wakes the client: the two cost a third of what a short
-        query costs beyond its pass. uvicorn gives the head when it has the first part of the body.
-        """
-        answering = self._answering
-        if answering is not self._headed and answering is not None and answering.response_started:
-            self._headed, self._answer_head = answering, data
-        elif self._answer_head:
-            parts, self._answer_head = (self._answer_head, data), b""
-            self.transport.writelines(parts)
-        else:
-            self.transport.write(data)
-
-    def end(self, *, lingers: bool) -> None:
-        """As every connection; a head without a body is an answer, too."""
-        self._write_head()
-        super().end(lingers=lingers)
-
     def expects_more(self) -> bool:
         """Whether a body's end has not come."""
         return self._expects_more
@@ -165,8 +144,6 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """What it held is free."""
-        self._write_head()
-        self._headed = None
         self._head_bytes = 0
         if self.pipeline:  # how long the next one's head was is not known any more
             self._data_bytes = MAX_HEAD_BYTES
@@ -174,13 +151,8 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         if self._room_bytes:
             self._count()
 
-    def _write_head(self) -> None:
-        if self._answer_head:
-            head, self._answer_head = self._answer_head, b""
-            self.transport.write(head)
-
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._answering = cycle
+        self._answering, self.awaits_head = cycle, True
         cycle.transport = self  # type: ignore[assignment]  # which is closed in its own way
         if cycle.scope["http_version"] == "1.0":  # which knows no interim answers
             cycle.waiting_for_100_continue = False

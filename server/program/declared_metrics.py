@@ -50,7 +50,7 @@ class Declared(Generic[M]):
         labels = (*self._labels, *more_labels)
         made = self._kind(self.name, self._help, labels, registry=registry, **self._more)
         # Its checks cost more than counting, and no series is ever removed.
-        made.labels = functools.cache(made.labels)  # type: ignore[method-assign]
+        made.labels = functools.cache(made.labels)  # type: ignore[method-assign,assignment]
         return made
 
     @overload

@@ -276,7 +276,9 @@ async def test_who_leaves_takes_the_waiting_work_along(split_over: SplitOver) ->
     async with split.client as client:
         first = asyncio.create_task(post(client, asked(1)))
         await until(lambda: len(backend.shapes) == 2)  # one was made at the start
-        leaving = asyncio.create_task(post(client, {"model": PLAIN, "input": different_ids(100, 100)}))
+        leaving = asyncio.create_task(
+            post(client, {"model": PLAIN, "input": different_ids(100, 100)})
+        )
         await until(lambda: admitted(split) == 10_001)
         leaving.cancel()
         await until(lambda: admitted(split) == 1)
