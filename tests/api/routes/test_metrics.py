@@ -130,7 +130,7 @@ def test_the_counters_say_exactly_what_was_sent(fresh: httpx.Client) -> None:
 
 
 def test_what_the_workers_did_adds_up(fresh: httpx.Client) -> None:
-    texts = ["word " * (n % 50 + 1) for n in range(300)]
+    texts = [text for words in range(3, 53) for text in different_texts(6, words)]
     answer = fresh.post(
         EMBEDDINGS,
         json={"model": PLAIN, "input": texts},
