@@ -8,7 +8,7 @@ import weakref
 import pytest
 from fastapi import APIRouter, Request, Response
 
-from server.api import request_context
+from server.api.error_responses import error_response
 from server.api.plain_route import PlainRoute, plain_routes
 from server.errors import ApiError
 from tests.conftest import PLAIN, AppOver, client_of
@@ -59,13 +59,12 @@ async def test_a_refusal_leaves_no_garbage_behind(
     app_over: AppOver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusals: list[weakref.ref[ApiError]] = []
-    answer = request_context.error_response
 
     def noted(error: ApiError, *args: object) -> Response:
         refusals.append(weakref.ref(error))
-        return answer(error, *args)  # type: ignore[arg-type]
+        return error_response(error, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(request_context, "error_response", noted)
+    monkeypatch.setattr("server.api.request_context.error_response", noted)
     async with client_of(await app_over(FakeBackend())) as client:
         gc.collect()
         gc.disable()
