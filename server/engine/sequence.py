@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from server.engine.admission import Ticket
 from server.engine.fair_share import Flow, KeyShare
+from server.engine.repeats import NO_REPEATS, Repeats
 from server.inference.backend import Layout, TokenIds, padded_length
 
 
@@ -23,6 +24,9 @@ class SequenceGroup:
     """All sequences of one request: they enter the queue together and are answered together.
 
     One future a request rather than one a text: an answer is complete or an error.
+
+    Args:
+        repeats: rows that are not computed; nobody writes their vectors here.
     """
 
     __slots__ = (
@@ -42,14 +46,22 @@ class SequenceGroup:
         "waiting_tokens",
     )
 
-    def __init__(self, token_ids: Sequence[TokenIds], embedding_dim: int, ticket: Ticket) -> None:
+    def __init__(
+        self,
+        token_ids: Sequence[TokenIds],
+        embedding_dim: int,
+        ticket: Ticket,
+        repeats: Repeats = NO_REPEATS,
+    ) -> None:
         self.ticket = ticket
         self.key = ticket.key  # whose share of the machine it uses
         self.began_s = math.inf  # time.perf_counter() when its first sequence was taken
         self.future: asyncio.Future[NDArray[np.float32]] = (
             asyncio.get_running_loop().create_future()
         )
-        self.sequences = [TokenSequence(self, row, ids) for row, ids in enumerate(token_ids)]
+        self.sequences = [
+            TokenSequence(self, row, ids) for row, ids in enumerate(token_ids) if row not in repeats
+        ]
         self.remaining = len(self.sequences)
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.vectors = np.empty((len(token_ids), embedding_dim), dtype=np.float32)
