@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import numpy as np
 
 from scripts.benchmark import client, measuring
 from scripts.benchmark.client import MODEL, BadAnswer, Sample, requests_of
+from scripts.benchmark.peers import Vectors
 from scripts.benchmark.results import Figures, percentiles_ms, work_figures
 from scripts.benchmark.scenario import Turn
 from scripts.benchmark.targets import BenchError, Peer, Server, Target
@@ -47,8 +49,7 @@ def verify(turn: Turn, *, least_cosine: float) -> None:
         body = turn.target.request("POST", "/v1/embeddings", client.embeddings_body(texts))
         if body is None:
             raise BadAnswer(f"{name} gives no vectors")
-        rows = [base64.b64decode(row["embedding"]) for row in json.loads(body)["data"]]
-        vectors = np.array([np.frombuffer(row, "<f4") for row in rows])
+        vectors = _vectors_of(body)
     else:
         vectors = turn.peer.ask("compute", requests=[texts])
     expected = turn.bench.verified = vectors if turn.bench.verified is None else turn.bench.verified
@@ -58,6 +59,43 @@ def verify(turn: Turn, *, least_cosine: float) -> None:
     cosine = float(((vectors * expected).sum(axis=1) / lengths).min())
     if not cosine > least_cosine:
         raise BenchError(f"{name} gives other vectors: cosine {cosine:.5f}")
+
+
+def _vectors_of(body: bytes) -> Vectors:
+    rows = [base64.b64decode(row["embedding"]) for row in json.loads(body)["data"]]
+    return np.array([np.frombuffer(row, "<f4") for row in rows])
+
+
+def company(turn: Turn, *, texts: int, together: int, requests: int) -> None:
+    """Vectors of texts that are alone, against those in company while three clients index."""
+    bulk = requests_of("mixed", f"{turn.seed} load", requests, texts=INDEXING_TEXTS)
+    asked = make_requests("mixed", turn.seed, texts // together, texts=together)
+    alone, beside = asyncio.run(_alone_and_beside(turn.server.address, asked, bulk))
+    difference = np.abs(alone - beside).max(axis=1)
+    turn.record(
+        {
+            "texts": len(alone),
+            "texts_that_differ": int(np.count_nonzero(difference)),
+            "largest_difference_billionths": 1e9 * float(difference.max()),
+        }
+    )
+
+
+async def _alone_and_beside(
+    address: client.Address, asked: list[list[str]], bulk: Sequence[client.Request]
+) -> tuple[Vectors, Vectors]:
+    """Each text's vector in a request of its own, then all while `bulk` is computed."""
+
+    async def ask(texts: list[str]) -> Vectors:
+        with contextlib.closing(await client.Connection.open(address)) as connection:
+            answer = await connection.send(client.embeddings_request(texts).payload)
+        return _vectors_of(answer.body)
+
+    alone = [await ask([text]) for texts in asked for text in texts]
+    loading = asyncio.create_task(client.closed_loop(address, bulk, clients=3))
+    beside = await asyncio.gather(*map(ask, asked))
+    await loading
+    return np.concatenate(alone), np.concatenate(beside)
 
 
 def warm_up(turn: Turn, *, clients: int, **size: int) -> None:

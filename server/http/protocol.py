@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from server.api.record import PROBES
 from server.errors import ApiError, InvalidRequest, Overloaded
+from server.http.joined_head import JoinedHead
 from server.http.patient_connection import MAX_HEAD_BYTES, LimitedState, PatientConnection
 from server.http.starts import AT_ONCE, Starts
 from server.http.waiting_room import WaitingRoom, head_bytes, waiting_bytes
@@ -49,7 +50,7 @@ class _Answer(Protocol):
     response_complete: bool
 
 
-class BoundedProtocol(PatientConnection, HttpToolsProtocol):
+class BoundedProtocol(JoinedHead, PatientConnection, HttpToolsProtocol):
     """Refuses heads, trailers and chunk extensions that are too long, and keeps every body."""
 
     server_state: LimitedState
@@ -151,7 +152,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
             self._count()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._answering = cycle
+        self._answering, self.awaits_head = cycle, True
         cycle.transport = self  # type: ignore[assignment]  # which is closed in its own way
         if cycle.scope["http_version"] == "1.0":  # which knows no interim answers
             cycle.waiting_for_100_continue = False

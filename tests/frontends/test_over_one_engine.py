@@ -42,6 +42,7 @@ from server.frontends.remote_counters import RemoteCounters
 from server.inference.inputs import Inputs
 from server.settings import Settings
 from tests.conftest import PLAIN, AppOver, client_of
+from tests.different_texts import different_ids, different_texts
 from tests.fakes import GIVES_NAN, RAISES, FakeBackend
 from tests.frontends.conftest import Split, SplitOver, welcomed
 from tests.waiting import until
@@ -124,7 +125,7 @@ async def test_each_key_has_a_share_of_its_own(split_over: SplitOver) -> None:
         answers = []
         for key, length in [*[("sk-one", 100)] * 4, ("sk-other", 150)]:
             before = admitted(split)
-            body = {"model": PLAIN, "input": [[1] * length] * 3}
+            body = {"model": PLAIN, "input": different_ids(3, length)}
             answers.append(asyncio.create_task(post(client, body, key)))
             await until(lambda: admitted(split) == before + 3 * length)  # noqa: B023
         await until(lambda: len(backend.shapes) == 2)  # one was made at the start
@@ -137,7 +138,7 @@ async def test_each_key_has_a_share_of_its_own(split_over: SplitOver) -> None:
 
 def large() -> dict[str, Any]:
     """A request that takes long to be tokenised."""
-    return {"model": PLAIN, "input": ["word " * 200] * 25}
+    return {"model": PLAIN, "input": different_texts(25, 200)}
 
 
 class Tokenizing:
@@ -275,7 +276,9 @@ async def test_who_leaves_takes_the_waiting_work_along(split_over: SplitOver) ->
     async with split.client as client:
         first = asyncio.create_task(post(client, asked(1)))
         await until(lambda: len(backend.shapes) == 2)  # one was made at the start
-        leaving = asyncio.create_task(post(client, {"model": PLAIN, "input": [[2] * 100] * 100}))
+        leaving = asyncio.create_task(
+            post(client, {"model": PLAIN, "input": different_ids(100, 100)})
+        )
         await until(lambda: admitted(split) == 10_001)
         leaving.cancel()
         await until(lambda: admitted(split) == 1)
