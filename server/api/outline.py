@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,12 @@ import numpy as np
 import orjson
 from msgspec import Raw
 
+from server.api.json_values import PIECE_BYTES, beginning_of, pieces
 from server.engine.request_tokenizer import DECODED_BEFORE_CUT
 from server.errors import InvalidRequest, TooManyTokens, UnrecognizedArgument
 
 MAX_INPUTS = 2048
 MAX_FIELD_BYTES = 64 * 1024  # of any field but `input`
-PIECE_BYTES = 64 * 1024
 _BLANKS = b" \t\r\n"  # of JSON
 _ID_BYTES = 40  # of a token id: a Python int and its place in a list
 _TEXT_BYTES = 80  # of an empty text and its place in a list
@@ -70,6 +70,19 @@ class Outline:
             TooManyTokens: more token ids than allowed.
         """
         check_utf8(body)
+        # More than any field's values and strings may be; a shorter field is refused for them.
+        most_values = DECODED_BEFORE_CUT * max_request_tokens + MAX_FIELD_BYTES
+        most_strings = MAX_INPUTS + MAX_FIELD_BYTES
+        beginning = beginning_of(body, most_values=most_values, most_strings=most_strings)
+        if beginning is not None:
+            cls._of(beginning, known, max_request_tokens)  # which nearly always tells what is wrong
+            raise InvalidRequest(
+                f"The request body holds more than {most_values} values or {most_strings} strings."
+            )
+        return cls._of(body, known, max_request_tokens)
+
+    @classmethod
+    def _of(cls, body: bytes | bytearray, known: Iterable[str], max_request_tokens: int) -> Outline:
         mark_bytes = len(codecs.BOM_UTF8) if body.startswith(codecs.BOM_UTF8) else 0
         names, content = tuple(known), memoryview(body)[mark_bytes:]
         try:
@@ -165,7 +178,7 @@ def _input_bytes(content: memoryview, max_request_tokens: int) -> int:
         raise wrong_input("input", rule)
     if kind != b"[":
         return _text_bytes(content)
-    start = next(filter(None, (piece.lstrip(_BLANKS) for piece in _pieces(content[1:]))))[:1]
+    start = next(filter(None, (piece.lstrip(_BLANKS) for piece in pieces(content[1:]))))[:1]
     if start.isdigit() or start == b"-":
         num_ids = _count_ids(content, "input")
         _check_total(num_ids, "input", max_request_tokens)
@@ -203,7 +216,7 @@ def _check_total(num_ids: int, name: str, max_request_tokens: int) -> None:
 def _count_ids(content: memoryview, name: str) -> int:
     """How many values a list has that should hold token ids alone."""
     num_ids, num_lists = 1, 0
-    for piece in _pieces(content):
+    for piece in pieces(content):
         num_ids += piece.count(b",")
         num_lists += piece.count(b"[")
         if num_lists > 1 or b'"' in piece or b"{" in piece:
@@ -214,7 +227,7 @@ def _count_ids(content: memoryview, name: str) -> int:
 def _text_bytes(content: memoryview) -> int:
     """What a text takes as an object: each character as much as its widest one."""
     width, num_chars = 1, 0
-    for piece in _pieces(content):
+    for piece in pieces(content):
         num_chars += len(piece)
         if not piece.isascii():
             units = np.frombuffer(piece, np.uint8)
@@ -225,10 +238,3 @@ def _text_bytes(content: memoryview) -> int:
             if b"\\\\" not in piece:  # then each of them is an escape, of six bytes
                 num_chars -= 5 * piece.count(b"\\u")
     return _TEXT_BYTES + width * num_chars
-
-
-def _pieces(content: memoryview) -> Iterator[bytes]:
-    return (
-        bytes(content[start : start + PIECE_BYTES])
-        for start in range(0, content.nbytes, PIECE_BYTES)
-    )

@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from server.api.record import PROBES
 from server.errors import ApiError, InvalidRequest, Overloaded
 from server.http.patient_connection import MAX_HEAD_BYTES, LimitedState, PatientConnection
-from server.http.starts import AT_ONCE, Starts
+from server.http.turns import READS_AT_ONCE, STARTS_AT_ONCE, Turns
 from server.http.waiting_room import WaitingRoom, head_bytes, waiting_bytes
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
     """Refuses heads, trailers and chunk extensions that are too long, and keeps every body."""
 
     server_state: LimitedState
-    starts = Starts()  # see `within`
+    starts = Turns(STARTS_AT_ONCE)  # see `within`
     _bytes_without_progress = 0
     _progress = False
     _data_bytes = 0  # that came last
@@ -64,7 +64,8 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
     @classmethod
     def within(cls, room: WaitingRoom) -> type[Self]:
         """A protocol whose connections share the room."""
-        return type(cls.__name__, (cls,), {"room": room, "starts": Starts()})
+        shared = {"room": room, "starts": Turns(STARTS_AT_ONCE), "reads": Turns(READS_AT_ONCE)}
+        return type(cls.__name__, (cls,), shared)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head, no longer than for a later one."""
@@ -160,7 +161,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         if before > USUAL_HEAD_BYTES or len(headers) > USUAL_HEADERS:
             self._head_bytes = head_bytes(headers)
         start = super()._start_asgi_task
-        if len(self.tasks) < AT_ONCE or cycle.scope["path"] in _FIRST:
+        if len(self.tasks) < STARTS_AT_ONCE or cycle.scope["path"] in _FIRST:
             start(cycle, app)
         else:
             self.starts.later(partial(start, cycle, app))
@@ -198,7 +199,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         head += [b"%s: %s\r\n" % header for header in self.headers]
         self.connections.discard(self)
         protocol = UpgradeIgnoringProtocol(self.config, self.server_state, self.app_state)
-        protocol.room = self.room
+        protocol.room, protocol.reads = self.room, self.reads
         self.hold(0)
         protocol.connection_made(self.transport)
         if self.flow.write_paused:  # the transport tells that once

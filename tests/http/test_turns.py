@@ -10,10 +10,10 @@ import uvicorn
 from server.http.connection_limit import Connection, FewConnections
 from server.http.patient_connection import LimitedState
 from server.http.protocol import BoundedProtocol
-from server.http.starts import AT_ONCE
+from server.http.turns import STARTS_AT_ONCE
 from server.http.waiting_room import WaitingRoom
 
-MANY = 10 * AT_ONCE
+MANY = 10 * STARTS_AT_ONCE
 
 
 class Unread(asyncio.Transport):
@@ -63,6 +63,6 @@ async def test_of_many_requests_a_few_begin_at_a_time_and_a_probe_at_once() -> N
     finally:
         for task in state.tasks:
             task.cancel()
-    assert begun.index("/livez") <= AT_ONCE
+    assert begun.index("/livez") <= STARTS_AT_ONCE
     begun.remove("/livez")
     assert begun == [f"/{number}" for number in range(MANY)]
