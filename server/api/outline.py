@@ -37,15 +37,6 @@ _JSON_NAMES = {
     "bool": "a boolean", "null": "null",
 }  # fmt: skip
 _ANYTHING = msgspec.json.Decoder(Raw)
-# An array of at most so many values, none of which is made.
-_ELEMENTS = msgspec.json.Decoder(
-    msgspec.defstruct(
-        "_Elements",
-        [(f"element{index}", Raw, Raw()) for index in range(MAX_INPUTS)],
-        array_like=True,
-        forbid_unknown_fields=True,
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +139,14 @@ def _decoder(names: tuple[str, ...]) -> Any:
     return msgspec.json.Decoder(msgspec.defstruct("_Fields", fields, forbid_unknown_fields=True))
 
 
+@functools.cache  # it takes a megabyte, and most servers never need it
+def _elements() -> Any:
+    """Reads an array of at most MAX_INPUTS values and makes none of them."""
+    fields = [(f"element{index}", Raw, Raw()) for index in range(MAX_INPUTS)]
+    kind = msgspec.defstruct("_Elements", fields, array_like=True, forbid_unknown_fields=True)
+    return msgspec.json.Decoder(kind)
+
+
 def _of_another_shape(told: str) -> InvalidRequest:
     if unknown := _UNKNOWN.search(told):
         return UnrecognizedArgument([unknown["name"]])
@@ -189,7 +188,7 @@ def _input_bytes(content: memoryview, max_request_tokens: int) -> int:
 def _list_bytes(content: memoryview, max_request_tokens: int) -> int:
     """As `_input_bytes`, of a list that does not begin with a token id."""
     try:
-        elements = msgspec.structs.astuple(_ELEMENTS.decode(content))
+        elements = msgspec.structs.astuple(_elements().decode(content))
     except msgspec.ValidationError:
         raise wrong_input("input", f"holds more than the {MAX_INPUTS} inputs allowed") from None
     object_bytes = num_ids = 0
