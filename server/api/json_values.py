@@ -84,4 +84,5 @@ def _left_open(brackets: bytes) -> bytes:
     opens = codes & 2 != 0  # in `[` and `{`, and not in `]` and `}`
     depth = np.cumsum(np.where(opens, np.int32(1), np.int32(-1)), dtype=np.int32)
     least_from_here = np.minimum.accumulate(depth[::-1])[::-1]
-    return codes[opens & (depth == least_from_here)].tobytes()
+    left: bytes = codes[opens & (depth == least_from_here)].tobytes()
+    return left

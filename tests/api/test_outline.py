@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.api.outline import MAX_INPUTS, PIECE_BYTES, Outline
+from server.api.json_values import PIECE_BYTES
+from server.api.outline import MAX_INPUTS, Outline
 from server.api.schemas import EmbeddingRequest
 from server.errors import ApiError, InvalidRequest, TooManyTokens
 
@@ -172,7 +173,9 @@ def test_what_would_become_large_is_refused_before_it_does(body: bytes, told: st
     finally:
         tracemalloc.stop()
     assert told in message
-    assert peak_bytes < len(body) + 5_000_000  # the copy of the body, made above, and a piece in parts
+    assert (
+        peak_bytes < len(body) + 5_000_000
+    )  # the copy of the body, made above, and a piece in parts
 
 
 def test_the_first_of_two_values_is_never_made() -> None:

@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from server.http.patient_connection import MAX_HEAD_BYTES, MAX_UNWANTED_BYTES, PatientConnection
-from server.http.protocol import MAX_HEADERS, MAX_PIPELINED
+from server.http.protocol import MAX_PIPELINED
+from server.http.refusals import MAX_HEADERS
 from tests.conftest import REPOSITORY
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
