@@ -11,6 +11,7 @@ What lies in a connection and belongs to no seat is counted in its port's waitin
 from __future__ import annotations
 
 import asyncio
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,6 +33,7 @@ USUAL_HEAD_BYTES = 4096
 USUAL_HEADERS = 32
 MAX_PIPELINED = 16  # requests that wait behind an unanswered one of their connection
 _FIRST = PROBES - {"/metrics"}  # whose page takes some milliseconds
+_ABSOLUTE_TARGET = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://(?P<host>[^/?#]*)")
 _NO_HTTP = "Invalid HTTP request received."
 
 
@@ -99,6 +101,8 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         self._check_headers()
         if len(self.pipeline) >= MAX_PIPELINED:
             raise InvalidRequest(f"More than {MAX_PIPELINED} requests wait for an answer.")
+        if not self.url.startswith(b"/"):
+            self._take_host_of_target()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -168,6 +172,17 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         """Not one by one as they come: one piece of data does not hold many, and costs each."""
         if len(self.headers) > MAX_HEADERS:
             raise too_many_headers()
+
+    def _take_host_of_target(self) -> None:
+        """A target that is a whole URL says which host is meant (RFC 9112, 3.2.2)."""
+        target = _ABSOLUTE_TARGET.match(self.url)
+        if target is None:
+            return
+        host = target["host"]
+        is_named = any(name == b"host" for name, _ in self.headers)
+        self.headers[:] = [(name, host if name == b"host" else it) for name, it in self.headers]
+        if not is_named and self.parser.get_http_version() == "1.0":  # later ones must name it, too
+            self.headers.append((b"host", host))
 
     def _refuse(self, error: ApiError) -> None:
         refuse(self, self._answering, error)
