@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.api.json_values import PIECE_BYTES, beginning_of
+from server.api import json_values
+from server.api.json_values import PIECE_BYTES, beginning_of, pieces
 
 MANY = 10**9
 texts = st.text(st.sampled_from(["a", ",", "[", "{", '"', "\\", "é", "😀"]), max_size=9)
@@ -75,6 +77,22 @@ def test_strings_are_counted_too() -> None:
     assert json.loads(cut) == [["a"] * 99]
 
 
-@pytest.mark.parametrize("unit", ['"', '""', '\\"', "]", "\\", '"a":'])
+@pytest.mark.parametrize("unit", ["]", "\\", '\\"'])
 def test_what_is_no_json_is_left_to_the_parser(unit: str) -> None:
     assert beginning_of(unit.encode() * 200_000, most_values=5, most_strings=5) is None
+
+
+@pytest.mark.parametrize("unit", ['"', '""', '"a":', '"a"'])
+def test_strings_in_a_row_are_left_to_it_at_once(
+    unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[bytes] = []
+
+    def watched(text: bytes) -> Iterator[bytes]:
+        for piece in pieces(text):
+            looked_at.append(piece)
+            yield piece
+
+    monkeypatch.setattr(json_values, "pieces", watched)
+    assert beginning_of(unit.encode() * 200_000, most_values=5, most_strings=5) is None
+    assert len(looked_at) == 1
