@@ -60,7 +60,8 @@ def beginning_of(
             found = bytearray(memoryview(text)[: start + place])
             found += b"" if outside[place] == ord(",") else b"0"
             brackets = open_brackets + outside[:place].translate(None, _NO_BRACKETS)
-            return found + _left_open(brackets)[::-1].translate(_CLOSING)
+            found += _left_open(brackets)[::-1].translate(_CLOSING)
+            return found
         open_brackets = _left_open(open_brackets + outside.translate(None, _NO_BRACKETS))
         start += len(piece)
     return None
