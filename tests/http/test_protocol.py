@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from server.http.patient_connection import MAX_HEAD_BYTES, MAX_UNWANTED_BYTES, PatientConnection
-from server.http.protocol import MAX_HEADERS, MAX_PIPELINED
+from server.http.protocol import MAX_PIPELINED
+from server.http.refusals import MAX_HEADERS
 from tests.conftest import REPOSITORY
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
@@ -104,6 +105,28 @@ def test_an_offered_upgrade_costs_neither_the_body_nor_the_connection(
         for request in (PLAIN, OFFERING, PLAIN, OFFERING):
             connection.send(request)
             assert ok(connection)
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "hosts", "status"),
+    [
+        ("http://localhost:1/livez", "1.1", ["evil.example"], 200),
+        ("HTTP://[::1]/livez?x", "1.1", ["evil.example"], 200),
+        ("http://evil.example/livez", "1.1", ["localhost"], 400),
+        ("http://evil.example/livez", "1.0", [], 400),
+        ("http://user@localhost/livez", "1.1", ["localhost"], 400),
+        ("http://localhost/livez", "1.1", [], 400),
+        ("http://localhost/livez", "1.1", ["localhost", "localhost"], 400),
+        ("//evil.example/livez", "1.1", ["localhost"], 404),
+    ],
+)
+def test_of_a_target_that_names_a_host_that_one_counts(
+    connection: Connection, target: str, version: str, hosts: list[str], status: int
+) -> None:
+    named = "".join(f"Host: {host}\r\n" for host in hosts)
+    with connection:
+        connection.send(f"GET {target} HTTP/{version}\r\n{named}\r\n".encode())
+        assert connection.answer()[0] == status
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
