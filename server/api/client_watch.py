@@ -8,6 +8,8 @@ from types import TracebackType
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from server.engine.client_patience import CLIENT_LEFT
+
 
 class ClientWatch:
     """Cancels the work inside its context when the client disconnects; the body was read before.
@@ -42,4 +44,4 @@ class ClientWatch:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
         self._left = True
-        self._task.cancel()
+        self._task.cancel(CLIENT_LEFT)
