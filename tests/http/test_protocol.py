@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import time
 import tomllib
@@ -63,6 +64,10 @@ class Connection:
             self._receive()
         body, self._received = self._received[:length], self._received[length:]
         return int(head.split()[1]), json.loads(body)
+
+    def wait_for_bytes(self) -> None:
+        """Until an answer has begun; nothing is read."""
+        assert select.select([self._socket], [], [], 30)[0]
 
     def refused(self) -> bool:
         """Whether the server has ended the connection, with its 400 unless the kernel lost it."""
@@ -340,6 +345,33 @@ def test_who_does_not_read_answers_is_not_waited_for(impatient: ServerProcess) -
         connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400)
         with pytest.raises(ConnectionError):
             drip(connection, b"\r\n" * 40)
+
+
+def test_who_is_refused_in_the_midst_of_an_answer_and_does_not_read_is_not_waited_for(
+    impatient: ServerProcess,
+) -> None:
+    texts = json.dumps({"model": "all-MiniLM-L6-v2", "input": ["x"] * 1000}).encode()
+    with Connection(impatient, receive_bytes=4096) as connection:
+        connection.send(POST + b"Content-Length: %d\r\n\r\n" % len(texts) + texts)
+        connection.wait_for_bytes()
+        connection.send(b"no HTTP\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            drip(connection, b"\r\n" * 40)
+
+
+def test_who_is_refused_for_a_body_is_not_refused_for_its_head_as_well(
+    server: ServerProcess,
+) -> None:
+    headers = b"".join(b"x-%d: y\r\n" % n for n in range(MAX_HEADERS + 1))
+    with Connection(server) as connection:
+        connection.send(OFFERING)
+        assert ok(connection)  # from now on h11 reads
+        connection.send(POST + headers + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n")
+        status, _ = connection.answer()
+        assert status == 400
+        with pytest.raises(ConnectionResetError, match="closed by the server"):
+            connection.answer()
+    assert "Traceback" not in server.log()
 
 
 def test_who_reads_none_of_several_answers_is_no_failure_of_the_server(
