@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 
 from server.catalog.card import Card
-from server.delivery.wheel_metadata import LICENCE_FILE, WheelMetadata
+from server.delivery.wheel_metadata import LICENCE_FILE, OWN_LICENCE, WheelMetadata
 from server.program.command_lines import CHECKOUT, DISTRIBUTION, is_checkout
 
-OWN_LICENCE = "Apache-2.0"  # as pyproject.toml says
 _RULE = "=" * 78
 _HEAD = """\
 Licences of what comes with this file: Python packages (wheels) and models.

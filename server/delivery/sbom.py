@@ -21,8 +21,7 @@ from packaging.utils import canonicalize_name
 from server import __version__
 from server.catalog.card import Card, FilePin
 from server.catalog.sources import HubSource, PypiSource
-from server.delivery.licences import OWN_LICENCE
-from server.delivery.wheel_metadata import WheelMetadata
+from server.delivery.wheel_metadata import OWN_LICENCE, WheelMetadata
 from server.errors import MissingExtra
 from server.program.command_lines import DISTRIBUTION
 

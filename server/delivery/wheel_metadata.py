@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from server.errors import BundleError, unusable
 
+OWN_LICENCE = "Apache-2.0"  # of this software, as its own metadata has it
 # Names of files that hold terms, of any suffix but those of programs: `LICENSE-MIT`, `COPYING.LIB`.
 LICENCE_FILE = re.compile(
     r"(un)?(licen[cs]es?|copying|copyright|notices?|third[-_ ]?party[-_ ]?(notices?|licen[cs]es?))"

@@ -10,7 +10,7 @@ import time
 import tomllib
 from collections.abc import Awaitable, Callable, Iterator
 from importlib.metadata import version
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -353,7 +353,7 @@ def test_who_does_not_read_answers_is_not_waited_for(impatient: ServerProcess) -
 class UntilItsEnd(Wire):
     """A wire to which nothing may be written behind its end."""
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: Any) -> None:
         assert not self.is_over
         super().write(content)
 
