@@ -101,7 +101,8 @@ def _holds_terms(member: str) -> bool:
 
 def _field(said: Distribution, name: str) -> str:
     """Empty if the metadata do not have it; Python 3.12 and newer warn of asking for such a one."""
-    return said.metadata[name] if name in said.metadata else ""
+    found: list[str] = said.metadata.get_all(name) or [""]
+    return found[0]
 
 
 def _licence(said: Distribution) -> str | None:
