@@ -72,6 +72,8 @@ WITH_TORCH = [
     "delivery/test_hub.py",
     "importing/test_architectures.py",
     "importing/test_company.py",
+    "importing/test_from_hub.py",
+    "importing/test_import_checks.py",
     "importing/test_importer.py",
     "importing/test_layouts.py",
     "importing/test_onnx_graph.py",
