@@ -12,6 +12,8 @@ from types import TracebackType
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from server.engine.client_patience import CLIENT_LEFT
+
 BEGIN_AFTER_S = 0.01  # longer than a short query takes that is alone
 
 
@@ -55,4 +57,4 @@ class ClientWatch:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
         self._left = True
-        self._task.cancel()
+        self._task.cancel(CLIENT_LEFT)

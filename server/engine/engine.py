@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.admission import Admission, Ticket
+from server.engine.client_patience import is_left
 from server.engine.pace import Pace
 from server.engine.patience import PATIENCE, Patience
 from server.engine.ratio import Ratio
@@ -154,7 +155,7 @@ class Engine:
         try:
             vectors = await group.future
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
+            if is_left(error):
                 ticket.client_left()
             self._queue.drop(group)
             raise

@@ -218,7 +218,7 @@ def _write_tokenizer(folder: ModelFolder, made: Path, report: Callable[[str], No
         with refusing(str(source)):
             check_json_size(source, MAX_TOKENIZER_BYTES)
             tokenizer = RustTokenizer.from_file(str(source))
-        check_numbers(source.parent, tokenizer, TOKENIZER_FILE)
+        check_numbers(source.parent, tokenizer)
     else:
         from server.importing.torch_tokenizer import make_tokenizer
 

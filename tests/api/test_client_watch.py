@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from server.api import client_watch
 from server.api.client_watch import ClientWatch
+from server.engine.client_patience import is_left
 
 
 class Client:
@@ -37,10 +38,16 @@ async def test_work_of_a_client_that_leaves_is_cancelled() -> None:
     async def work() -> None:
         async with ClientWatch(client.request()):
             client.left.set()
-            await asyncio.sleep(30)
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError as error:
+                ends.append(error)
+                raise
 
+    ends: list[asyncio.CancelledError] = []
     with pytest.raises(ClientDisconnect):
         await work()
+    assert is_left(*ends)
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0

@@ -231,8 +231,9 @@ async def test_a_cancelled_request_does_not_cost_another_forward_pass(
     assert all(tokens == 1 for _, tokens in backend.shapes)
 
 
-async def test_a_key_whose_client_has_left_is_not_asked_to_wait_as_long_again(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("why", "is_told"), [(client_patience.CLIENT_LEFT, True), (None, False)])
+async def test_only_a_key_whose_client_has_left_is_not_asked_to_wait_as_long_again(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, why: str | None, is_told: bool
 ) -> None:
     monkeypatch.setattr(client_patience, "SHORTEST_S", 0.0)
     backend = FakeBackend()
@@ -242,15 +243,17 @@ async def test_a_key_whose_client_has_left_is_not_asked_to_wait_as_long_again(
     await asyncio.to_thread(lambda: [backend.entered.acquire(timeout=10) for _ in range(2)])
     waiting = asyncio.create_task(embed(engine, different(100, 2), "leaves"))
     await asyncio.sleep(0)
-    waiting.cancel()
+    waiting.cancel(why)
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    with pytest.raises(Overloaded):
-        await embed(engine, different(100, 2), "leaves")
-    other = asyncio.create_task(embed(engine, different(100, 2), "stays"))
+    tasks = [
+        asyncio.create_task(embed(engine, different(100, 2), key)) for key in ("leaves", "stays")
+    ]
     await asyncio.sleep(0)
     backend.gate.set()
-    assert len(await other) == 100
+    again, other = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(again, Overloaded) is is_told
+    assert len(other) == 100  # type: ignore[arg-type]
     await asyncio.gather(*running)
 
 

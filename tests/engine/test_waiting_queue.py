@@ -28,14 +28,6 @@ BUDGET = 512
 APART_TOKENS = 4 * BUDGET
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """The collector looks only at what the tests make, not at all that was imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 keys = st.sampled_from("ABC")
 some_lengths = st.lists(st.integers(1, 300), min_size=1, max_size=12)
 some_requests = st.lists(st.tuples(keys, some_lengths), min_size=1, max_size=10)

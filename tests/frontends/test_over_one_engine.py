@@ -391,7 +391,11 @@ async def test_a_model_that_cannot_be_loaded_is_told_as_by_one_process(
             refused = await post(client, asked(1))
             assert refused.json()["error"]["code"] == "model_load_failed"
             assert 1 <= int(refused.headers["retry-after"]) <= 5
-        assert (await client.get("/readyz")).status_code == 200
+        # It takes work: only the next request can tell that the disk is back.
+        await until(lambda: split.told().load_failed)
+        ready = await client.get("/readyz")
+        assert ready.status_code == 200
+        assert ready.json()["troubles"]["models"].startswith(f"could not be loaded: {PLAIN};")
 
 
 async def test_the_end_of_a_drain_answers_what_is_in_flight(split_over: SplitOver) -> None:

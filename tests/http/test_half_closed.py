@@ -32,15 +32,20 @@ def connect(server: ServerProcess) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=60)
 
 
+def to_the_end(connection: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    received = b""
+    while part := connection.recv(65536):
+        received += part
+    return received
+
+
 def everything(server: ServerProcess, sent: bytes) -> bytes:
     """All that comes back, until the server closes, if nothing is sent after this."""
     with connect(server) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
-        received = b""
-        while part := connection.recv(65536):
-            received += part
-    return received
+        return to_the_end(connection)
 
 
 @pytest.mark.parametrize(
