@@ -13,7 +13,7 @@ import pytest
 from server.catalog.card import Card
 from server.catalog.card_file import read_card, write_card
 from server.catalog.int8_recipe import Int8Recipe
-from server.errors import ModelLoadError, SettingError
+from server.errors import SettingError
 from server.importing import cpu_proof, int8_choice
 from server.importing.cpu_proof import TEXTS, prove_on_cpu
 from server.importing.int8_choice import Kept, list_recipes
@@ -24,9 +24,7 @@ from server.inference.backend_kinds import BackendKind
 from server.inference.cpu_instructions import quick_dtypes
 from server.inference.direct import embed_texts
 from server.inference.loader import Encoder, load_encoder
-from server.inference.opening import Opener
 from server.inference.placement import find_placement
-from server.settings import Settings
 
 LOW = {"bfloat16", "int8"}
 
@@ -96,17 +94,6 @@ def test_figures_are_those_of_the_vectors_that_a_server_gives(
     assert {one.dtype for one in card.cpu_precision} == set(quick_dtypes()) & LOW
     write_card(card, tmp_path)
     assert read_card(tmp_path) == card.changed(folder=tmp_path)
-
-
-def test_a_server_asks_for_the_floor_that_the_import_found(plain_card: Card) -> None:
-    if "int8" not in quick_dtypes():
-        return
-    recipe = Int8Recipe(min_cosine=0.99999)
-    card = plain_card.changed(int8=recipe)
-    opener = Opener(Settings(), find_placement("cpu", "int8"))
-    assert opener.min_parity(card) == 0.99999
-    with pytest.raises(ModelLoadError, match=r"cosine 0\.99\d+, at least 0\.99999 is needed"):
-        opener.open_encoder(card)
 
 
 def test_where_nothing_keeps_enough_int8_is_not_offered_and_not_served(

@@ -15,6 +15,8 @@ from server.inference.openvino_library import ops, ov
 
 MATRIX = np.random.default_rng(1).standard_normal((6, 64)).astype(np.float32)  # 64 inputs
 MATRIX[2] = 0
+# Whose ends are halves of a step of 1, rounded to even: 4 + 252 = 256 is one more than there is.
+MATRIX[5] = np.linspace(-3.5, 251.5, 64)
 MATRIX[3], MATRIX[4] = np.abs(MATRIX[3]) + 0.5, -np.abs(MATRIX[4]) - 0.5  # of one sign
 
 
