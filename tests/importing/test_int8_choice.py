@@ -9,6 +9,7 @@ import pytest
 
 from server.catalog.int8_recipe import Int8Recipe, StoredMatrix
 from server.importing.int8_choice import FLOORS, Kept, choose, list_recipes, relative_time
+from tests.conftest import REPOSITORY
 
 ATTENTION = ("query", "key", "value", "output.dense")
 
@@ -153,3 +154,16 @@ def test_where_none_keeps_enough_int8_is_not_offered_and_the_nearest_is_told() -
     assert chosen.recipe == Int8Recipe(offered=False, group_size=64)
     assert chosen.kept.neighbours_kept == 0.95
     assert choose([], lambda recipe: ENOUGH) is None
+
+
+def test_the_page_says_what_is_enough_and_what_counts_as_fast() -> None:
+    page = (REPOSITORY / "docs/how-to/cpu-precision.md").read_text(encoding="utf-8")
+    assert (
+        f"Enough is a mean cosine of {FLOORS.mean_cosine}, a least one of {FLOORS.min_cosine}, and "
+        f"{FLOORS.neighbours_kept:.0%}".replace("%", " %")
+    ) in page
+    square = [StoredMatrix("a", "b", 128, 128)]
+    first, second, third = (
+        relative_time(Int8Recipe(group_size=one), square) for one in (128, 64, 32)
+    )
+    assert f"in int8 {first}, {second} and {third} with groups of 128, 64 and 32." in page
