@@ -83,8 +83,9 @@ def compare_spaces(
     )
     distinct = _distinct(lines)
     if len(distinct) < MIN_TEXTS:
+        drawn = f" of the {len(lines):,} that --max-texts allows" if len(lines) < texts_read else ""
         raise TextFileError(
-            f"--text: {len(distinct):,} distinct texts, at least {MIN_TEXTS} are needed"
+            f"--text: {len(distinct):,} distinct texts{drawn}, at least {MIN_TEXTS} are needed"
         )
     (ours, left_facts), (theirs, right_facts) = (
         _embed(side, lines, progress) for side in (left, right)
