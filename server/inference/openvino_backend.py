@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from server.catalog.card import GRAPH_FILE, Card, PoolingMode
 from server.catalog.int8_recipe import Int8Recipe
-from server.errors import ModelLoadError, first_line
+from server.errors import ModelLoadError
 from server.inference.backend import (
     Layout,
     LoadOptions,
@@ -34,7 +34,7 @@ from server.inference.graph_interface import (
     choose_output,
 )
 from server.inference.openvino_int8 import quantize
-from server.inference.openvino_library import ov
+from server.inference.openvino_library import last_line, ov
 from server.inference.pooling import normalize, pool
 
 # Prepared operations that OpenVINO keeps, an operation and shape each; its default is 5,000. After
@@ -92,7 +92,7 @@ class OpenvinoBackend:
         try:
             model = _core().read_model(graph)
         except Exception as error:  # OpenVINO raises RuntimeError and others of its own
-            raise ModelLoadError(f"graph {graph}: {first_line(error)}") from error
+            raise ModelLoadError(f"graph {graph}: {last_line(error)}") from error
         inputs = {port.any_name: port for port in model.inputs}
         outputs = {name: port for port in model.outputs for name in port.names}
         output = choose_output(graph, inputs, outputs)
@@ -136,7 +136,7 @@ class OpenvinoBackend:
         except Exception as error:
             if isinstance(error, MemoryError) or "alloc" in str(error).lower():
                 raise OutOfMemory(str(error)) from error
-            raise
+            raise RuntimeError(last_line(error)) from error
         if embeddings.ndim == 3:
             embeddings = pool(embeddings, attention_mask, self._pooling)
         return normalize(embeddings) if self._normalize else embeddings
@@ -171,7 +171,7 @@ class _Form:
             self._compiled = _core().compile_model(model, "CPU", options)
             found = self._compiled.get_property("INFERENCE_PRECISION_HINT")
         except Exception as error:
-            raise ModelLoadError(f"graph {graph}: {first_line(error)}") from error
+            raise ModelLoadError(f"graph {graph}: {last_line(error)}") from error
         if found != precision:
             raise ModelLoadError(f"graph {graph}: this processor does not compute in bfloat16")
         self._idle: list[ov.InferRequest] = []

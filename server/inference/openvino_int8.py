@@ -69,9 +69,11 @@ def quantize(model: ov.Model, recipe: Int8Recipe) -> int:
         if key not in made:
             made[key] = _scaled(matrix.get_data(dtype=np.float32), product.rows_are_outputs)
         attributes = product.node.get_attributes()
-        fresh = ops.matmul(
-            product.node.input_value(0), made[key], attributes["transpose_a"], transpose_b=True
-        )
+        # Published graphs may be float16; scales are float32, and a product wants both sides alike.
+        kind = product.node.get_output_element_type(0)
+        wide = ops.convert(product.node.input_value(0), "f32")
+        computed = ops.matmul(wide, made[key], attributes["transpose_a"], transpose_b=True)
+        fresh = ops.convert(computed, kind.get_type_name())
         fresh.friendly_name = product.node.friendly_name
         for target in product.node.output(0).get_target_inputs():
             target.replace_source_output(fresh.output(0))
