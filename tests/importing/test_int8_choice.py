@@ -65,6 +65,30 @@ def test_what_is_kept_are_the_second_matrices_the_ends_or_both_and_nothing_besid
     assert found == {frozenset(), frozenset(seconds), frozenset(ends), frozenset(seconds | ends)}
 
 
+@pytest.mark.parametrize(
+    ("shapes", "seconds"),
+    [
+        # A decoder, whose attention's output has more inputs than outputs as well.
+        ({"q": (128, 256), "o": (256, 128), "up": (128, 384), "down": (384, 128)}, {"down"}),
+        ({"up": (128, 256), "square": (256, 256)}, set[str]()),  # none narrows
+    ],
+)
+def test_the_second_matrix_of_a_feed_forward_is_the_one_with_most_inputs_that_narrows(
+    shapes: dict[str, tuple[int, int]], seconds: set[str]
+) -> None:
+    matrices = [
+        StoredMatrix(f"layers.{layer}.{name}.weight", "", *shape)
+        for layer in range(4)
+        for name, shape in shapes.items()
+    ]
+    found = [
+        kept_by(one, [one for one in matrices if ".1." in one.name])
+        for one in list_recipes(matrices)
+    ]
+    kept = {name.split(".")[2] for names in found for name in names}
+    assert kept == seconds
+
+
 def test_time_counts_multiplications() -> None:
     matrices = bert(12)
     everything = 12 * 12 + 1  # in units of hidden x hidden: twelve a layer, and the pooler
