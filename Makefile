@@ -76,9 +76,9 @@ services:
 	     && { $(APT_INSTALL) || { apt-get -q update && $(APT_INSTALL); }; }; } \
 	|| echo "Some tests need: apt-get install $(SERVICES)"
 
-# Two processes; which tests go together: tests/conftest.py.
+# Three processes for two cores: each waits for servers a third of its time. What goes together: tests/conftest.py.
 test: install services $(VENV)/.torch tests/node/node_modules
-	$(BIN)/pytest -n 2 --no-loadscope-reorder $(if $(STSB),--stsb=$(STSB)) $(if $(DURATIONS),--junit-xml=$(DURATIONS))
+	$(BIN)/pytest -n 3 --no-loadscope-reorder $(if $(STSB),--stsb=$(STSB)) $(if $(DURATIONS),--junit-xml=$(DURATIONS))
 
 test-fast: install $(VENV)/.dev
 	$(BIN)/pytest -n 2 --no-loadscope-reorder -m "not torch and not server and not slow"

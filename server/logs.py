@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 import sys
-import uuid
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ def request_id(sent: str | None) -> str:
     """The caller's id if it is short and plain, else a new one."""
     if sent and _SANE_REQUEST_ID.fullmatch(sent):
         return sent
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{secrets.token_hex(16)}"
 
 
 class TextFormatter(logging.Formatter):

@@ -77,6 +77,11 @@ class EngineMetrics:
     padding_tokens = Declared(
         Counter, "padding_tokens_total", "Tokens of padding computed beside them."
     )
+    repeated_sequences = Declared(
+        Counter,
+        "repeated_sequences_total",
+        "Sequences equal to another one of their request, computed once with it.",
+    )
     sequence_failures = Declared(
         Counter, "sequence_failures_total", "Sequences on which the model failed."
     )

@@ -6,6 +6,7 @@ Imports neither torch nor anything that does: most tests need none of it, and it
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import os
 import subprocess
@@ -45,6 +46,11 @@ MATRYOSHKA = "all-MiniLM-L6-v2-matryoshka"
 # Real servers answer the examples, on machines that also do other things.
 # One thread a process: two processes that each use every core take several times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Hundreds of processes are started; each would compile the program anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# Whatever is imported stays: the collector need not look at it; see `pytest_collection_finish`.
+gc.disable()
 
 settings.register_profile(
     "default",
@@ -66,6 +72,8 @@ WITH_TORCH = [
     "delivery/test_hub.py",
     "importing/test_architectures.py",
     "importing/test_company.py",
+    "importing/test_from_hub.py",
+    "importing/test_import_checks.py",
     "importing/test_importer.py",
     "importing/test_layouts.py",
     "importing/test_onnx_graph.py",
@@ -140,6 +148,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         first = [*MACHINE, *LONG]
         places = {file: place for place, file in enumerate(first)}
         items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(first)))
+
+
+def pytest_collection_finish() -> None:
+    """From now on the collector looks only at what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

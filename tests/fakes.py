@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.card import Card
-from server.inference.backend import OutOfMemory, TokenIds, pad
+from server.inference.backend import Layout, OutOfMemory, TokenIds, pad
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
 from server.inference.opening import Opener
@@ -51,7 +51,7 @@ class FakeBackend:
     (and for one of the passes that `turnstile` allows, if there is one).
     """
 
-    packs = False
+    layout = Layout.PADDED
 
     def __init__(self, *, memory_tokens: int | None = None, numb: bool = False) -> None:
         self.shapes: list[tuple[int, int]] = []

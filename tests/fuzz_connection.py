@@ -14,7 +14,7 @@ from server.http.patient_connection import LimitedState
 from server.http.protocol import BoundedProtocol
 
 
-class _Wire(asyncio.Transport):
+class Wire(asyncio.Transport):
     """A connection that keeps what is written to it."""
 
     def __init__(self) -> None:
@@ -87,10 +87,10 @@ async def _serve(pieces: list[bytes], turns: int = 0) -> _Served:
         await send({"type": "http.response.body", "body": b"cd"})
 
     _FAILURES.found.clear()
-    _CONFIG.loaded_app = app
-    state, wire = LimitedState(), _Wire()
+    CONFIG.loaded_app = app
+    state, wire = LimitedState(), Wire()
     state.connection_limit = FewConnections(state.all_connections, 1)
-    wire.protocol = BoundedProtocol(_CONFIG, state, {})
+    wire.protocol = BoundedProtocol(CONFIG, state, {})
     wire.protocol.connection_made(wire)
     for piece in pieces:
         if wire.is_over:
@@ -132,10 +132,10 @@ def _statuses(written: bytes, methods: list[str]) -> list[int]:
 
 
 _LOOP = asyncio.new_event_loop()
-_CONFIG = uvicorn.Config(
+CONFIG = uvicorn.Config(
     asyncio.sleep, http=BoundedProtocol, ws="none", log_config=None, access_log=False
 )
-_CONFIG.load()  # each connection puts its own application there
+CONFIG.load()  # each connection puts its own application there
 _FAILURES = _Failures()
 _LOOP.set_exception_handler(lambda _, context: _FAILURES.found.append(context))
 PLAIN = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -71,6 +72,38 @@ def verify(turn: Turn, *, least_cosines: dict[str, float]) -> None:
     cosine = float(((vectors * expected).sum(axis=1) / lengths).min())
     if not cosine > min(least_cosines[dtype], least_cosines[turn.target.dtype]):
         raise BenchError(f"{name} gives other vectors: cosine {cosine:.5f}")
+
+
+def company(turn: Turn, *, texts: int, together: int, requests: int) -> None:
+    """Vectors of texts that are alone, against those in company while three clients index."""
+    bulk = requests_of("mixed", f"{turn.seed} load", requests, texts=INDEXING_TEXTS)
+    asked = make_requests("mixed", turn.seed, texts // together, texts=together)
+    alone, beside = asyncio.run(_alone_and_beside(turn.server.address, asked, bulk))
+    difference = np.abs(alone - beside).max(axis=1)
+    turn.record(
+        {
+            "texts": len(alone),
+            "texts_that_differ": int(np.count_nonzero(difference)),
+            "largest_difference_billionths": 1e9 * float(difference.max()),
+        }
+    )
+
+
+async def _alone_and_beside(
+    address: client.Address, asked: list[list[str]], bulk: Sequence[client.Request]
+) -> tuple[Vectors, Vectors]:
+    """Each text's vector in a request of its own, then all while `bulk` is computed."""
+
+    async def ask(texts: list[str]) -> Vectors:
+        with contextlib.closing(await client.Connection.open(address)) as connection:
+            answer = await connection.send(client.embeddings_request(texts).payload)
+        return vectors_of(answer.body)
+
+    alone = [await ask([text]) for texts in asked for text in texts]
+    loading = asyncio.create_task(client.closed_loop(address, bulk, clients=3))
+    beside = await asyncio.gather(*map(ask, asked))
+    await loading
+    return np.concatenate(alone), np.concatenate(beside)
 
 
 def warm_up(turn: Turn, *, clients: int, **size: int) -> None:

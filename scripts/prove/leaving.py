@@ -40,7 +40,8 @@ async def leave(url: str, clients: int, patience_s: float, seconds: float) -> Co
         async def ask(number: int) -> None:
             words = random.Random(number)
             while time.monotonic() < end_s:
-                texts = [" ".join(words.choices(["one", "two", "three"], k=WORDS))] * TEXTS
+                drawn = (words.choices(["one", "two", "three"], k=WORDS) for _ in range(TEXTS))
+                texts = [" ".join(text) for text in drawn]
                 try:
                     answer = await client.post("/v1/embeddings", content=body(texts))
                 except httpx.TimeoutException:

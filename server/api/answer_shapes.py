@@ -72,7 +72,7 @@ READY: Schema = {
     "properties": {
         "status": {"const": "ready"},
         "troubles": {
-            "description": "What is away, and what that means; only if something is.",
+            "description": "What is away or fails, and what that means; only if something is.",
             "type": "object",
             "minProperties": 1,
             "additionalProperties": _STRING,

@@ -1,9 +1,9 @@
 """What a large body would become, found before an object is made of it.
 
 Small JSON values take up to forty times their bytes as objects: a body of 32 MiB can become more
-than a gigabyte. msgspec walks over a value that is wanted raw and makes nothing of it (0.06 s for
-32 MiB), so a body is looked at first, and only what may stand there is made. Pure; any thread may
-call.
+than a gigabyte. So a body is looked at first, and only what may stand there is made: its values are
+counted, and msgspec walks over those that are wanted raw and makes nothing of them. Pure; any thread
+may call.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,12 @@ import numpy as np
 import orjson
 from msgspec import Raw
 
+from server.api.json_values import PIECE_BYTES, beginning_of, pieces
 from server.engine.request_tokenizer import DECODED_BEFORE_CUT
 from server.errors import InvalidRequest, TooManyTokens, UnrecognizedArgument
 
 MAX_INPUTS = 2048
 MAX_FIELD_BYTES = 64 * 1024  # of any field but `input`
-PIECE_BYTES = 64 * 1024
 _BLANKS = b" \t\r\n"  # of JSON
 _ID_BYTES = 40  # of a token id: a Python int and its place in a list
 _TEXT_BYTES = 80  # of an empty text and its place in a list
@@ -37,15 +37,6 @@ _JSON_NAMES = {
     "bool": "a boolean", "null": "null",
 }  # fmt: skip
 _ANYTHING = msgspec.json.Decoder(Raw)
-# An array of at most so many values, none of which is made.
-_ELEMENTS = msgspec.json.Decoder(
-    msgspec.defstruct(
-        "_Elements",
-        [(f"element{index}", Raw, Raw()) for index in range(MAX_INPUTS)],
-        array_like=True,
-        forbid_unknown_fields=True,
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +61,19 @@ class Outline:
             TooManyTokens: more token ids than allowed.
         """
         check_utf8(body)
+        # More than any field's values and strings may be; a shorter field is refused for them.
+        most_values = DECODED_BEFORE_CUT * max_request_tokens + MAX_FIELD_BYTES
+        most_strings = MAX_INPUTS + MAX_FIELD_BYTES
+        beginning = beginning_of(body, most_values=most_values, most_strings=most_strings)
+        if beginning is not None:
+            cls._of(beginning, known, max_request_tokens)  # which nearly always tells what is wrong
+            raise InvalidRequest(
+                f"The request body holds more than {most_values} values or {most_strings} strings."
+            )
+        return cls._of(body, known, max_request_tokens)
+
+    @classmethod
+    def _of(cls, body: bytes | bytearray, known: Iterable[str], max_request_tokens: int) -> Outline:
         mark_bytes = len(codecs.BOM_UTF8) if body.startswith(codecs.BOM_UTF8) else 0
         names, content = tuple(known), memoryview(body)[mark_bytes:]
         try:
@@ -135,6 +139,14 @@ def _decoder(names: tuple[str, ...]) -> Any:
     return msgspec.json.Decoder(msgspec.defstruct("_Fields", fields, forbid_unknown_fields=True))
 
 
+@functools.cache  # it takes a megabyte, and most servers never need it
+def _elements() -> Any:
+    """Reads an array of at most MAX_INPUTS values and makes none of them."""
+    fields = [(f"element{index}", Raw, Raw()) for index in range(MAX_INPUTS)]
+    kind = msgspec.defstruct("_Elements", fields, array_like=True, forbid_unknown_fields=True)
+    return msgspec.json.Decoder(kind)
+
+
 def _of_another_shape(told: str) -> InvalidRequest:
     if unknown := _UNKNOWN.search(told):
         return UnrecognizedArgument([unknown["name"]])
@@ -165,7 +177,7 @@ def _input_bytes(content: memoryview, max_request_tokens: int) -> int:
         raise wrong_input("input", rule)
     if kind != b"[":
         return _text_bytes(content)
-    start = next(filter(None, (piece.lstrip(_BLANKS) for piece in _pieces(content[1:]))))[:1]
+    start = next(filter(None, (piece.lstrip(_BLANKS) for piece in pieces(content[1:]))))[:1]
     if start.isdigit() or start == b"-":
         num_ids = _count_ids(content, "input")
         _check_total(num_ids, "input", max_request_tokens)
@@ -176,7 +188,7 @@ def _input_bytes(content: memoryview, max_request_tokens: int) -> int:
 def _list_bytes(content: memoryview, max_request_tokens: int) -> int:
     """As `_input_bytes`, of a list that does not begin with a token id."""
     try:
-        elements = msgspec.structs.astuple(_ELEMENTS.decode(content))
+        elements = msgspec.structs.astuple(_elements().decode(content))
     except msgspec.ValidationError:
         raise wrong_input("input", f"holds more than the {MAX_INPUTS} inputs allowed") from None
     object_bytes = num_ids = 0
@@ -203,7 +215,7 @@ def _check_total(num_ids: int, name: str, max_request_tokens: int) -> None:
 def _count_ids(content: memoryview, name: str) -> int:
     """How many values a list has that should hold token ids alone."""
     num_ids, num_lists = 1, 0
-    for piece in _pieces(content):
+    for piece in pieces(content):
         num_ids += piece.count(b",")
         num_lists += piece.count(b"[")
         if num_lists > 1 or b'"' in piece or b"{" in piece:
@@ -214,7 +226,7 @@ def _count_ids(content: memoryview, name: str) -> int:
 def _text_bytes(content: memoryview) -> int:
     """What a text takes as an object: each character as much as its widest one."""
     width, num_chars = 1, 0
-    for piece in _pieces(content):
+    for piece in pieces(content):
         num_chars += len(piece)
         if not piece.isascii():
             units = np.frombuffer(piece, np.uint8)
@@ -225,10 +237,3 @@ def _text_bytes(content: memoryview) -> int:
             if b"\\\\" not in piece:  # then each of them is an escape, of six bytes
                 num_chars -= 5 * piece.count(b"\\u")
     return _TEXT_BYTES + width * num_chars
-
-
-def _pieces(content: memoryview) -> Iterator[bytes]:
-    return (
-        bytes(content[start : start + PIECE_BYTES])
-        for start in range(0, content.nbytes, PIECE_BYTES)
-    )

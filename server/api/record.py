@@ -70,8 +70,8 @@ class RequestRecord:
     num_inputs: int = 0
     num_tokens: int = 0
     error: ApiError | None = None
-    # Whose request it is, or why a route that asks for a key refuses it.
-    caller: Key | ApiError = field(default_factory=MissingApiKey)
+    # Whose request it is, or why a route that asks for a key refuses it; None: not known yet.
+    caller: Key | ApiError | None = None
     limits: KeyLimits | None = None  # of its key, if that has any a minute
     whole: Stage = field(default_factory=Stage)  # from the request's head to its answer
     stages: dict[str, Stage] = field(default_factory=dict)  # by the names in metrics.STAGES
@@ -100,6 +100,8 @@ class RequestRecord:
             AuthenticationFailed: the key is missing, unknown or no longer valid.
             ScopeMissing: it was not made for this.
         """
+        if self.caller is None:
+            raise MissingApiKey
         if isinstance(self.caller, ApiError):
             raise self.caller
         self.caller.check_scope(scope)

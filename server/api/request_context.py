@@ -9,13 +9,14 @@ import asyncio
 import logging
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.access import Access
 from server.api.client_words import request_id
 from server.api.error_responses import error_response
 from server.api.hosts import HostRule
+from server.api.plain_route import PlainRoutes
 from server.api.record import RequestRecord
 from server.errors import ApiError, Draining
 from server.metrics import Metrics
@@ -29,8 +30,16 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; only in th
 class RequestContext:
     """ASGI middleware: `x-request-id`, `openai-processing-ms`, the log line and the metrics."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access: Access, hosts: HostRule) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        access: Access,
+        hosts: HostRule,
+        plain_routes: PlainRoutes,
+    ) -> None:
         self._app = app
+        self._plain_routes = plain_routes
         self._metrics = metrics
         self._access = access
         self._hosts = hosts
@@ -62,7 +71,7 @@ class RequestContext:
         scope["path"] = scope["raw_path"].decode("latin-1")
         try:
             self._hosts.check(scope, headers, asks_for_keys=self._access.asks_for_keys)
-            await self._app(scope, receive, send_with_headers)
+            await self._answer(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass
         except asyncio.CancelledError:  # uvicorn cuts what is left at the end of a drain
@@ -78,12 +87,22 @@ class RequestContext:
                 raise
             record.error = told
             answer = error_response(told, headers, self._access)
+            told.__traceback__ = None  # which leads to the record: no circle for the collector
             await answer(scope, receive, send_with_headers)
         finally:
             record.end()
             # uvloop writes to the socket when the loop's turn ends: what the client need not wait
             # for has its own turn after it.
             asyncio.get_running_loop().call_soon(record.report, scope, status, self._metrics)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Give a plain route its request; all others go through the application's routing."""
+        endpoint = self._plain_routes.get((scope["method"], scope["path"]))
+        if endpoint is None:
+            await self._app(scope, receive, send)
+        else:
+            response = await endpoint(Request(scope, receive))
+            await response(scope, receive, send)
 
     def _identify(self, record: RequestRecord, authorization: str | None) -> None:
         """Find whose request it is, and the limits that every answer tells, also a refusal."""

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 
 from server.catalog.card import Card
-from server.delivery.wheel_metadata import LICENCE_FILE, WheelMetadata
+from server.delivery.wheel_metadata import LICENCE_FILE, OWN_LICENCE, WheelMetadata
 from server.program.command_lines import CHECKOUT, DISTRIBUTION, is_checkout
 
-_OWN_LICENCE = "Apache-2.0"
 _RULE = "=" * 78
 _HEAD = """\
 Licences of what comes with this file: Python packages (wheels) and models.
@@ -63,8 +62,8 @@ def _texts(card: Card) -> dict[str, str]:
         for name in card.files
         if LICENCE_FILE.fullmatch(name.rpartition("/")[2])
     }
-    if not texts and card.license == _OWN_LICENCE and (text := _own_licence()):
-        return {f"{_OWN_LICENCE}, as {DISTRIBUTION} ships its text": text}
+    if not texts and card.license == OWN_LICENCE and (text := _own_licence()):
+        return {f"{OWN_LICENCE}, as {DISTRIBUTION} ships its text": text}
     return texts
 
 

@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from server import __version__
 from server.catalog.card import Card, FilePin
 from server.catalog.sources import HubSource, PypiSource
-from server.delivery.wheel_metadata import WheelMetadata
+from server.delivery.wheel_metadata import OWN_LICENCE, WheelMetadata
 from server.errors import MissingExtra
 from server.program.command_lines import DISTRIBUTION
 
@@ -71,7 +71,7 @@ def _bom(models: Models, wheels: Mapping[WheelMetadata, FilePin]) -> Bom:
         type=ComponentType.APPLICATION,
         version=__version__,
         bom_ref=f"{DISTRIBUTION}@{__version__}",
-        licenses=_licences("Apache-2.0"),
+        licenses=_licences(OWN_LICENCE),
         # No package index has it.
         purl=PackageURL("generic", None, DISTRIBUTION, __version__),
         hashes=[_sha256(pin) for pin in own.values()],

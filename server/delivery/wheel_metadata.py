@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from server.errors import BundleError, unusable
 
+OWN_LICENCE = "Apache-2.0"  # of this software, as its own metadata has it
 # Names of files that hold terms, of any suffix but those of programs: `LICENSE-MIT`, `COPYING.LIB`.
 LICENCE_FILE = re.compile(
     r"(un)?(licen[cs]es?|copying|copyright|notices?|third[-_ ]?party[-_ ]?(notices?|licen[cs]es?))"
@@ -86,7 +87,7 @@ def distribution_in(wheel: Path) -> Distribution:
     if len(folders) != 1:
         raise KeyError(f"it has {len(folders)} folders *.dist-info")
     found = PathDistribution(zipfile.Path(wheel, f"{folders.pop()}/"))
-    if not found.metadata["Name"] or not found.metadata["Version"]:
+    if not _field(found, "Name") or not _field(found, "Version"):
         raise KeyError("its METADATA has no name and version")
     return found
 
@@ -98,14 +99,19 @@ def _holds_terms(member: str) -> bool:
     return LICENCE_FILE.fullmatch(name) is not None and not name.lower().endswith(_PROGRAMS)
 
 
+def _field(said: Distribution, name: str) -> str:
+    """Empty if the metadata do not have it; Python 3.12 and newer warn of asking for such a one."""
+    found: list[str] = said.metadata.get_all(name) or [""]
+    return found[0]
+
+
 def _licence(said: Distribution) -> str | None:
-    metadata = said.metadata
-    if expression := metadata["License-Expression"]:
+    if expression := _field(said, "License-Expression"):
         return expression
-    first = (metadata["License"] or "").strip().partition("\n")[0].strip()
+    first = _field(said, "License").strip().partition("\n")[0].strip()
     if 0 < len(first) <= _MOST_SAID and first.upper() != "UNKNOWN":
         return first
-    classified = [line.split(" :: ") for line in metadata.get_all("Classifier") or []]
+    classified = [line.split(" :: ") for line in said.metadata.get_all("Classifier") or []]
     names = [parts[-1] for parts in classified if parts[0] == "License" and len(parts) > 1]
     return "; ".join(names) or None
 

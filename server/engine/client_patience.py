@@ -2,12 +2,14 @@
 
 Each key is known by its own clients alone, so that nobody shortens the wait of others; of addresses
 nothing is learned, since a balancer's may be that of all. Who leaves a query says nothing of who
-waits for a thousand texts. What was learned is doubted: it doubles each minute until somebody
+waits for a thousand texts, and work that ends for another reason (the server's own deadline, a front
+end that is gone) says nothing at all. What was learned is doubted: it doubles each minute until somebody
 leaves again. Lives in the event loop's thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -19,8 +21,15 @@ DOUBLES_AFTER_S = 60.0
 MAX_KEYS = 10_000
 # It is known of requests of up to so many times the tokens of the one that was left.
 ALIKE = 2
+# With this message work is cancelled whose client has left, and no other.
+CLIENT_LEFT = "the client has left"
 # How the name of a share begins that no key, but only an address tells apart.
 ADDRESS = "address "
+
+
+def is_left(error: BaseException) -> bool:
+    """Whether work ended with this because its client has left."""
+    return isinstance(error, asyncio.CancelledError) and error.args == (CLIENT_LEFT,)
 
 
 class _Left(NamedTuple):

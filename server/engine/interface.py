@@ -48,6 +48,7 @@ class ModelState:
     loaded: bool = False
     sound: bool = True  # computes what it should, if it is in memory
     resident_bytes: int | None = None  # what loading its encoder added; None: not known
+    load_failed: bool = False  # when it was last asked for and not in memory
 
 
 class TextEngine(Protocol):

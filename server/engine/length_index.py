@@ -1,5 +1,8 @@
 """The sequences that may be chosen, by length, and which of them go into one micro-batch.
 
+Where a text's padded length is its own, only sequences of one padded length go together: another
+length would be another pass.
+
 Not guarded against threads: the queue's lock does that.
 """
 
@@ -12,9 +15,9 @@ from operator import attrgetter
 
 from server.engine.policy import select
 from server.engine.sequence import TokenSequence
+from server.inference.backend import Layout, padded_length
 
 _BY_LENGTH = attrgetter("order")
-_NUM_TOKENS = attrgetter("num_tokens")
 # How many sequences are looked at for each that may fit, when many must not be taken.
 _SEARCH = 32
 
@@ -23,11 +26,11 @@ class LengthIndex:
     """Sequences in ascending order of length, equally long ones as they came.
 
     Args:
-        packed: what is computed together is not padded.
+        layout: of what is computed together; lengths are padded ones where that is a text's own.
     """
 
-    def __init__(self, *, packed: bool) -> None:
-        self._packed = packed
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
         self._serial = itertools.count()
         self._sequences: list[TokenSequence] = []
 
@@ -37,7 +40,7 @@ class LengthIndex:
     def add(self, sequences: list[TokenSequence]) -> None:
         """Let sequences be chosen."""
         for sequence in sequences:
-            sequence.order = (sequence.num_tokens, next(self._serial))
+            sequence.order = (self._length_of(sequence), next(self._serial))
         if len(sequences) == 1:
             insort(self._sequences, sequences[0], key=_BY_LENGTH)
         elif sequences:
@@ -59,16 +62,22 @@ class LengthIndex:
             most_start_tokens: sequences of a key with a larger start tag do not go along.
         """
         budget, sequences = max_batch_tokens, self._sequences
+        length, _ = head.order
         index = bisect_left(sequences, head.order, key=_BY_LENGTH)
-        first = bisect_left(sequences, head.num_tokens, key=_NUM_TOKENS, hi=index)
+        first, end = self._first_of(length), len(sequences)
+        packed = self._layout is Layout.PACKED
         # Packed, the tokens bound the run, and the shorter ones may be many more.
-        wanted = budget if self._packed else budget // head.num_tokens
-        shorter = self._candidates(self._shorter_than(first), wanted, budget, most_start_tokens)
-        others = itertools.chain(range(first, index), range(index + 1, len(sequences)))
+        wanted = budget if packed else budget // length
+        shorter: list[int] = []
+        if self._layout is Layout.BY_LENGTH:
+            end = self._first_of(length + 1)
+        else:
+            shorter = self._candidates(self._shorter_than(first), wanted, budget, most_start_tokens)
+        others = itertools.chain(range(first, index), range(index + 1, end))
         longer = self._candidates(others, wanted, budget, most_start_tokens)
         places = [*reversed(shorter), index, *longer]
-        lengths = [sequences[place].num_tokens for place in places]
-        start, stop = select(lengths, len(shorter), budget, packed=self._packed)
+        lengths = [sequences[place].order[0] for place in places]
+        start, stop = select(lengths, len(shorter), budget, packed=packed)
         taken = places[start:stop]
         chosen = [sequences[place] for place in taken]
         low, high = min(taken), max(taken) + 1
@@ -76,11 +85,18 @@ class LengthIndex:
         sequences[low:high] = [sequences[place] for place in sorted(kept)]
         return chosen
 
+    def _length_of(self, sequence: TokenSequence) -> int:
+        length = sequence.num_tokens
+        return padded_length(length) if self._layout is Layout.BY_LENGTH else length
+
+    def _first_of(self, length: int) -> int:
+        """The place of the first sequence of at least this length."""
+        return bisect_left(self._sequences, (length, 0), key=_BY_LENGTH)
+
     def _shorter_than(self, place: int) -> Iterator[int]:
         """Places before this one, the longest sequences first, equally long ones as they came."""
         while place:
-            length = self._sequences[place - 1].num_tokens
-            first = bisect_left(self._sequences, length, key=_NUM_TOKENS, hi=place)
+            first = self._first_of(self._sequences[place - 1].order[0])
             yield from range(first, place)
             place = first
 
@@ -100,5 +116,5 @@ class LengthIndex:
             sequence = self._sequences[place]
             if sequence.group.share.start_tokens <= most_start_tokens:
                 found.append(place)
-                tokens -= sequence.num_tokens
+                tokens -= sequence.order[0]
         return found

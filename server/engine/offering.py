@@ -211,6 +211,19 @@ class Offering:
         for model in self.models:
             check_sound(model)
 
+    def troubles(self) -> dict[str, str]:
+        """What keeps single models from being used, by what is in trouble; none while all is well.
+
+        A lost device is seen here while no model is in memory; it takes a new process.
+        """
+        failed = [model.card.name for model in self.models if model.state.load_failed]
+        if not failed:
+            return {}
+        return {
+            "models": f"could not be loaded: {', '.join(failed)}; the log says why, and the next "
+            "request for one tries again"
+        }
+
     def drain(self) -> None:
         """Take no new work from now on; what is in flight goes on, also if it waits for a load."""
         self.draining.set()

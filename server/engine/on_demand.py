@@ -44,6 +44,11 @@ class OnDemand(Generic[Resident]):
         """Whether it is being loaded."""
         return self._attempt is not None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it could not be loaded when it was last asked for."""
+        return self._failed_s > -math.inf
+
     async def get(self) -> Resident:
         """The value, as soon as it is there.
 
@@ -75,6 +80,7 @@ class OnDemand(Generic[Resident]):
             Exception: what the load raises.
         """
         value = self.value = await self._load()
+        self._failed_s = -math.inf
         self.on_change()
         return value
 

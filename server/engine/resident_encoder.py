@@ -135,6 +135,7 @@ class ResidentEncoder:
             loaded=loaded,
             sound=engine is None or engine.sound,
             resident_bytes=self._resident_bytes if loaded else None,
+            load_failed=self._engine.has_failed or model.on_demand.has_failed,
         )
 
     async def _open_model(self, card: Card) -> LoadedModel:

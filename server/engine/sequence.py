@@ -16,13 +16,17 @@ from numpy.typing import NDArray
 
 from server.engine.admission import Ticket
 from server.engine.fair_share import Flow, KeyShare
-from server.inference.backend import TokenIds
+from server.engine.repeats import NO_REPEATS, Repeats
+from server.inference.backend import Layout, TokenIds, padded_length
 
 
 class SequenceGroup:
     """All sequences of one request: they enter the queue together and are answered together.
 
     One future a request rather than one a text: an answer is complete or an error.
+
+    Args:
+        repeats: rows that are not computed; nobody writes their vectors here.
     """
 
     __slots__ = (
@@ -42,14 +46,22 @@ class SequenceGroup:
         "waiting_tokens",
     )
 
-    def __init__(self, token_ids: Sequence[TokenIds], embedding_dim: int, ticket: Ticket) -> None:
+    def __init__(
+        self,
+        token_ids: Sequence[TokenIds],
+        embedding_dim: int,
+        ticket: Ticket,
+        repeats: Repeats = NO_REPEATS,
+    ) -> None:
         self.ticket = ticket
         self.key = ticket.key  # whose share of the machine it uses
         self.began_s = math.inf  # time.perf_counter() when its first sequence was taken
         self.future: asyncio.Future[NDArray[np.float32]] = (
             asyncio.get_running_loop().create_future()
         )
-        self.sequences = [TokenSequence(self, row, ids) for row, ids in enumerate(token_ids)]
+        self.sequences = [
+            TokenSequence(self, row, ids) for row, ids in enumerate(token_ids) if row not in repeats
+        ]
         self.remaining = len(self.sequences)
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.vectors = np.empty((len(token_ids), embedding_dim), dtype=np.float32)
@@ -108,7 +120,7 @@ class TokenSequence:
         self.token_ids = token_ids  # (num_tokens,)
         self.num_tokens = len(token_ids)
         self.error: BaseException | None = None
-        # The queue's: its place among the waiting, and whether it waits no more.
+        # The queue's: its length and place among the waiting, and whether it waits no more.
         self.order = (self.num_tokens, 0)
         self.taken = False
 
@@ -127,12 +139,12 @@ class MicroBatch:
     """Sequences that are computed together."""
 
     __slots__ = (
-        "alone", "began_s", "ended_s", "packed", "padded_tokens", "parts", "sequences", "tokens",
+        "alone", "began_s", "ended_s", "layout", "padded_tokens", "parts", "sequences", "tokens",
     )  # fmt: skip
 
-    def __init__(self, sequences: list[TokenSequence], *, packed: bool = False) -> None:
+    def __init__(self, sequences: list[TokenSequence], layout: Layout = Layout.BY_LENGTH) -> None:
         self.sequences = sequences
-        self.packed = packed  # computed without padding
+        self.layout = layout  # of its tokens in a forward pass
         self.alone = False  # nothing else waits or is computed: the whole machine is free
         self.began_s = time.perf_counter()
         self.ended_s = self.began_s
@@ -146,7 +158,7 @@ class MicroBatch:
             part.tokens += sequence.num_tokens
         lengths = [sequence.num_tokens for sequence in sequences]
         self.tokens = sum(lengths)
-        self.padded_tokens = self.tokens if packed else len(lengths) * max(lengths)
+        self.padded_tokens = _padded_tokens(lengths, layout)
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -155,4 +167,13 @@ class MicroBatch:
         """Two micro-batches of at least one sequence each."""
         middle = len(self.sequences) // 2
         first, second = self.sequences[:middle], self.sequences[middle:]
-        return MicroBatch(first, packed=self.packed), MicroBatch(second, packed=self.packed)
+        return MicroBatch(first, self.layout), MicroBatch(second, self.layout)
+
+
+def _padded_tokens(lengths: list[int], layout: Layout) -> int:
+    """Tokens that are computed for sequences of these lengths, padding among them."""
+    if layout is Layout.PACKED:
+        return sum(lengths)
+    if layout is Layout.PADDED:
+        return len(lengths) * max(lengths)
+    return sum(map(padded_length, lengths))

@@ -21,6 +21,7 @@ from server.engine.length_index import LengthIndex
 from server.engine.pace import Pace
 from server.engine.sequence import MicroBatch, SequenceGroup
 from server.errors import Draining
+from server.inference.backend import Layout
 
 # So much bulk work of each key is looked at for sequences of similar length, in budgets.
 FRONT_BUDGETS = 32
@@ -31,12 +32,12 @@ class WaitingQueue:
 
     Args:
         pace: how large the micro-batches are, and when a worker takes one.
-        packed: what is computed together is not padded.
+        layout: of what is computed together.
     """
 
-    def __init__(self, pace: Pace, *, packed: bool = False) -> None:
+    def __init__(self, pace: Pace, layout: Layout = Layout.BY_LENGTH) -> None:
         self._pace = pace
-        self._packed = packed
+        self._layout = layout
         self._changed = threading.Condition()
         self._ended = threading.Event()
         self._workers = 0  # threads that were added and not removed
@@ -44,7 +45,7 @@ class WaitingQueue:
         self._budget = BatchBudget(pace.max_batch_tokens)
         self._shares = FairShare()
         self._requests: dict[str, KeyRequests] = {}  # by key, of which something waits
-        self._choosable = LengthIndex(packed=packed)
+        self._choosable = LengthIndex(layout)
         self._dropped = False  # whether dropped sequences can still be chosen
         self._sequences = 0  # waiting
         self.closed = False
@@ -172,7 +173,7 @@ class WaitingQueue:
             self._batch_tokens(light=flow is share.light),
             most_start_tokens=self._shares.most_start_tokens,
         )
-        micro_batch = MicroBatch(chosen, packed=self._packed)
+        micro_batch = MicroBatch(chosen, self._layout)
         self._charge(share, flow, micro_batch)
         self._note_taken(micro_batch)
         self._shares.forget_absent_keys()

@@ -75,6 +75,8 @@ class Channel(asyncio.Protocol):
     async def ask(self, question: Question[Answer]) -> Answer:
         """The other end's answer; who is cancelled while waiting takes the question back.
 
+        There the work is cancelled with the same message; without one if the channel ends.
+
         Raises:
             ApiError: the other end's, or that of `refuse_questions`.
             Draining: the channel is over.
@@ -89,9 +91,9 @@ class Channel(asyncio.Protocol):
         self._write(Kind.ASK, request, write(question))
         try:
             return await answer
-        except BaseException:
+        except BaseException as error:
             if self._asked.pop(request, None) is not None:  # it has not been answered
-                self._write(Kind.CANCEL, request)
+                self._write(Kind.CANCEL, request, _message_of(error))
             raise
 
     def tell(self, message: Message) -> None:
@@ -146,7 +148,7 @@ class Channel(asyncio.Protocol):
             case Kind.CANCEL:
                 # Not left to the task, which may not have begun.
                 if (task := self._answering.pop(frame.request, None)) is not None:
-                    task.cancel()
+                    task.cancel(frame.content.decode(errors="replace") or None)
             case Kind.TELL:
                 self._told(read_message(frame.content))
             case Kind.ASK:
@@ -192,3 +194,9 @@ class Channel(asyncio.Protocol):
     def _hang_up(self, error: BadFrame) -> None:
         log.error("the other process sent %s", error)
         self.abort()
+
+
+def _message_of(error: BaseException) -> bytes:
+    """With which a task was cancelled; empty if there is none."""
+    is_told = isinstance(error, asyncio.CancelledError) and error.args and error.args[0]
+    return str(error.args[0]).encode() if is_told else b""

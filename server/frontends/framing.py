@@ -23,7 +23,7 @@ class Kind(enum.IntEnum):
     ASK = 1  # wants an answer with the same number
     ANSWER = 2
     FAILURE = 3  # in place of an answer
-    CANCEL = 4  # the answer is not wanted any more
+    CANCEL = 4  # the answer is not wanted any more; says why, if that is known
     TELL = 5  # wants no answer
 
 

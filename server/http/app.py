@@ -9,13 +9,14 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from server import __version__, logs
 from server.access.access import Access
 from server.api import error_responses
 from server.api.hosts import HostRule
 from server.api.openapi import describe
+from server.api.plain_route import plain_routes
 from server.api.request_context import RequestContext
 from server.api.routes import embeddings, health
 from server.api.routes import metrics as metrics_route
@@ -86,11 +87,10 @@ def create_app(
     app.state.services = services
     described = functools.cache(functools.partial(describe, app))  # which takes some milliseconds
     app.openapi = lambda: described(asks_for_keys=access.asks_for_keys)  # type: ignore[method-assign]
-    _surround(app, listens_locally=settings.listens_locally)
-    for route in (embeddings, models_routes, health):
-        app.include_router(route.router)
+    routes = [embeddings, models_routes, health]
     if settings.metrics_port is None:
-        app.include_router(metrics_route.router)
+        routes.append(metrics_route)
+    _offer(app, *(route.router for route in routes), listens_locally=settings.listens_locally)
     return app
 
 
@@ -98,19 +98,24 @@ def create_metrics_app(services: Services) -> FastAPI:
     """An application that answers for /metrics alone, on a port of its own."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.state.services = services
-    _surround(app, listens_locally=services.settings.metrics_listen_locally)
-    app.include_router(metrics_route.router)
+    _offer(app, metrics_route.router, listens_locally=services.settings.metrics_listen_locally)
     return app
 
 
-def _surround(app: FastAPI, *, listens_locally: bool) -> None:
-    """What every request goes through, on each port."""
+def _offer(app: FastAPI, *routers: APIRouter, listens_locally: bool) -> None:
+    """The routes of one port, and what every request goes through."""
     services: Services = app.state.services
     hosts = HostRule(services.settings.trusted_host, listens_locally=listens_locally)
     app.add_middleware(
-        RequestContext, metrics=services.metrics, access=services.access, hosts=hosts
+        RequestContext,
+        metrics=services.metrics,
+        access=services.access,
+        hosts=hosts,
+        plain_routes=plain_routes(routers),
     )
     error_responses.install(app)
+    for router in routers:
+        app.include_router(router)
 
 
 def _lifespan(

@@ -67,6 +67,7 @@ class ConnectionLimit:
         self._limit = self._most = limit_of_files()
         self._listener: socket.socket | None = None
         self._is_closed = False
+        self._leaving = 0  # closed for new ones that have not come yet, and counted until they end
         self._server: asyncio.AbstractServer | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._beginning: asyncio.Task[None] | None = None
@@ -97,13 +98,20 @@ class ConnectionLimit:
         file = new.transport.get_extra_info("socket").fileno()
         if file < self._most and len(self._connections) <= self.max_connections:
             return
-        if self._close_idle(new):
+        if self._leaving:  # as many may come in one turn of the loop as wait in the backlog
+            self._leaving -= 1
+        elif closed := self._close_idle(new):
+            self._leaving = closed - 1
+            asyncio.get_running_loop().call_soon(self._all_have_left)
             self._tell("idle ones are closed for new ones")
         elif self._server is not None:
             self._tell("all are busy, and new ones wait")
             self._server.close()
             self._server = None
             self._look_again()
+
+    def _all_have_left(self) -> None:
+        self._leaving = 0
 
     def _look_again(self) -> None:
         if self._is_closed:

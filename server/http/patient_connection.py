@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 from server.http.connection_limit import Connection, ConnectionLimit, FewConnections
 from server.http.half_closed import HalfClosed
 from server.http.lingering import Lingering
+from server.http.turns import READS_AT_ONCE, ReadInTurns, Turns
 from server.http.waiting_room import WaitingRoom
 from server.program.send_queue import unacknowledged_bytes
 
@@ -42,6 +43,7 @@ class PatientConnection(HalfClosed, Lingering):
     """The part of a connection's protocol that gives up clients who do not move."""
 
     room = WaitingRoom(1024 * 1024 * 1024)  # see `within`
+    reads = Turns(READS_AT_ONCE)  # see `within`
     _room_bytes = 0  # what this connection has of it
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
@@ -61,6 +63,11 @@ class PatientConnection(HalfClosed, Lingering):
         if timer is None or self.transport.is_closing() or self.transport.get_write_buffer_size():
             return None
         return timer.when()
+
+    def connection_made(self, transport: Any) -> None:
+        """As uvicorn's, but read in turn with the others."""
+        super().connection_made(transport)
+        self.flow = ReadInTurns(transport, self.reads)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Keep nothing alive, however it ended."""
@@ -121,8 +128,11 @@ class PatientConnection(HalfClosed, Lingering):
         is_late = self.loop.time() - self._answered_s > MAX_UNWANTED_S
         if is_late or self._unwanted_bytes > MAX_UNWANTED_BYTES:
             self.transport.close()
-        elif self._body_bytes >= MAX_HEAD_BYTES:
+            return
+        if self._body_bytes >= MAX_HEAD_BYTES:
             self._set_keepalive()
+        self.flow.pause_reading()  # the others first
+        self.flow.resume_reading()
 
     def hold(self, num_bytes: int) -> bool:
         """Whether there is room for so many bytes of this connection."""

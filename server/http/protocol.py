@@ -11,49 +11,38 @@ What lies in a connection and belongs to no seat is counted in its port's waitin
 from __future__ import annotations
 
 import asyncio
+import re
 from functools import partial
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import h11
 import httptools
-import orjson
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.api.record import PROBES
-from server.errors import ApiError, InvalidRequest, Overloaded
+from server.errors import ApiError, InvalidRequest
+from server.http.joined_head import JoinedHead
 from server.http.patient_connection import MAX_HEAD_BYTES, LimitedState, PatientConnection
-from server.http.starts import AT_ONCE, Starts
+from server.http.refusals import MAX_HEADERS, no_room, refuse, too_many_headers
+from server.http.turns import READS_AT_ONCE, STARTS_AT_ONCE, Turns
 from server.http.waiting_room import WaitingRoom, head_bytes, waiting_bytes
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
-MAX_HEADERS = 256
 # A head that is no larger is not counted: a few kilobytes as objects, as all of a connection.
 USUAL_HEAD_BYTES = 4096
 USUAL_HEADERS = 32
 MAX_PIPELINED = 16  # requests that wait behind an unanswered one of their connection
 _FIRST = PROBES - {"/metrics"}  # whose page takes some milliseconds
+_ABSOLUTE_TARGET = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://(?P<host>[^/?#]*)")
 _NO_HTTP = "Invalid HTTP request received."
-_TOO_MANY_HEADERS = f"The request has more than {MAX_HEADERS} headers."
 
 
-class _Answer(Protocol):
-    """What both protocols know of a request."""
-
-    disconnected: bool
-    message_event: asyncio.Event
-    response_started: bool
-    response_complete: bool
-
-
-class BoundedProtocol(PatientConnection, HttpToolsProtocol):
+class BoundedProtocol(JoinedHead, PatientConnection, HttpToolsProtocol):
     """Refuses heads, trailers and chunk extensions that are too long, and keeps every body."""
 
     server_state: LimitedState
-    starts = Starts()  # see `within`
+    starts = Turns(STARTS_AT_ONCE)  # see `within`
     _bytes_without_progress = 0
     _progress = False
     _data_bytes = 0  # that came last
@@ -64,7 +53,8 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
     @classmethod
     def within(cls, room: WaitingRoom) -> type[Self]:
         """A protocol whose connections share the room."""
-        return type(cls.__name__, (cls,), {"room": room, "starts": Starts()})
+        shared = {"room": room, "starts": Turns(STARTS_AT_ONCE), "reads": Turns(READS_AT_ONCE)}
+        return type(cls.__name__, (cls,), shared)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head, no longer than for a later one."""
@@ -112,6 +102,8 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         self._check_headers()
         if len(self.pipeline) >= MAX_PIPELINED:
             raise InvalidRequest(f"More than {MAX_PIPELINED} requests wait for an answer.")
+        if not self.url.startswith(b"/"):
+            self._take_host_of_target()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -151,7 +143,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
             self._count()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._answering = cycle
+        self._answering, self.awaits_head = cycle, True
         cycle.transport = self  # type: ignore[assignment]  # which is closed in its own way
         if cycle.scope["http_version"] == "1.0":  # which knows no interim answers
             cycle.waiting_for_100_continue = False
@@ -160,7 +152,7 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         if before > USUAL_HEAD_BYTES or len(headers) > USUAL_HEADERS:
             self._head_bytes = head_bytes(headers)
         start = super()._start_asgi_task
-        if len(self.tasks) < AT_ONCE or cycle.scope["path"] in _FIRST:
+        if len(self.tasks) < STARTS_AT_ONCE or cycle.scope["path"] in _FIRST:
             start(cycle, app)
         else:
             self.starts.later(partial(start, cycle, app))
@@ -172,18 +164,29 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
             headers = self.headers or ()  # None before the first
             num_bytes += head_bytes(headers)
             if len(headers) > MAX_HEADERS:
-                self._refuse(InvalidRequest(_TOO_MANY_HEADERS))
+                self._refuse(too_many_headers())
                 return
         if not self.hold(num_bytes):
-            self._refuse(_no_room())
+            self._refuse(no_room())
 
     def _check_headers(self) -> None:
         """Not one by one as they come: one piece of data does not hold many, and costs each."""
         if len(self.headers) > MAX_HEADERS:
-            raise InvalidRequest(_TOO_MANY_HEADERS)
+            raise too_many_headers()
+
+    def _take_host_of_target(self) -> None:
+        """A target that is a whole URL says which host is meant (RFC 9112, 3.2.2)."""
+        target = _ABSOLUTE_TARGET.match(self.url)
+        if target is None:
+            return
+        host = target["host"]
+        is_named = any(name == b"host" for name, _ in self.headers)
+        self.headers[:] = [(name, host if name == b"host" else it) for name, it in self.headers]
+        if not is_named and self.parser.get_http_version() == "1.0":  # later ones must name it, too
+            self.headers.append((b"host", host))
 
     def _refuse(self, error: ApiError) -> None:
-        _refuse(self, self._answering, error)
+        refuse(self, self._answering, error)
 
     def _should_upgrade(self) -> bool:
         """Whatever is offered: no request is started here, since its body would be lost."""
@@ -193,12 +196,14 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.send_400_response("An upgrade cannot be offered behind an unanswered request.")
             return
+        from server.http.h11_connection import UpgradeIgnoringProtocol  # most servers never need it
+
         version = self.parser.get_http_version().encode()
         head = [b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, version)]
         head += [b"%s: %s\r\n" % header for header in self.headers]
         self.connections.discard(self)
         protocol = UpgradeIgnoringProtocol(self.config, self.server_state, self.app_state)
-        protocol.room = self.room
+        protocol.room, protocol.reads = self.room, self.reads
         self.hold(0)
         protocol.connection_made(self.transport)
         if self.flow.write_paused:  # the transport tells that once
@@ -206,70 +211,3 @@ class BoundedProtocol(PatientConnection, HttpToolsProtocol):
             protocol.pause_writing()
         self.transport.set_protocol(protocol)
         protocol.data_received(b"".join((*head, b"\r\n", rest)))
-
-
-class UpgradeIgnoringProtocol(PatientConnection, H11Protocol):
-    """A connection whose client has offered an upgrade once."""
-
-    def data_received(self, data: bytes) -> None:
-        """As uvicorn's, but a whole head ends the wait for it, not its first byte."""
-        if self._is_ending:
-            self.take_notice_of_body(len(data))
-            return
-        if self.conn.their_state is h11.SEND_BODY:
-            self.take_notice_of_body(len(data))
-        self.conn.receive_data(data)
-        self.handle_events()
-        if self.is_closing():  # it has been refused
-            return
-        headers = self.headers or ()
-        if len(headers) > MAX_HEADERS:
-            self.send_400_response(_TOO_MANY_HEADERS)
-        elif not self.hold(len(self.conn.trailing_data[0]) + head_bytes(headers)):
-            _refuse(self, self.cycle, _no_room())
-
-    def handle_events(self) -> None:
-        """As uvicorn's; an answer's connection is closed in its own way."""
-        super().handle_events()
-        if self.cycle is not None:
-            self.cycle.transport = self
-
-    def expects_more(self) -> bool:
-        """Whether a body's end has not come."""
-        return self.conn.their_state is h11.SEND_BODY
-
-    def forget(self) -> None:
-        """What was not parsed yet."""
-        self.conn = h11.Connection(h11.SERVER)
-        self.hold(0)
-
-    def _should_upgrade(self) -> bool:
-        """Whatever is offered, and without a warning each time."""
-        return False
-
-    def send_400_response(self, msg: str) -> None:
-        """As the other protocol."""
-        _refuse(self, self.cycle, InvalidRequest(msg))
-
-
-def _no_room() -> ApiError:
-    return Overloaded("too many heads are not whole yet", retry_after_s=1)
-
-
-def _refuse(connection: PatientConnection, answering: _Answer | None, error: ApiError) -> None:
-    """Tell what is wrong, and hang up; in the midst of an answer there is no place to tell it."""
-    if answering is not None and not answering.response_complete:
-        if answering.response_started:
-            connection.end(lingers=False)
-            return
-        answering.disconnected = True  # nothing may stand behind the refusal
-        answering.message_event.set()
-    body = orjson.dumps(error.body())
-    headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
-    connection.write(
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
-        "content-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nconnection: close\r\n{headers}\r\n".encode()
-        + body
-    )
-    connection.end(lingers=True)

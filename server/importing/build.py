@@ -30,6 +30,7 @@ from server.importing.tokenizer_settings import read_settings
 from server.importing.tokenizer_source import check_numbers
 from server.importing.whole_files import refuse_broken_file
 from server.inference import direct, least_cosines
+from server.inference.backend import Layout
 from server.inference.loader import Encoder
 from server.inference.onnx_backend import OnnxBackend
 from server.inference.pooling import cosines
@@ -154,7 +155,10 @@ def _write_graph(
 def _open_graph(folder: ModelFolder, made: Path, wishes: Wishes) -> OnnxBackend:
     head, graph = folder.head, made / GRAPH_FILE
     try:
-        return OnnxBackend(graph, pooling=head.pooling, normalized=head.normalize)
+        # Padded to the longest, so that the proof of company sees whether padding matters.
+        return OnnxBackend(
+            graph, pooling=head.pooling, normalized=head.normalize, layout=Layout.PADDED
+        )
     except ModelLoadError as error:  # names a place that nobody has seen
         own = makes_own_graph(folder, wishes)
         source = folder.path if own else folder.path / choose_graph(folder.path, folder.graphs)
@@ -214,7 +218,7 @@ def _write_tokenizer(folder: ModelFolder, made: Path, report: Callable[[str], No
         with refusing(str(source)):
             check_json_size(source, MAX_TOKENIZER_BYTES)
             tokenizer = RustTokenizer.from_file(str(source))
-        check_numbers(source.parent, tokenizer, TOKENIZER_FILE)
+        check_numbers(source.parent, tokenizer)
     else:
         from server.importing.torch_tokenizer import make_tokenizer
 

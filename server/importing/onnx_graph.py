@@ -16,6 +16,7 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import optimize_ir
 
 from server.errors import ImportRefused
+from server.importing.onnx_last_layer import compute_pooled_token_only
 from server.importing.stored_tensors import StoredTensor, digest
 
 # Written into each graph; what made the first ones was called so, and graphs stay the same bytes.
@@ -40,6 +41,8 @@ def tidy(model: ir.Model) -> None:
     multiply_stored_weights(model.graph)
     drop_empty_reshapes(model.graph)
     passes.RemoveUnusedNodesPass()(model)
+    if compute_pooled_token_only(model.graph):
+        passes.RemoveUnusedNodesPass()(model)
     model.opset_imports["com.microsoft"] = 1
 
 

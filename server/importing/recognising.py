@@ -20,6 +20,7 @@ from server.importing.model_kinds import name_model_kind
 from server.importing.published_graph import find_graphs
 from server.importing.weight_files import INDEX_FILE
 from server.importing.whole_files import refuse_broken_files
+from server.inference.tensor_account import listed
 from server.program.command_lines import own_command
 
 Kind = Callable[[Path], str | None]  # what the path is and what to do; None: it is not of this kind
@@ -176,9 +177,8 @@ def _whole_cache(path: Path) -> str | None:
     roots = sorted(path.glob(_CACHED)) or sorted(path.glob(f"hub/{_CACHED}"))
     if is_there(path / CONFIG_FILE) or not roots:
         return None
-    shown = [str((_snapshots(root) or [root])[0]) for root in roots[:_SHOWN_FOLDERS]]
-    more = f" and {len(roots) - len(shown)} more" if len(roots) > len(shown) else ""
-    return f"is the hub client's cache; import a snapshot in it: {', '.join(shown)}{more}"
+    found = [str((_snapshots(root) or [root])[0]) for root in roots]
+    return f"is the hub client's cache; import a snapshot in it: {listed(found, _SHOWN_FOLDERS)}"
 
 
 def _snapshots(root: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from server.importing.tokenizer_settings import read_settings
 from server.importing.told import quoted
 from server.inference import direct
 from server.inference.loader import Encoder
+from server.inference.tensor_account import listed
 from server.inference.tokenizer import Tokenizer
 
 _SHOWN_TEXT = "Hello, world"
@@ -66,5 +67,4 @@ def check_embeddings(folder: ModelFolder, encoder: Encoder, report: Callable[[st
 
 def _name(tokens: dict[int, str]) -> str:
     named = [f"{token!r} ({number})" for number, token in tokens.items()]
-    more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
-    return ", ".join(named[:_MAX_NAMED]) + more
+    return listed(named, _MAX_NAMED)

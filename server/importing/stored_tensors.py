@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import ImportRefused
+from server.importing.tensor_files import widened_bfloat16
 from server.inference.safetensors_header import NotSafetensors, read_header
 
 # Fused projections are stored as one matrix of three parts (query, key, value) or two.
@@ -110,6 +111,6 @@ def _widened(dtype: str, content: memoryview) -> NDArray[np.float32] | None:
         return None
     if dtype == "F16":
         return np.frombuffer(content, np.float16).astype(np.float32)
-    if dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if dtype == "BF16":
+        return widened_bfloat16(np.frombuffer(content, "<u2"))
     return None

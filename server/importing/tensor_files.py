@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +55,8 @@ class TensorFile:
         stored = _FLOATS[self.entry.dtype]
         width = math.prod(self.shape[1:]) * np.dtype(stored).itemsize
         found = np.frombuffer(self._read(begin * width, end * width), stored)
-        if self.entry.dtype == "BF16":  # the upper half of a float32
-            found = (found.astype(np.uint32) << 16).view(np.float32)
+        if self.entry.dtype == "BF16":
+            found = widened_bfloat16(found)
         return found.astype(np.float32, copy=False).reshape((end - begin, *self.shape[1:]))
 
     def read_bytes(self) -> bytes:
@@ -66,6 +67,11 @@ class TensorFile:
         with self.file.open("rb") as file:
             file.seek(self.entry.begin + begin)
             return file.read(end - begin)
+
+
+def widened_bfloat16(stored: NDArray[Any]) -> NDArray[np.float32]:
+    """The numbers whose upper halves these 16 bits each are, exactly; numpy knows no bfloat16."""
+    return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
 def read_tensor_files(folder: Path, files: Iterable[str]) -> dict[str, TensorFile]:

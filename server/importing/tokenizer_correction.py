@@ -26,6 +26,7 @@ from server.importing.tokenizer_settings import (
     BYTE_LEVEL_CLASSES,
     TokenizerSettings,
 )
+from server.inference.tensor_account import listed
 
 # Upper case, an accent and Chinese: all that BERT's settings decide. Compared as normalised.
 _PROBES = ("Ärger", "中文")
@@ -131,8 +132,7 @@ def _is_found_as(there: AddedToken | None, wanted: AddedToken, fields: Mapping[s
 
 
 def _name(tokens: Sequence[str]) -> str:
-    more = f" and {len(tokens) - _MAX_NAMED} more" if len(tokens) > _MAX_NAMED else ""
-    return ", ".join(map(repr, tokens[:_MAX_NAMED])) + more
+    return listed([repr(token) for token in tokens], _MAX_NAMED)
 
 
 def _follow_case_settings(

@@ -49,13 +49,13 @@ def vocabulary_file(path: Path) -> str | None:
     return BYTE_PAIRS if all((path / name).is_file() for name in (BYTE_PAIRS, MERGES)) else None
 
 
-def check_numbers(path: Path, tokenizer: RustTokenizer, what: str) -> None:
-    """Refuse a tokenizer that gives a word another id than the older file beside it.
+def check_numbers(path: Path, tokenizer: RustTokenizer) -> None:
+    """Refuse a tokenizer.json that gives a word another id than the older file beside it.
 
     Words that only one of them has decide nothing.
 
     Args:
-        what: how a refusal calls the tokenizer.
+        tokenizer: what was read of it.
 
     Raises:
         ImportRefused: they do not belong together; names the first word.
@@ -67,8 +67,8 @@ def check_numbers(path: Path, tokenizer: RustTokenizer, what: str) -> None:
     for token, number in read_numbers(path / file).items():
         if numbers.get(token, number) != number:
             raise ImportRefused(
-                f"{path / file}: {token!r} is {number} there, but {numbers[token]} in {what}; get "
-                "the publisher's files anew, or take the wrong one away"
+                f"{path / file}: {token!r} is {number} there, but {numbers[token]} in "
+                f"{TOKENIZER_FILE}; get the publisher's files anew, or take the wrong one away"
             )
 
 

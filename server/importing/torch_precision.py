@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from server.catalog.card import Card, GpuDtype, Precision, TorchModel
 from server.inference import direct, least_cosines
+from server.inference.backend import Layout
 from server.inference.loader import Encoder
 from server.inference.pooling import cosines
 from server.inference.tokenizer import Tokenizer
@@ -52,9 +53,10 @@ def try_dtypes(
         backend = TorchBackend(card.computed_in(dtype), "cpu")
         found = direct.embed_texts(Encoder(tokenizer, (backend,), card.embedding_dim), texts)
         lowest = float(np.min(cosines(found, expected)))
-        tried[dtype] = _Tried(backend.packs, lowest)
+        tried[dtype] = _Tried(backend.layout is Layout.PACKED, lowest)
         report(
-            f"for a GPU, in {dtype}: smallest cosine {lowest:.7f}{'' if backend.packs else ', padded'}"
+            f"for a GPU, in {dtype}: smallest cosine {lowest:.7f}"
+            f"{', padded' if backend.layout is Layout.PADDED else ''}"
         )
     usable: list[GpuDtype] = [
         d for d in tried if d != "float32" and tried[d].min_cosine >= least_cosines.DEFAULT_DTYPE

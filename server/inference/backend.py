@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 TokenIds = NDArray[np.int32]  # (num_tokens,)
+# Input ids and attention mask, both (sequences, num_tokens), to vectors (sequences, embedding_dim).
+PaddedPass = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
+
+# A text is computed with its number of tokens rounded up to so many significant bits, at least to
+# an even number: padding is at most a 33rd. On ONNX Runtime in float32 a pass costs its tokens,
+# padding counted, and as much as 15 tokens more, whatever their length. Replayed with the costs that
+# were measured, against padding to the longest of a micro-batch, this is slower by 0.8 % (4 clients,
+# 64 mixed texts a request), 4 % (2,048 short texts in a request) and 4 % (short queries of 16
+# clients); multiples of 4 by 1.3, 13 and 4 %, of 8 by 3, 24 and 13 %, and no rounding by 1, 0 and
+# 11 %. One token is never alone: another kernel computes a product of one row.
+_LENGTH_BITS = 6
+_LEAST_STEP = 2
+
+
+class Layout(Enum):
+    """How sequences of unlike length lie in a forward pass."""
+
+    PACKED = "packed"  # one behind the other, without padding
+    PADDED = "padded"  # each padded to the longest
+    BY_LENGTH = "by length"  # each to the padded length of its own; one pass for each of these
 
 
 class OutOfMemory(Exception):
@@ -43,8 +64,8 @@ class Backend(Protocol):
     """
 
     @property
-    def packs(self) -> bool:
-        """Whether sequences of unlike length are computed together without padding."""
+    def layout(self) -> Layout:
+        """What becomes of sequences of unlike length that are computed together."""
         ...
 
     def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
@@ -67,12 +88,55 @@ class Backend(Protocol):
         ...
 
 
-def pad(sequences: Sequence[TokenIds]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`input_ids` and `attention_mask`, both (sequences, longest), padded on the right by zeros.
+def padded_length(num_tokens: int) -> int:
+    """With how many tokens a text is computed by a backend of Layout.BY_LENGTH.
+
+    A function of the text alone: its vector has the same bits in any company. `forward_by_length`
+    goes no further than what the model reads.
+    """
+    step = max(_LEAST_STEP, 1 << max(0, (num_tokens - 1).bit_length() - _LENGTH_BITS))
+    return -(-num_tokens // step) * step
+
+
+def forward_by_length(
+    compute: PaddedPass, sequences: Sequence[TokenIds], max_input_tokens: int
+) -> NDArray[np.float32]:
+    """The vectors of sequences, computed in one pass for each padded length.
+
+    Args:
+        compute: a pass over sequences of one padded length.
+        max_input_tokens: the most that the model reads; its table of positions may end there, so
+            padding goes no further.
+
+    Returns:
+        (sequences, embedding_dim), float32, in the order given.
+    """
+    rows: dict[int, list[int]] = {}
+    for row, token_ids in enumerate(sequences):
+        rows.setdefault(padded_length(len(token_ids)), []).append(row)
+    found = [
+        compute(*pad([sequences[row] for row in of_length], min(length, max_input_tokens)))
+        for length, of_length in rows.items()
+    ]
+    if len(found) == 1:
+        return found[0]
+    order = np.argsort(np.concatenate(list(rows.values())))
+    vectors: NDArray[np.float32] = np.concatenate(found)[order]
+    return vectors
+
+
+def pad(
+    sequences: Sequence[TokenIds], length: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`input_ids` and `attention_mask`, both (sequences, num_tokens), padded on the right by zeros.
 
     The mask has 1 for a token and 0 for padding.
+
+    Args:
+        length: tokens of each with padding, unless a sequence is longer.
     """
-    input_ids = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
+    length = max(length, *map(len, sequences))
+    input_ids = np.zeros((len(sequences), length), dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)
     for row, token_ids in enumerate(sequences):
         input_ids[row, : len(token_ids)] = token_ids

@@ -15,7 +15,7 @@ from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
 from server.inference.tokenizer import Tokenizer
 
-BATCH_TEXTS = 4  # so that texts of unlike length are padded together, as under load
+BATCH_TEXTS = 4  # so that texts of unlike length are together, as under load
 
 
 def embed_texts(

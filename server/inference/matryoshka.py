@@ -2,7 +2,8 @@
 
 Matryoshka representation learning (Kusupati et al., 2022, arXiv:2205.13147) makes prefixes of a
 vector useful by themselves. A model that was not trained for it gets there by an orthogonal
-rotation, which leaves full-size cosines as they are. Pure functions; any thread may call.
+rotation, which leaves full-size cosines as they are. A row's bits do not depend on the rows beside it.
+Pure functions; any thread may call.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ def shorten(
 
     Returns:
         (texts, dimensions), float32, C-contiguous. At native size without a rotation the vectors
-        are returned as they came.
+        are returned as they came. Each size is computed for itself: a smaller one is the prefix of
+        a larger one at length 1 only up to rounding.
     """
+    vectors = np.ascontiguousarray(vectors)  # else sums along a row are taken in another order
     if rotation is not None:
-        cut = vectors @ rotation[:, :dimensions]
+        # A product for each row: BLAS rounds a row of a matrix by how many rows there are, and by
+        # its place among them (OpenBLAS 0.3.31).
+        cut = (vectors[:, None, :] @ rotation[:, :dimensions])[:, 0]
     elif dimensions < vectors.shape[1]:
         if layer_norm:
             vectors = vectors - vectors.mean(axis=1, keepdims=True)

@@ -8,8 +8,10 @@ micro-batch over the cores when it is the only one there is.
 from __future__ import annotations
 
 import os
+import sys
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,14 @@ from numpy.typing import NDArray
 
 from server.catalog.card import GRAPH_FILE, Card, PoolingMode
 from server.errors import ModelLoadError, first_line
-from server.inference.backend import LoadOptions, OutOfMemory, TokenIds, pad
+from server.inference.backend import (
+    Layout,
+    LoadOptions,
+    OutOfMemory,
+    TokenIds,
+    forward_by_length,
+    pad,
+)
 from server.inference.graph_interface import (
     OWN_OUTPUT,
     TOKEN_OUTPUTS,
@@ -51,6 +60,7 @@ def load_backends(
         card.path(GRAPH_FILE),
         pooling=card.pooling,
         normalized=card.normalize,
+        max_input_tokens=card.max_input_tokens,
         wide_threads=options.wide_threads,
     )
     return (backend,), None
@@ -61,13 +71,13 @@ class OnnxBackend:
 
     Args:
         pooling, normalized: what a publisher's graph that gives token vectors leaves to do.
+        max_input_tokens: the most that the model reads; padding goes no further.
+        layout: how sequences of unlike length are computed; PADDED shows whether padding matters.
         wide_threads: cores that a pass alone on the machine is spread over.
 
     Raises:
         ModelLoadError: ONNX Runtime refuses the graph, or it wants or gives something else.
     """
-
-    packs = False
 
     def __init__(
         self,
@@ -75,8 +85,12 @@ class OnnxBackend:
         *,
         pooling: PoolingMode = "mean",
         normalized: bool = False,
+        max_input_tokens: int = sys.maxsize,
+        layout: Layout = Layout.BY_LENGTH,
         wide_threads: int = 1,
     ) -> None:
+        self.layout = layout
+        self._max_input_tokens = max_input_tokens
         self._session = _open(graph, threads=1)
         self._wide = _open(graph, threads=wide_threads) if wide_threads > 1 else self._session
         inputs = {node.name for node in self._session.get_inputs()}
@@ -89,9 +103,16 @@ class OnnxBackend:
 
     def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
         """See `Backend.forward`."""
-        feeds = self._feeds(sequences)
-        attention_mask = feeds["attention_mask"]
-        wide = alone and attention_mask.size >= WIDE_FROM_TOKENS
+        compute = partial(self._compute, alone=alone)
+        if self.layout is Layout.BY_LENGTH:
+            return forward_by_length(compute, sequences, self._max_input_tokens)
+        return compute(*pad(sequences))
+
+    def _compute(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], *, alone: bool
+    ) -> NDArray[np.float32]:
+        feeds = self._feeds(input_ids, attention_mask)
+        wide = alone and input_ids.size >= WIDE_FROM_TOKENS
         try:
             (found,) = (self._wide if wide else self._session).run([self._output], feeds)
         except Exception as error:
@@ -112,7 +133,7 @@ class OnnxBackend:
         tokens = [name for name in TOKEN_OUTPUTS if name in outputs]
         if not tokens or self._output in TOKEN_OUTPUTS:
             return None
-        feeds = self._feeds([sequence])
+        feeds = self._feeds(*pad([sequence]))
         (hidden,) = self._session.run(tokens[:1], feeds)
         pooled = pool(np.asarray(hidden, np.float32), feeds["attention_mask"], self._pooling)
         return normalize(pooled) if self._normalized else pooled
@@ -131,14 +152,15 @@ class OnnxBackend:
         quiet = ort.RunOptions()
         quiet.log_severity_level = _FATAL_SEVERITY
         try:
-            feeds = self._feeds([np.array([token_id], np.int32)])
+            feeds = self._feeds(*pad([np.array([token_id], np.int32)]))
             self._session.run([self._output], feeds, quiet)
         except Exception:  # ONNX Runtime's classes share no base but Exception
             return False
         return True
 
-    def _feeds(self, sequences: Sequence[TokenIds]) -> dict[str, NDArray[np.int64]]:
-        input_ids, attention_mask = pad(sequences)
+    def _feeds(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.int64]]:
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._token_types:
             feeds["token_type_ids"] = np.zeros_like(input_ids)

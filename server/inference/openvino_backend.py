@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from server.catalog.card import GRAPH_FILE, Card, PoolingMode
 from server.catalog.int8_recipe import Int8Recipe
 from server.errors import ModelLoadError, first_line
-from server.inference.backend import LoadOptions, OutOfMemory, TokenIds
+from server.inference.backend import (
+    Layout,
+    LoadOptions,
+    OutOfMemory,
+    TokenIds,
+    forward_by_length,
+)
 from server.inference.cpu_instructions import quick_dtypes
 from server.inference.graph_interface import (
     ATTENTION_MASK,
@@ -35,7 +41,6 @@ from server.inference.pooling import normalize, pool
 # 1,200 micro-batches of random shapes 356 MB were resident, and 373 MB by default; 1 % slower.
 _KEPT_OPERATIONS: Final = 200
 _LOOKED_THROUGH = {"Convert", "Reshape", "Squeeze", "Unsqueeze"}  # between ids and their table
-_PADDED_TO_TOKENS: Final = 8
 
 
 def load_backends(
@@ -54,11 +59,6 @@ def load_backends(
     return (backend,), None
 
 
-def padded_length(num_tokens: int) -> int:
-    """The length that a text of so many tokens is padded to."""
-    return -(-num_tokens // _PADDED_TO_TOKENS) * _PADDED_TO_TOKENS
-
-
 class OpenvinoBackend:
     """A graph made here, with its weights in safetensors files beside it, or a publisher's own.
 
@@ -74,7 +74,7 @@ class OpenvinoBackend:
             does not compute in these numbers.
     """
 
-    packs = False
+    layout = Layout.BY_LENGTH
 
     def __init__(
         self,
@@ -114,32 +114,17 @@ class OpenvinoBackend:
             ValueError: a text is too long, or an id is none of the model's; neither is computed,
                 since OpenVINO does not look whether a table has the row that it reads.
         """
-        by_length: dict[int, list[int]] = {}
-        for place, token_ids in enumerate(sequences):
-            by_length.setdefault(self._padded_length(len(token_ids)), []).append(place)
-        found: NDArray[np.float32] | None = None
-        for length, places in by_length.items():
-            vectors = self._pass([sequences[place] for place in places], length, alone=alone)
-            if found is None:
-                found = np.empty((len(sequences), vectors.shape[1]), np.float32)
-            found[places] = vectors
-        assert found is not None, "a micro-batch is never empty"
-        return found
+        self._check(sequences)
+        compute = functools.partial(self._pass, alone=alone)
+        return forward_by_length(compute, sequences, self._max_input_tokens)
 
     def count_embeddings(self, vocabulary_size: int) -> int:
         """See `Backend.count_embeddings`; read from the graph."""
         return min(vocabulary_size, self._num_embeddings)
 
-    def _padded_length(self, num_tokens: int) -> int:
-        # No further than a table of positions may reach.
-        return min(padded_length(num_tokens), self._max_input_tokens)
-
     def _pass(
-        self, sequences: Sequence[TokenIds], length: int, *, alone: bool
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], *, alone: bool
     ) -> NDArray[np.float32]:
-        """Vectors of texts that are padded to one length."""
-        self._check(sequences)
-        input_ids, attention_mask = _padded_to(sequences, length)
         feeds = {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask}
         if TOKEN_TYPE_IDS in self._inputs:
             feeds[TOKEN_TYPE_IDS] = np.zeros_like(input_ids)
@@ -161,18 +146,6 @@ class OpenvinoBackend:
             raise ValueError(f"a text is longer than {self._max_input_tokens} tokens")
         if any(one.min() < 0 or one.max() >= self._num_embeddings for one in sequences):
             raise ValueError(f"a token id is none of 0 to {self._num_embeddings - 1}")
-
-
-def _padded_to(
-    sequences: Sequence[TokenIds], length: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """As `pad`, to a length of at least the longest."""
-    input_ids = np.zeros((len(sequences), length), dtype=np.int64)
-    attention_mask = np.zeros_like(input_ids)
-    for row, token_ids in enumerate(sequences):
-        input_ids[row, : len(token_ids)] = token_ids
-        attention_mask[row, : len(token_ids)] = 1
-    return input_ids, attention_mask
 
 
 class _Form:

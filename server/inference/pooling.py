@@ -1,6 +1,7 @@
 """Token vectors to one vector a text, for graphs that leave it to others, and vectors compared.
 
-Graphs that this software makes pool themselves. Pure functions; any thread may call.
+Graphs that this software makes pool themselves. But for `cosines`, a text's bits do not depend on
+the texts beside it. Pure functions; any thread may call.
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ def pool(
     elif mode == "last_token":
         pooled = hidden[np.arange(len(hidden)), lengths - 1]
     else:
-        sums = np.einsum("ntd,nt->nd", hidden, attention_mask.astype(np.float32))
+        # A product for each text, whose order of summing does not know of the others.
+        sums = (attention_mask.astype(np.float32)[:, None, :] @ hidden)[:, 0]
         pooled = sums / lengths.astype(np.float32)[:, None]
     return pooled
 
 
 def normalize(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each vector at length 1; (texts, dimensions), float32, C-contiguous. Zeros stay zeros."""
+    vectors = np.ascontiguousarray(vectors)  # else sums along a row are taken in another order
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     tiny = np.finfo(np.float32).tiny
-    return np.ascontiguousarray(vectors / np.maximum(lengths, tiny), dtype=np.float32)
+    return np.asarray(vectors / np.maximum(lengths, tiny), dtype=np.float32)
 
 
 def cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -15,17 +15,7 @@ from typing import Any
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # as the library itself
-_BITS = {
-    "F64": 64,
-    "I64": 64,
-    "F32": 32,
-    "I32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "I16": 16,
-    "I8": 8,
-    "U8": 8,
-}
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1}
 
 
 class NotSafetensors(ValueError):
@@ -74,7 +64,7 @@ def _misplaced(entries: Mapping[str, HeaderEntry], start: int) -> str | None:
     end = start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         numbers = math.prod(entry.shape)
-        size = _BITS.get(entry.dtype, 0) * numbers // 8 if numbers else 0
+        size = _BYTES.get(entry.dtype, 0) * numbers
         if entry.begin != end or entry.end < end or size not in (0, entry.end - entry.begin):
             return name
         end = entry.end

@@ -1,7 +1,7 @@
 """Text to the token ids one model reads, exactly counted.
 
-Owns the model's tokenizer; knows nothing of queues, HTTP or keys. Any thread may call: encoding
-releases the GIL and keeps no state.
+Owns the model's tokenizer; knows nothing of queues, HTTP or keys. Any thread may call: what the
+library computes releases the GIL, and nothing is kept but words seen lately.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from server.errors import (
 from server.inference.backend import TokenIds
 from server.inference.inputs import TextInputs, TokenIdInputs
 from server.inference.long_texts import LONG_TEXT_CHARS, encode_windows
+from server.inference.word_encoder import WordEncoder
 from server.program.rust_panics import is_panic, panics_as_errors
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Tokenizer:
                 f"tokenizer {path}: {max_input_tokens} tokens leave no room beside special ones"
             )
         self._prefix, self._suffix = (np.asarray(ids, dtype=np.int32) for ids in around)
+        self._words = WordEncoder.of(self._rust, self._prefix, self._suffix)
 
     @classmethod
     def of(cls, card: Card) -> Self:
@@ -121,12 +123,11 @@ class Tokenizer:
             else:
                 prompted = [prompt + text for text in chunk] if prompt else chunk
                 try:
-                    encodings = self._rust.encode_batch_fast(prompted)
+                    sequences = self._encode_short(prompted)
                 except BaseException as error:  # the library's own errors, and its panics
                     if isinstance(error, Exception) or is_panic(error):
                         self._find_guilty(prompted, inputs, len(encoded))
                     raise
-                sequences = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
             for token_ids in sequences:
                 position = inputs.position(len(encoded))
                 if len(token_ids) > max_request_tokens and not truncate:
@@ -179,6 +180,12 @@ class Tokenizer:
     def around_ids(self) -> tuple[int, ...]:
         """Ids that are around every text, e.g. of [CLS] and [SEP]."""
         return (*self._prefix.tolist(), *self._suffix.tolist())
+
+    def _encode_short(self, texts: list[str]) -> list[TokenIds]:
+        if self._words is not None:
+            return self._words.encode(texts)
+        encodings = self._rust.encode_batch_fast(texts)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def _fit(self, token_ids: TokenIds, truncate: bool, position: str) -> TokenIds:
         if len(token_ids) <= self.max_input_tokens:

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from server.catalog.card import Card
 from server.errors import ModelLoadError, first_line
 from server.inference import least_cosines
-from server.inference.backend import Backend, Capacity, LoadOptions, OutOfMemory, TokenIds, pad
+from server.inference.backend import (
+    Backend,
+    Capacity,
+    Layout,
+    LoadOptions,
+    OutOfMemory,
+    TokenIds,
+    pad,
+)
 from server.inference.compilations import COMPILATIONS
 from server.inference.pooling import cosines
 from server.inference.recorded_shapes import packings_to_warm
@@ -110,11 +118,11 @@ class TorchBackend:
         self._vocabulary_size = int(transformer.get_input_embeddings().weight.shape[0])
         self._padded = PaddedModule(transformer, dense, card.pooling)
         self._packed = PackedModule(transformer, dense, card.pooling)
-        self.packs = self._find_packed_form(card)
-        if not self.packs:
+        self.layout = Layout.PACKED if self._find_packed_form(card) else Layout.PADDED
+        if self.layout is Layout.PADDED:
             self._padded.attend()
         self._pipeline: CudaPipeline | None = None
-        if self.packs and self._device.type == "cuda":
+        if self.layout is Layout.PACKED and self._device.type == "cuda":
             self._pipeline = CudaPipeline(self._packed, self._device, card.embedding_dim)
 
     def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
@@ -130,7 +138,7 @@ class TorchBackend:
                 if self._pipeline is not None:
                     return self._pipeline.run(sequences)
                 with torch.inference_mode():
-                    return self._run(sequences, packed=self.packs)
+                    return self._run(sequences, packed=self.layout is Layout.PACKED)
             except torch.OutOfMemoryError as error:
                 reason = first_line(error)
             # Behind the handler: the failed pass's memory is free only once its traceback is gone.

@@ -80,12 +80,13 @@ def give_back_memory() -> None:
 
 
 def empty_cache() -> bool:
-    """Give back what the allocator keeps, as soon as no other thread loads a model.
+    """Give back what the allocator keeps, once no other thread loads a model.
 
-    While one is recorded torch forbids it.
+    A load records graphs, and torch forbids it meanwhile. Where the load outlasts
+    LOADING_PATIENCE_S nothing is given back.
 
     Returns:
-        Whether a load had to be waited for and has ended: there may be more memory now.
+        Whether a load was waited for and has ended: there may be more memory now.
     """
     waits = not LOADING.try_to_enter(patience_s=0)
     if waits and not LOADING.try_to_enter(LOADING_PATIENCE_S):

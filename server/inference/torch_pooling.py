@@ -29,8 +29,10 @@ def pool_padded(hidden: torch.Tensor, mask: torch.Tensor, mode: PoolingMode) -> 
         last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)  # (texts,)
         chosen = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))
         return chosen.squeeze(1).float()
-    weights = mask.unsqueeze(-1).float()  # (texts, tokens, 1)
-    return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
+    # A product and not a sum: ONNX Runtime's ReduceSum adds up the tokens of a text that is alone in
+    # another order (1.32), its MatMul computes each text for itself.
+    weights = mask.unsqueeze(1).float()  # (texts, 1, tokens)
+    return (weights @ hidden.float()).squeeze(1) / weights.sum(dim=2).clamp(min=1e-9)
 
 
 def pool_packed(hidden: torch.Tensor, bounds: torch.Tensor, mode: PoolingMode) -> torch.Tensor:

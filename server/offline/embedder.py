@@ -44,9 +44,9 @@ T = TypeVar("T")
 class Embedder:
     """A model that embeds texts; a context manager that ends its threads.
 
-    Calls from several threads at once share the machine fairly. The same texts in one call give the
-    same bits in every run; other texts that are computed at the same time change a vector by no
-    more than 1e-6.
+    Calls from several threads at once share the machine fairly. On a CPU a text's vector has the
+    same bits in every call and run, whatever is computed at the same time; a publisher's own graph
+    and a GPU give the same bits for the same texts in one call, and beside others nearly the same.
 
     Its threads do not follow into a forked process, where every call raises RuntimeError: open an
     embedder in each worker process.

@@ -5,6 +5,7 @@ Knows nothing of what they count.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar, overload
 
@@ -47,7 +48,10 @@ class Declared(Generic[M]):
     def make(self, registry: CollectorRegistry, *more_labels: str) -> M:
         """The metric, on the page of this registry."""
         labels = (*self._labels, *more_labels)
-        return self._kind(self.name, self._help, labels, registry=registry, **self._more)
+        made = self._kind(self.name, self._help, labels, registry=registry, **self._more)
+        # Its checks cost more than counting, and no series is ever removed.
+        made.labels = functools.cache(made.labels)  # type: ignore[method-assign,assignment]
+        return made
 
     @overload
     def __get__(self, instance: None, owner: type) -> Declared[M]: ...

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 
 from server.api import body as body_module
 from tests.conftest import PLAIN, AppOver, client_of
+from tests.different_texts import different_ids
 from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
@@ -199,7 +200,7 @@ async def test_each_key_has_a_share_of_its_own(app_over: AppOver) -> None:
     async with client_of(app) as client:
         answers = []
         for key, length in [*[("sk-one", 100)] * 4, ("sk-other", 150)]:
-            body = {"model": PLAIN, "input": [[1] * length] * 4}
+            body = {"model": PLAIN, "input": different_ids(4, length)}
             answers.append(asyncio.create_task(ask(client, body, key)))
             tokens += 4 * length
             await admitted(app, tokens)
@@ -391,7 +392,7 @@ async def test_a_request_that_takes_too_long_is_given_up_and_the_server_works_on
     app = await app_over(backend, model_token_ids=[PLAIN], request_timeout_s=0.5)
     backend.gate.clear()
     async with client_of(app) as client:
-        huge = {"model": PLAIN, "input": [[7] * 200] * 1_000}
+        huge = {"model": PLAIN, "input": different_ids(1_000, 200)}
         given_up = await ask(client, huge)
         assert_refused(given_up, "request_timeout")
         assert "0.5 s" in given_up.json()["error"]["message"]

@@ -6,7 +6,7 @@ import codecs
 
 import pytest
 
-from server.api.outline import PIECE_BYTES
+from server.api.json_values import PIECE_BYTES
 from server.api.schemas import EmbeddingRequest
 from server.errors import InvalidRequest
 from server.inference.inputs import TextInputs

@@ -12,8 +12,6 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from server.catalog.card import Card
 from server.catalog.card_file import read_card
@@ -63,6 +61,9 @@ def wheels(tmp_path: Path) -> list[Path]:
 
 
 def sbom_of(contents: Contents) -> dict[str, Any]:
+    from cyclonedx.schema import SchemaVersion  # here: it takes seconds
+    from cyclonedx.validation.json import JsonStrictValidator
+
     text = contents.papers[SBOM].decode()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     found = json.loads(text)

@@ -13,6 +13,7 @@ from server.errors import PipError
 from server.program.termination import Terminated
 
 
+@pytest.mark.torch  # which brings setuptools; since Python 3.12 no environment has it by itself
 def test_a_process_that_ran_pip_can_still_have_setuptools_and_so_torch_compile() -> None:
     script = "from server.delivery.pip import run_pip; run_pip('help'); import setuptools"
     child = [sys.executable, "-W", "error", "-c", script]

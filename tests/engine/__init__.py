@@ -20,6 +20,7 @@ from server.inference.backend import TokenIds
 from server.inference.inputs import TokenIdInputs
 from server.inference.loader import Encoder
 from server.metrics import EngineMetrics, Metrics
+from tests.different_texts import different_ids
 
 Requests = Sequence[tuple[str, Sequence[int]]]  # (key, lengths of its sequences) of each
 
@@ -57,6 +58,11 @@ def group_of(*lengths: int, key: str = "key") -> SequenceGroup:
 
 def ids(*token_ids: int) -> TokenIds:
     return np.array(token_ids, np.int32)
+
+
+def different(count: int, length: int = 1) -> list[TokenIds]:
+    """Sequences of this length, no two of them equal: those would be computed once."""
+    return [ids(*token_ids) for token_ids in different_ids(count, length)]
 
 
 def metrics_of_an_engine() -> tuple[Metrics, EngineMetrics]:

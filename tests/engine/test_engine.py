@@ -29,6 +29,7 @@ from server.inference.tokenizer import Tokenizer
 from server.metrics import EngineMetrics, Metrics
 from tests.engine import (
     Clock,
+    different,
     embed,
     embedded,
     ids,
@@ -106,6 +107,55 @@ async def test_vectors_come_back_in_the_order_of_the_inputs(make_engine: MakeEng
     assert vectors.tolist() == expected
 
 
+@pytest.mark.parametrize("different_ones", [1, 2, 700, 2_048])
+async def test_equal_texts_are_computed_once_and_each_has_the_vector(
+    make_engine: MakeEngine, different_ones: int
+) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    some = random_sequences(5 * different_ones)
+    distinct = list({one.tobytes(): one for one in some}.values())[:different_ones]
+    assert len(distinct) == different_ones
+    random = np.random.default_rng(1)
+    # Each at least once, in any order.
+    drawn = [*range(different_ones), *random.integers(0, different_ones, 2_048 - different_ones)]
+    sequences = [distinct[number] for number in random.permutation(drawn)]
+    vectors = await embed(make_engine(FakeBackend(), of_engine), sequences)
+    assert vectors.tolist() == [[s.sum(), len(s), s[0]] for s in sequences]
+    vectors[0] = -1  # the rows are of their own
+    assert (vectors[1:] >= 0).all()
+    assert value(metrics, "computed_tokens_total") == sum(map(len, distinct))
+    assert value(metrics, "micro_batch_sequences_sum") == different_ones
+    assert value(metrics, "repeated_sequences_total") == 2_048 - different_ones
+
+
+async def test_a_text_that_is_there_twice_fails_by_its_first_position(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(FakeBackend())
+    with pytest.raises(InferenceFailed, match=r"input\[3\]"):
+        await embed(engine, [ids(1), ids(1), ids(2), ids(RAISES), ids(1), ids(RAISES)])
+
+
+async def test_equal_texts_wait_once_in_the_queue_and_count_once_for_the_admission(
+    make_engine: MakeEngine,
+) -> None:
+    metrics, of_engine = metrics_of_an_engine()
+    backend = FakeBackend()
+    engine = make_engine(backend, of_engine)
+    backend.gate.clear()
+    blocking = asyncio.create_task(embed(engine, different(2, 60)))
+    await entered(backend, 2)
+    request = asyncio.create_task(embed(engine, [*different(3, 10)] * 5))
+    await asyncio.sleep(0)
+    assert value(metrics, "queue_sequences") == 3
+    assert value(metrics, "queue_tokens") == 30
+    assert value(metrics, "admitted_tokens") == 2 * 60 + 30
+    backend.gate.set()
+    assert len(await request) == 15
+    await blocking
+    assert value(metrics, "admitted_tokens") == 0
+
+
 async def test_many_requests_at_once_are_not_mixed_up(make_engine: MakeEngine) -> None:
     engine = make_engine(FakeBackend())
     requests = [random_sequences(n) for n in range(1, 60)]
@@ -144,10 +194,10 @@ async def test_out_of_memory_splits_the_micro_batch_and_lowers_the_budget(
 ) -> None:
     backend = FakeBackend(memory_tokens=16)
     engine = make_engine(backend)
-    first = await embed(engine, [ids(1, 2, 3, 4)] * 64)
-    assert first.tolist() == [[10, 4, 1]] * 64
+    first = await embed(engine, different(64, 4))
+    assert first.tolist() == [[100 + n + 3, 4, 100 + n] for n in range(64)]
     backend.shapes.clear()
-    await embed(engine, [ids(1, 2, 3, 4)] * 64)
+    await embed(engine, different(64, 4))
     assert max(rows * tokens for rows, tokens in backend.shapes) <= 16
 
 
@@ -159,7 +209,7 @@ async def test_a_text_that_does_not_fit_alone_makes_no_other_micro_batch_smaller
     with pytest.raises(InferenceFailed):
         await embed(engine, [ids(*[1] * 65)])
     backend.shapes.clear()
-    await embed(engine, [ids(1, 2, 3, 4)] * 64)
+    await embed(engine, different(64, 4))
     assert max(rows * tokens for rows, tokens in backend.shapes) == 64
 
 
@@ -169,9 +219,9 @@ async def test_a_cancelled_request_does_not_cost_another_forward_pass(
     backend = FakeBackend()
     engine = make_engine(backend)
     backend.gate.clear()
-    running = [asyncio.create_task(embed(engine, [ids(1)] * 64)) for _ in range(2)]
+    running = [asyncio.create_task(embed(engine, different(64))) for _ in range(2)]
     await asyncio.to_thread(lambda: [backend.entered.acquire(timeout=10) for _ in range(2)])
-    waiting = asyncio.create_task(embed(engine, [ids(2, 2)] * 100))
+    waiting = asyncio.create_task(embed(engine, different(100, 2)))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -181,26 +231,29 @@ async def test_a_cancelled_request_does_not_cost_another_forward_pass(
     assert all(tokens == 1 for _, tokens in backend.shapes)
 
 
-async def test_a_key_whose_client_has_left_is_not_asked_to_wait_as_long_again(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("why", "is_told"), [(client_patience.CLIENT_LEFT, True), (None, False)])
+async def test_only_a_key_whose_client_has_left_is_not_asked_to_wait_as_long_again(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, why: str | None, is_told: bool
 ) -> None:
     monkeypatch.setattr(client_patience, "SHORTEST_S", 0.0)
     backend = FakeBackend()
     engine = make_engine(backend)
     backend.gate.clear()
-    running = [asyncio.create_task(embed(engine, [ids(1)] * 64, "bulk")) for _ in range(2)]
+    running = [asyncio.create_task(embed(engine, different(64), "bulk")) for _ in range(2)]
     await asyncio.to_thread(lambda: [backend.entered.acquire(timeout=10) for _ in range(2)])
-    waiting = asyncio.create_task(embed(engine, [ids(2, 2)] * 100, "leaves"))
+    waiting = asyncio.create_task(embed(engine, different(100, 2), "leaves"))
     await asyncio.sleep(0)
-    waiting.cancel()
+    waiting.cancel(why)
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    with pytest.raises(Overloaded):
-        await embed(engine, [ids(2, 2)] * 100, "leaves")
-    other = asyncio.create_task(embed(engine, [ids(2, 2)] * 100, "stays"))
+    tasks = [
+        asyncio.create_task(embed(engine, different(100, 2), key)) for key in ("leaves", "stays")
+    ]
     await asyncio.sleep(0)
     backend.gate.set()
-    assert len(await other) == 100
+    again, other = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(again, Overloaded) is is_told
+    assert len(other) == 100  # type: ignore[arg-type]
     await asyncio.gather(*running)
 
 
@@ -235,7 +288,7 @@ async def test_closing_answers_what_waits(make_engine: MakeEngine) -> None:
     backend = FakeBackend()
     engine = make_engine(backend)
     backend.gate.clear()
-    requests = [asyncio.create_task(embed(engine, [ids(1)] * 64)) for _ in range(8)]
+    requests = [asyncio.create_task(embed(engine, different(64))) for _ in range(8)]
     await asyncio.sleep(0)
     engine.close()
     backend.gate.set()
@@ -314,7 +367,7 @@ async def test_the_time_before_and_the_time_in_the_workers_are_told_apart(
     backend = FakeBackend()
     engine = make_engine(backend)
     backend.gate.clear()
-    first = [asyncio.create_task(embedded(engine, [ids(1)] * 64)) for _ in range(2)]
+    first = [asyncio.create_task(embedded(engine, different(64))) for _ in range(2)]
     await entered(backend, 2)
     second = asyncio.create_task(embedded(engine, [ids(2, 2)]))
     await asyncio.sleep(0)
@@ -331,7 +384,7 @@ async def test_tokens_are_given_back_however_a_request_ends(make_engine: MakeEng
     engine = make_engine(backend, of_engine)
     backend.gate.clear()
     successes = [asyncio.create_task(embed(engine, random_sequences(30))) for _ in range(3)]
-    failure = asyncio.create_task(embed(engine, [ids(1, 2), ids(RAISES, 3), *[ids(4)] * 90]))
+    failure = asyncio.create_task(embed(engine, [ids(1, 2), ids(RAISES, 3), *different(90)]))
     killer = asyncio.create_task(embed(engine, [ids(KILLS_THREAD, 1, 1, 1)]))
     abandoned = [asyncio.create_task(embed(engine, random_sequences(30))) for _ in range(3)]
     await entered(backend, 2)
@@ -353,7 +406,7 @@ async def test_tokens_are_given_back_as_they_are_computed_not_only_at_the_end(
     backend = FakeBackend()
     backend.turnstile = threading.Semaphore(0)
     engine = make_engine(backend, of_engine)
-    request = asyncio.create_task(embed(engine, [ids(*[1] * 64)] * 10))
+    request = asyncio.create_task(embed(engine, different(10, 64)))
     await entered(backend, 2)
     for computed in range(9):
         assert value(metrics, "admitted_tokens") == 64 * (10 - computed)
@@ -426,7 +479,7 @@ async def test_what_the_queue_cannot_hold_is_refused_and_let_in_later(encoder: E
     backend = FakeBackend()
     engine = start_engine(Encoder(encoder.tokenizer, (backend,), FAKE_DIM), max_queue_tokens=10)
     backend.gate.clear()
-    first = asyncio.create_task(embed(engine, [ids(1, 2, 3)] * 3))
+    first = asyncio.create_task(embed(engine, different(3, 3)))
     await entered(backend, 1)
     with pytest.raises(Overloaded):
         await embed(engine, [ids(1, 2)])
@@ -476,7 +529,7 @@ async def test_the_speed_told_is_that_of_all_workers_together(
     assert value(metrics, "tokens_per_second") == 2_000  # a guess
     for _ in range(3):
         backend.gate.clear()
-        request = asyncio.create_task(embed(engine, [ids(*[1] * 100)] * 2))
+        request = asyncio.create_task(embed(engine, different(2, 100)))
         await entered(backend, 2)
         clock.now_s += 0.2
         backend.gate.set()

@@ -7,16 +7,17 @@ from hypothesis import strategies as st
 from server.engine.fair_share import FairShare
 from server.engine.length_index import LengthIndex
 from server.engine.sequence import SequenceGroup, TokenSequence
+from server.inference.backend import Layout, padded_length
 from tests.engine import groups_of
 
 some_lengths = st.lists(st.integers(1, 300), min_size=1, max_size=40)
 
 
 def indexed(
-    *requests: tuple[str, list[int]], packed: bool = False
+    *requests: tuple[str, list[int]], layout: Layout = Layout.PADDED
 ) -> tuple[LengthIndex, list[SequenceGroup]]:
     """An index in which these requests can be chosen, their keys all at their start."""
-    index, shares, groups = LengthIndex(packed=packed), FairShare(), groups_of(requests)
+    index, shares, groups = LengthIndex(layout), FairShare(), groups_of(requests)
     for group in groups:
         group.share = shares.enter(group.key, group.num_tokens)
         index.add(group.sequences)
@@ -27,11 +28,11 @@ def lengths(sequences: list[TokenSequence]) -> list[int]:
     return [sequence.num_tokens for sequence in sequences]
 
 
-@given(some_lengths, st.integers(1, 600), st.booleans())
+@given(some_lengths, st.integers(1, 600), st.sampled_from(Layout))
 def test_whatever_is_taken_is_not_there_any_more_and_all_else_is(
-    tokens: list[int], budget: int, packed: bool
+    tokens: list[int], budget: int, layout: Layout
 ) -> None:
-    index, (group,) = indexed(("A", tokens), packed=packed)
+    index, (group,) = indexed(("A", tokens), layout=layout)
     left = list(group.sequences)
     while left:
         taken = index.take(left[0], budget, most_start_tokens=0)
@@ -55,10 +56,40 @@ def test_equally_long_ones_that_came_before_the_head_go_along() -> None:
     assert set(index.take(group.sequences[1], 150, most_start_tokens=0)) == set(group.sequences)
 
 
-@pytest.mark.parametrize(("packed", "expected"), [(True, [3, 100, 300]), (False, [300])])
-def test_packed_what_is_unlike_goes_along(packed: bool, expected: list[int]) -> None:
-    index, (group,) = indexed(("A", [300, 3, 100]), packed=packed)
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [(Layout.PACKED, [3, 100, 300]), (Layout.PADDED, [300]), (Layout.BY_LENGTH, [300])],
+)
+def test_packed_what_is_unlike_goes_along(layout: Layout, expected: list[int]) -> None:
+    index, (group,) = indexed(("A", [300, 3, 100]), layout=layout)
     assert lengths(index.take(group.sequences[0], 512, most_start_tokens=0)) == expected
+
+
+def test_by_length_what_has_the_heads_padded_length_goes_along_as_it_came() -> None:
+    index, (one, other) = indexed(
+        ("A", [12, 14, 13, 13]), ("B", [14, 15, 12, 14]), layout=Layout.BY_LENGTH
+    )
+    assert lengths(index.take(one.sequences[2], 5 * 14, most_start_tokens=0)) == [
+        13,
+        14,
+        13,
+        14,
+        14,
+    ]
+    assert lengths(index.take(one.sequences[0], 14, most_start_tokens=0)) == [12]
+    assert lengths(index.take(other.sequences[1], 1000, most_start_tokens=0)) == [15]
+    assert lengths(index.take(other.sequences[2], 1000, most_start_tokens=0)) == [12]
+
+
+@given(some_lengths, st.integers(1, 600))
+def test_by_length_all_that_fits_goes_along_and_nothing_of_another_length(
+    tokens: list[int], budget: int
+) -> None:
+    index, (group,) = indexed(("A", tokens), layout=Layout.BY_LENGTH)
+    head, padded = group.sequences[0], padded_length(tokens[0])
+    taken = index.take(head, budget, most_start_tokens=0)
+    alike = [one for one in group.sequences[1:] if padded_length(one.num_tokens) == padded]
+    assert set(taken) == {head, *alike[: max(0, budget // padded - 1)]}
 
 
 def test_keys_that_are_too_far_ahead_stay_where_they_are() -> None:

@@ -234,9 +234,9 @@ def test_a_large_micro_batch_may_take_its_time(
     backend = FakeBackend()
     harness = start(backend)
     backend.gate.clear()
-    harness.ask(*[1] * 20_000)
+    harness.ask(*[1] * 20_480)
     assert backend.entered.acquire(timeout=10)
-    clock.now_s += 20_000 / PATIENCE.slowest_tokens_per_s - 1
+    clock.now_s += 20_480 / PATIENCE.slowest_tokens_per_s - 1
     assert harness.replica.sound
     clock.now_s += 2
     wait_for(lambda: not harness.replica.sound)

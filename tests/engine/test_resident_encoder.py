@@ -239,11 +239,13 @@ async def test_a_model_that_cannot_be_loaded_fails_alone_and_comes_back(
     assert disk.loads == [ONE]
     assert await served.ask(OTHER) == 7
     served.models.check_ready()
+    assert f"could not be loaded: {ONE}, {VARIANT};" in served.models.troubles()["models"]
     assert served.models.in_flight == 0
     assert served.value("model_loads_total") == 0
     disk.fails.clear()
     let_pass(RETRY_LOAD_S, monkeypatch)
     assert await served.ask(VARIANT) == 7
+    assert not served.models.troubles()
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import pytest
+
 from server.engine.sequence import MicroBatch
+from server.inference.backend import Layout
 from tests.engine import group_of
 
 
-def test_a_micro_batch_costs_its_padding_unless_it_is_packed() -> None:
-    group = group_of(3, 1, key="somebody")
-    padded, packed = MicroBatch(group.sequences), MicroBatch(group.sequences, packed=True)
-    assert (padded.tokens, padded.padded_tokens) == (4, 6)
-    assert (packed.tokens, packed.padded_tokens) == (4, 4)
-    assert [half.packed for half in (*padded.halves(), *packed.halves())] == [False] * 2 + [
-        True
-    ] * 2
+@pytest.mark.parametrize(
+    ("layout", "cost"), [(Layout.PACKED, 4), (Layout.BY_LENGTH, 4 + 2), (Layout.PADDED, 2 * 3)]
+)
+def test_a_micro_batch_costs_its_padding(layout: Layout, cost: int) -> None:
+    micro_batch = MicroBatch(group_of(3, 1).sequences, layout)
+    assert (micro_batch.tokens, micro_batch.padded_tokens) == (4, cost)
+    assert [half.layout for half in micro_batch.halves()] == [layout] * 2
 
 
 def test_halves_keep_every_sequence() -> None:

@@ -19,20 +19,13 @@ from server.engine.pace import Pace
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
 from server.engine.waiting_queue import FRONT_BUDGETS, WaitingQueue
 from server.errors import Draining
+from server.inference.backend import Layout, padded_length
 from tests.engine import Requests, group_of, groups_of
 from tests.waiting import wait_for
 
 BUDGET = 512
 # How far two keys that both wait may be apart: what fair queueing allows is a micro-batch of each.
 APART_TOKENS = 4 * BUDGET
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """The collector looks only at what the tests make, not at all that was imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 keys = st.sampled_from("ABC")
@@ -750,7 +743,7 @@ def test_without_sharing_micro_batches_do_not_depend_on_who_is_idle(
     def shapes(queue: WaitingQueue, idle_workers: int) -> list[list[int]]:
         workers = [Worker(queue, at_once=True) for _ in range(idle_workers)]
         wait_for(lambda: queue.idle_workers == idle_workers)
-        queue.put(group_of(40, 200, 90, 30, 30, 150, 60))
+        queue.put(group_of(*[100] * 4, 40))
         wait_for(lambda: not len(queue) and queue.idle_workers == idle_workers)
         for worker in workers:
             worker.end()
@@ -766,7 +759,9 @@ class TestWorkersAhead:
     """While as many workers compute as there are devices, others take only what is worth it."""
 
     def queue(self) -> WaitingQueue:
-        return WaitingQueue(Pace(BUDGET, light_batch_tokens=BUDGET, ahead_tokens=200), packed=True)
+        return WaitingQueue(
+            Pace(BUDGET, light_batch_tokens=BUDGET, ahead_tokens=200), Layout.PACKED
+        )
 
     def test_a_second_worker_leaves_little_for_the_first_one(self) -> None:
         queue = self.queue()
@@ -832,16 +827,48 @@ class TestWorkersAhead:
             worker.end()
 
 
+@given(some_requests, st.integers(1, 1024))
+def test_a_micro_batch_holds_sequences_of_one_padded_length(
+    requests: Requests, budget: int
+) -> None:
+    queue, _ = waiting(requests, budget)
+    for batch in drain(queue):
+        (length,) = {padded_length(sequence.num_tokens) for sequence in batch.sequences}
+        assert batch.padded_tokens == len(batch) * length
+
+
+@given(some_requests, st.integers(1, 1024))
+def test_padded_micro_batches_are_within_the_budget_with_their_longest(
+    requests: Requests, budget: int
+) -> None:
+    queue = WaitingQueue(Pace(budget), Layout.PADDED)
+    queue.add_worker()
+    for group in groups_of(requests):
+        queue.put(group)
+    for batch in drain(queue):
+        longest = max(sequence.num_tokens for sequence in batch.sequences)
+        assert batch.padded_tokens == len(batch) * longest
+        assert batch.padded_tokens <= budget or len(batch) == 1
+
+
+def test_a_length_of_which_little_waits_is_served_among_a_flood_of_another() -> None:
+    queue, _ = waiting([("flood", [12] * 4_000)])
+    for key, length in (("flood", 250), ("other", 40), ("third", 3)):
+        rare = group_of(length, key=key)
+        queue.put(rare)
+        assert any(rare.sequences[0] in take(queue).sequences for _ in range(3))
+
+
 @given(some_requests, st.integers(1, 700))
 def test_packed_micro_batches_are_filled_by_tokens(requests: Requests, budget: int) -> None:
-    queue = WaitingQueue(Pace(budget, light_batch_tokens=budget), packed=True)
+    queue = WaitingQueue(Pace(budget, light_batch_tokens=budget), Layout.PACKED)
     queue.add_worker()
     for group in groups_of(requests):
         queue.put(group)
     served = 0
     while len(queue):
         batch = take(queue)
-        assert batch.packed
+        assert batch.layout is Layout.PACKED
         assert batch.tokens == batch.padded_tokens
         assert batch.tokens <= budget or len(batch) == 1
         served += len(batch)
@@ -849,7 +876,7 @@ def test_packed_micro_batches_are_filled_by_tokens(requests: Requests, budget: i
 
 
 def test_packed_a_short_sequence_goes_with_long_ones() -> None:
-    queue = WaitingQueue(Pace(BUDGET, light_batch_tokens=BUDGET), packed=True)
+    queue = WaitingQueue(Pace(BUDGET, light_batch_tokens=BUDGET), Layout.PACKED)
     queue.add_worker()
     for length in (3, 300, 150):
         queue.put(group_of(length))
@@ -857,7 +884,7 @@ def test_packed_a_short_sequence_goes_with_long_ones() -> None:
 
 
 def test_packed_a_long_sequence_is_filled_up_with_many_short_ones() -> None:
-    queue = WaitingQueue(Pace(4096, light_batch_tokens=4096), packed=True)
+    queue = WaitingQueue(Pace(4096, light_batch_tokens=4096), Layout.PACKED)
     queue.add_worker()
     queue.put(group_of(512, *[16] * 1000))
     taken = take(queue)

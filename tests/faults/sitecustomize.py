@@ -28,7 +28,7 @@ class FaultyBackend:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self.packs = backend.packs
+        self.layout = backend.layout
 
     def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
         """See Backend."""

@@ -35,6 +35,7 @@ class End:
         self.heard: list[Message] = []
         self.lost = asyncio.Event()
         self.cancelled = asyncio.Event()
+        self.why: tuple[object, ...] = ()  # it was cancelled
         self.asked = asyncio.Event()
         self.does: Callable[[], None] = lambda: None
         self.gate = asyncio.Event()
@@ -44,8 +45,9 @@ class End:
         self.asked.set()
         try:
             await self.gate.wait()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             self.cancelled.set()
+            self.why = error.args
             raise
         self.does()
         if isinstance(question, TakeIfFits):
@@ -109,13 +111,17 @@ class TestChannel:
         first_gate.set()
         assert (await slow).held == 14
 
-    async def test_who_is_cancelled_takes_the_question_back(self, ends: Ends) -> None:
+    @pytest.mark.parametrize("why", ["the client has left", None])
+    async def test_who_is_cancelled_takes_the_question_back(
+        self, ends: Ends, why: str | None
+    ) -> None:
         here, there = ends
         there.gate.clear()
         asking = asyncio.create_task(here.channel.ask(TakeIfFits("", 1, 0)))
         await soon(there.asked)
-        asking.cancel()
+        asking.cancel(why)
         await soon(there.cancelled)
+        assert there.why == ((why,) if why else ())
         there.gate.set()
         assert (await here.channel.ask(TakeIfFits("", 2, 0))).held == 4
 
@@ -162,6 +168,7 @@ class TestChannel:
         with pytest.raises(Draining):
             await asking
         await soon(there.cancelled)
+        assert there.why == ()
         await soon(there.lost)
         with pytest.raises(Draining):
             await here.channel.ask(TakeIfFits("", 1, 0))

@@ -42,6 +42,7 @@ from server.frontends.remote_counters import RemoteCounters
 from server.inference.inputs import Inputs
 from server.settings import Settings
 from tests.conftest import PLAIN, AppOver, client_of
+from tests.different_texts import different_ids, different_texts
 from tests.fakes import GIVES_NAN, RAISES, FakeBackend
 from tests.frontends.conftest import Split, SplitOver, welcomed
 from tests.waiting import until
@@ -124,7 +125,7 @@ async def test_each_key_has_a_share_of_its_own(split_over: SplitOver) -> None:
         answers = []
         for key, length in [*[("sk-one", 100)] * 4, ("sk-other", 150)]:
             before = admitted(split)
-            body = {"model": PLAIN, "input": [[1] * length] * 3}
+            body = {"model": PLAIN, "input": different_ids(3, length)}
             answers.append(asyncio.create_task(post(client, body, key)))
             await until(lambda: admitted(split) == before + 3 * length)  # noqa: B023
         await until(lambda: len(backend.shapes) == 2)  # one was made at the start
@@ -137,7 +138,7 @@ async def test_each_key_has_a_share_of_its_own(split_over: SplitOver) -> None:
 
 def large() -> dict[str, Any]:
     """A request that takes long to be tokenised."""
-    return {"model": PLAIN, "input": ["word " * 200] * 25}
+    return {"model": PLAIN, "input": different_texts(25, 200)}
 
 
 class Tokenizing:
@@ -275,7 +276,9 @@ async def test_who_leaves_takes_the_waiting_work_along(split_over: SplitOver) ->
     async with split.client as client:
         first = asyncio.create_task(post(client, asked(1)))
         await until(lambda: len(backend.shapes) == 2)  # one was made at the start
-        leaving = asyncio.create_task(post(client, {"model": PLAIN, "input": [[2] * 100] * 100}))
+        leaving = asyncio.create_task(
+            post(client, {"model": PLAIN, "input": different_ids(100, 100)})
+        )
         await until(lambda: admitted(split) == 10_001)
         leaving.cancel()
         await until(lambda: admitted(split) == 1)
@@ -388,7 +391,11 @@ async def test_a_model_that_cannot_be_loaded_is_told_as_by_one_process(
             refused = await post(client, asked(1))
             assert refused.json()["error"]["code"] == "model_load_failed"
             assert 1 <= int(refused.headers["retry-after"]) <= 5
-        assert (await client.get("/readyz")).status_code == 200
+        # It takes work: only the next request can tell that the disk is back.
+        await until(lambda: split.told().load_failed)
+        ready = await client.get("/readyz")
+        assert ready.status_code == 200
+        assert ready.json()["troubles"]["models"].startswith(f"could not be loaded: {PLAIN};")
 
 
 async def test_the_end_of_a_drain_answers_what_is_in_flight(split_over: SplitOver) -> None:

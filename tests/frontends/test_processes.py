@@ -23,6 +23,7 @@ from server.access.key_store import KeyStore
 from server.access.keys import Limits
 from server.access.usage_report import By, usage_by
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
+from tests.different_texts import different_texts
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 from tests.waiting import wait_for
@@ -30,7 +31,7 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.server
 
 ONE_THREAD = ("--threads", "1")  # so that a request's micro-batches are always the same
-LONG_TEXTS = ["word " * 250] * 25  # some seconds for one thread
+LONG_TEXTS = different_texts(25, 250)  # some seconds for one thread
 LONG_WORK = {"model": PLAIN, "input": LONG_TEXTS}
 QUERY = {"model": PLAIN, "input": "what is the capital of France"}
 
@@ -161,7 +162,7 @@ def test_connections_are_spread_over_all_front_ends(many: ServerProcess) -> None
 def test_the_metrics_of_any_front_end_are_those_of_all() -> None:
     with serve() as server:
         for number in range(25):
-            body = {"model": PLAIN, "input": ["some text"] * (number % 3 + 1)}
+            body = {"model": PLAIN, "input": ["some text", "another", "a third"][: number % 3 + 1]}
             with client(server) as http:  # on a connection of its own
                 assert http.post("/v1/embeddings", json=body).status_code == 200
         labels = {"route": "/v1/embeddings", "status": "200", "model": PLAIN}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 import pytest
@@ -56,11 +56,11 @@ class Served(asyncio.Protocol):
 
 
 class House:
-    """A server that has room for MOST connections."""
+    """A server that has room for some connections."""
 
     def __init__(self) -> None:
         self.connections: list[Served] = []
-        self.made = self.closed = 0
+        self.made = self.closed = self.looks = 0
         self.busy = 0  # so many of those that came first
         self.limit = ConnectionLimit(self.connections, self._accept, self._count)
 
@@ -68,11 +68,12 @@ class House:
         return await asyncio.get_running_loop().create_server(lambda: Served(self), sock=listener)
 
     def _count(self, number: int) -> None:
+        self.looks += 1
         self.closed += number
 
 
 class Surroundings:
-    """A server that has room for MOST connections, and its clients."""
+    """A server that has room for so many connections, and its clients."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.server = House()
@@ -86,16 +87,22 @@ class Surroundings:
             self.clients.append(Client(self._address))
             await until(lambda made=made: self.server.made > made)  # type: ignore[misc]
 
+    async def come_at_once(self, number: int) -> None:
+        """So many new clients connect before the server looks."""
+        wanted = self.server.made + number
+        self.clients += [Client(self._address) for _ in range(number)]
+        await until(lambda: self.server.made == wanted)
+
     def open_clients(self) -> list[int]:
         return [number for number, one in enumerate(self.clients) if one.is_open()]
 
 
 @contextlib.asynccontextmanager
-async def surroundings() -> AsyncIterator[Surroundings]:
+async def surroundings(most: int = MOST) -> AsyncIterator[Surroundings]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         around = Surroundings(listener)
         await around.server.limit.open(listener)
-        around.server.limit.max_connections = MOST
+        around.server.limit.max_connections = most
         yield around
         around.server.limit.close()
     for client in around.clients:
@@ -112,6 +119,22 @@ def test_the_connection_that_is_idle_longest_gives_way() -> None:
             assert around.server.closed == 3
 
     uvloop.run(act())
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])  # which accepts one in a turn
+def test_no_more_give_way_than_have_come_at_once(run: Callable[..., None]) -> None:
+    async def act() -> None:
+        async with surroundings(most=64) as around:
+            await around.come_at_once(64)
+            for number in (16, 5, 1, 7):
+                before = around.server.closed
+                await around.come_at_once(number)
+                assert around.server.closed - before < number + 64 // 16
+                await until(lambda: len(around.server.connections) <= 64)
+            gone = around.server.closed
+            assert around.open_clients() == list(range(gone, 64 + 29))
+
+    run(act())
 
 
 def test_a_connection_with_an_unread_request_is_not_idle() -> None:
@@ -146,7 +169,8 @@ def test_new_connections_wait_while_all_are_busy_and_then_get_in(
             around.server.busy = MOST + 1
             await around.come(MOST + 1)
             coming = asyncio.create_task(around.come(1))
-            await asyncio.sleep(3 * connection_limit._RETRY_S)
+            looks = around.server.looks
+            await until(lambda: around.server.looks >= looks + 2)
             assert not coming.done()
             around.server.busy = 0
             await coming

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.conftest import PLAIN
+from tests.different_texts import different_texts
 from tests.http.test_protocol import BODY, OFFER, POST
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
@@ -18,7 +19,7 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.server
 
 TEXTS = 60
-LONG_WORK = json.dumps({"model": PLAIN, "input": ["word " * 250] * TEXTS}).encode()
+LONG_WORK = json.dumps({"model": PLAIN, "input": different_texts(TEXTS, 250)}).encode()
 MANY = json.dumps({"model": PLAIN, "input": ["x"] * 400}).encode()
 
 
@@ -31,15 +32,20 @@ def connect(server: ServerProcess) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=60)
 
 
+def to_the_end(connection: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    received = b""
+    while part := connection.recv(65536):
+        received += part
+    return received
+
+
 def everything(server: ServerProcess, sent: bytes) -> bytes:
     """All that comes back, until the server closes, if nothing is sent after this."""
     with connect(server) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
-        received = b""
-        while part := connection.recv(65536):
-            received += part
-    return received
+        return to_the_end(connection)
 
 
 @pytest.mark.parametrize(

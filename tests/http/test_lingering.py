@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pytest
 
 from tests.conftest import PLAIN
-from tests.http.test_half_closed import connect, request
+from tests.http.test_half_closed import connect, request, to_the_end
 from tests.http.test_protocol import OFFER, POST
 from tests.server_process import ServerProcess
 from tests.waiting import wait_for
@@ -26,13 +25,6 @@ def closed() -> Iterator[ServerProcess]:
     """Asks for a key, and is not patient."""
     with ServerProcess("--model", PLAIN, "--api-key", KEY, "--keep-alive-timeout-s", "2") as server:
         yield server
-
-
-def to_the_end(connection: socket.socket) -> bytes:
-    received = b""
-    while part := connection.recv(65536):
-        received += part
-    return received
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib.metadata import version
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from server.http.patient_connection import MAX_HEAD_BYTES, MAX_UNWANTED_BYTES, PatientConnection
-from server.http.protocol import MAX_HEADERS, MAX_PIPELINED
+from server.errors import InvalidRequest
+from server.http.h11_connection import UpgradeIgnoringProtocol
+from server.http.patient_connection import (
+    MAX_HEAD_BYTES,
+    MAX_UNWANTED_BYTES,
+    LimitedState,
+    PatientConnection,
+)
+from server.http.protocol import MAX_PIPELINED
+from server.http.refusals import MAX_HEADERS, refuse
 from tests.conftest import REPOSITORY
+from tests.fuzz_connection import CONFIG, Wire
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
 from tests.slow_reader import SlowReader
@@ -104,6 +114,28 @@ def test_an_offered_upgrade_costs_neither_the_body_nor_the_connection(
         for request in (PLAIN, OFFERING, PLAIN, OFFERING):
             connection.send(request)
             assert ok(connection)
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "hosts", "status"),
+    [
+        ("http://localhost:1/livez", "1.1", ["evil.example"], 200),
+        ("HTTP://[::1]/livez?x", "1.1", ["evil.example"], 200),
+        ("http://evil.example/livez", "1.1", ["localhost"], 400),
+        ("http://evil.example/livez", "1.0", [], 400),
+        ("http://user@localhost/livez", "1.1", ["localhost"], 400),
+        ("http://localhost/livez", "1.1", [], 400),
+        ("http://localhost/livez", "1.1", ["localhost", "localhost"], 400),
+        ("//evil.example/livez", "1.1", ["localhost"], 404),
+    ],
+)
+def test_of_a_target_that_names_a_host_that_one_counts(
+    connection: Connection, target: str, version: str, hosts: list[str], status: int
+) -> None:
+    named = "".join(f"Host: {host}\r\n" for host in hosts)
+    with connection:
+        connection.send(f"GET {target} HTTP/{version}\r\n{named}\r\n".encode())
+        assert connection.answer()[0] == status
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
@@ -342,6 +374,30 @@ def test_who_does_not_read_answers_is_not_waited_for(impatient: ServerProcess) -
             drip(connection, b"\r\n" * 40)
 
 
+class UntilItsEnd(Wire):
+    """A wire to which nothing may be written behind its end."""
+
+    def write(self, content: Any) -> None:
+        assert not self.is_over
+        super().write(content)
+
+
+async def test_who_is_refused_for_a_body_is_not_refused_for_its_head_as_well() -> None:
+    async def app(scope: object, receive: Callable[[], Awaitable[object]], send: object) -> None:
+        await receive()
+
+    CONFIG.loaded_app = app
+    wire = UntilItsEnd()
+    connection = UpgradeIgnoringProtocol(CONFIG, LimitedState(), {})
+    connection.connection_made(wire)
+    headers = b"".join(b"x-%d: y\r\n" % n for n in range(MAX_HEADERS + 1))
+    chunked = b"Transfer-Encoding: chunked\r\n\r\nno size\r\n"
+    connection.data_received(POST + headers + chunked)
+    connection.connection_lost(None)
+    assert wire.written.count(b"HTTP/1.1 400") == 1
+    await asyncio.gather(*connection.tasks)
+
+
 def test_who_reads_none_of_several_answers_is_no_failure_of_the_server(
     impatient: ServerProcess,
 ) -> None:
@@ -411,6 +467,58 @@ def test_who_reads_an_answer_too_slowly_is_left(
         seen.append(connection.is_open)
     assert seen == is_kept
     assert bool(connection.looks) == is_kept[-1]
+
+
+class RequestAnswer:
+    """An answer that has begun."""
+
+    disconnected = response_complete = False
+    response_started = True
+
+    def __init__(self) -> None:
+        self.message_event = asyncio.Event()
+
+
+class Unsent(asyncio.Transport):
+    """A transport that has not sent all yet, nor will."""
+
+    def __init__(self, connection: Answering) -> None:
+        self._connection = connection
+
+    def is_closing(self) -> bool:
+        return not self._connection.is_open
+
+    def close(self) -> None:
+        """It waits for what is not sent."""
+
+    def abort(self) -> None:
+        self._connection.is_open = False
+
+    def get_write_buffer_size(self) -> int:
+        return self._connection.unread
+
+    def get_extra_info(self, name: str, default: object = None) -> None:
+        return None
+
+
+class Answering(Reading):
+    """In the midst of an answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transport = Unsent(self)
+
+    def forget(self) -> None:
+        """Nothing lies here."""
+
+
+def test_who_is_refused_in_the_midst_of_an_answer_and_does_not_read_is_left() -> None:
+    connection, answer = Answering(), RequestAnswer()
+    connection.unread = 10  # too few for the loop to tell that the client does not read
+    refuse(connection, answer, InvalidRequest("no HTTP"))
+    (look,) = connection.looks
+    look()
+    assert not connection.is_open
 
 
 def test_what_the_kernel_has_passed_on_is_read_too() -> None:

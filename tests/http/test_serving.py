@@ -18,12 +18,13 @@ import httpx
 import pytest
 
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
+from tests.different_texts import different_texts
 from tests.server_process import ServerProcess
 
 pytestmark = pytest.mark.server
 
 # Some seconds of work for one thread.
-LONG_WORK = {"model": PLAIN, "input": ["word " * 250] * 60}
+LONG_WORK = {"model": PLAIN, "input": different_texts(60, 250)}
 
 
 STALLED_UPLOAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
@@ -86,7 +87,7 @@ def test_work_that_outlasts_the_drain_timeout_is_answered_503() -> None:
         ServerProcess("--model", PLAIN, "--threads", "1", "--drain-timeout-s", "0.5") as running,
         ThreadPoolExecutor() as pool,
     ):
-        many = {**LONG_WORK, "input": LONG_WORK["input"] * 10}  # type: ignore[operator]
+        many = {**LONG_WORK, "input": different_texts(600, 250)}
         in_flight = pool.submit(httpx.post, f"{running.base_url}/embeddings", json=many, timeout=60)
         wait_for_work(running.url)
         assert running.stop() == 0
@@ -100,7 +101,7 @@ def test_a_second_signal_stops_without_waiting() -> None:
         ServerProcess("--model", PLAIN, "--threads", "1") as running,
         ThreadPoolExecutor() as pool,
     ):
-        many = {**LONG_WORK, "input": LONG_WORK["input"] * 10}  # type: ignore[operator]
+        many = {**LONG_WORK, "input": different_texts(600, 250)}
         in_flight = pool.submit(httpx.post, f"{running.base_url}/embeddings", json=many, timeout=60)
         wait_for_work(running.url)
         running.process.send_signal(signal.SIGINT)

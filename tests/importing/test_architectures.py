@@ -21,6 +21,7 @@ from server.importing.plan import Wishes
 from server.importing.proof_texts import PARITY_TEXTS, REFERENCE_TEXTS
 from tests.importing.exports import Exports
 from tests.importing.folders import DIM, MAX_TOKENS, make_folder
+from tests.inference.company import differences
 from tests.server_process import ServerProcess
 
 TEXTS = [text for text in PARITY_TEXTS if len(text) < 10_000]
@@ -177,6 +178,13 @@ def test_weights_are_kept_as_they_are_and_the_graph_only_points_at_them(
     assert pointed_at == set(map(str, official))
     assert inside < 4096
     check_files(card)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_vector_has_the_same_bits_alone_and_in_any_company(data_dir: Path, name: str) -> None:
+    graph = card_of(data_dir, name).path("graph.onnx")
+    found = list(differences(graph, range(5, 150), (8, 24)))
+    assert {case: by for case, by in found if by} == {}
 
 
 def test_the_card_tells_what_the_folder_said(data_dir: Path) -> None:

@@ -76,10 +76,10 @@ def test_a_word_with_another_number_than_in_the_older_file_is_refused(
 
     (tmp_path / "merges.txt").touch()
     write(numbers)
-    check_numbers(tmp_path, tokenizer, "tokenizer.json")
+    check_numbers(tmp_path, tokenizer)
     write(numbers | {"arger": 5, "ärger": 7})
     with pytest.raises(ImportRefused) as refused:
-        check_numbers(tmp_path, tokenizer, "tokenizer.json")
+        check_numbers(tmp_path, tokenizer)
     assert refused.value.message.startswith(f"{tmp_path / older}: 'arger' is 5 ")
     assert "there, but 7 in tokenizer.json; get the publisher's files" in refused.value.message
 
@@ -87,4 +87,4 @@ def test_a_word_with_another_number_than_in_the_older_file_is_refused(
 def test_words_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_bytes(b"a\n\xff\n")
     with pytest.raises(ImportRefused, match=r"vocab\.txt: 'utf-8' codec"):
-        check_numbers(tmp_path, word_pieces(), "tokenizer.json")
+        check_numbers(tmp_path, word_pieces())

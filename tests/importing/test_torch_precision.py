@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from server.catalog.card import Card
 from server.importing import torch_precision
 from server.importing.torch_precision import try_dtypes
+from server.inference.backend import Layout
 from server.inference.loader import Encoder
 
 EXPECTED = np.eye(4, dtype=np.float32)[:1].repeat(3, axis=0)
@@ -47,7 +48,9 @@ def test_the_nearest_dtype_or_the_one_it_was_trained_in_is_chosen(
     cosines = {"float32": 1.0, "float16": float16, "bfloat16": bfloat16}
 
     def backend(card: Card, device: str) -> Any:
-        return SimpleNamespace(packs=card.dtype != "bfloat16", dtype=card.dtype)
+        return SimpleNamespace(
+            layout=Layout.PADDED if card.dtype == "bfloat16" else Layout.PACKED, dtype=card.dtype
+        )
 
     def embed(asked: Encoder, texts: list[str]) -> NDArray[np.float32]:
         return turned(cosines[asked.backends[0].dtype])  # type: ignore[attr-defined]

@@ -65,6 +65,23 @@ def test_a_shorter_cut_is_the_prefix_of_a_longer_one(
     np.testing.assert_allclose(again, shorter, atol=1e-6)
 
 
+@given(st.integers(0, 49), st.integers(1, 50), st.sampled_from([1, 7, 32, 100, 256, 383, DIM]))
+def test_a_row_has_the_same_bits_alone_and_among_any_others(
+    vectors: NDArray[np.float32],
+    rotation: NDArray[np.float32],
+    begin: int,
+    count: int,
+    dimensions: int,
+) -> None:
+    rows = vectors[begin : begin + count]
+    for matrix, layer_norm in ((rotation, False), (None, False), (None, True)):
+        together = shorten(rows, dimensions, matrix, layer_norm=layer_norm)
+        alone = [shorten(row[None], dimensions, matrix, layer_norm=layer_norm) for row in rows]
+        assert together.tobytes() == np.concatenate(alone).tobytes()
+        turned = shorten(np.asfortranarray(rows), dimensions, matrix, layer_norm=layer_norm)
+        assert turned.tobytes() == together.tobytes()
+
+
 def test_a_prefix_of_zeros_stays_finite() -> None:
     vectors = np.zeros((1, 4), np.float32)
     vectors[0, 3] = 1

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from server.catalog.card import Card
 from server.errors import ModelLoadError
 from server.inference import least_cosines
-from server.inference.backend import TokenIds
+from server.inference.backend import Layout, TokenIds
 from server.inference.loader import Encoder
 from server.inference.parity import check_parity, check_range, reference_cosine
 
@@ -24,7 +24,7 @@ DIM = 384
 class Skewed:
     """Adds to each vector what turns it by a known angle."""
 
-    packs = False
+    layout = Layout.PADDED
 
     def __init__(self, encoder: Encoder, cosine: float) -> None:
         self._backend = encoder.backends[0]
@@ -70,7 +70,7 @@ def test_one_device_of_several_that_differs_is_found(
 class Narrow:
     """Overflows on texts of at least so many tokens."""
 
-    packs = False
+    layout = Layout.PADDED
 
     def __init__(self, encoder: Encoder, tokens: int) -> None:
         self._backend = encoder.backends[0]

@@ -225,6 +225,18 @@ def test_a_panic_is_told_at_its_text_and_the_tokenizer_lives_on(copy: Path, fill
     assert encode(tokenizer, "hello") == [[CLS, 7592, SEP]]
 
 
+def test_a_word_the_library_fails_on_is_told_at_its_text(copy: Path) -> None:
+    content = json.loads(copy.read_bytes())
+    content["model"]["unk_token"] = "[GONE]"
+    copy.write_text(json.dumps(content))
+    tokenizer = Tokenizer(copy, max_input_tokens=256)
+    texts = ["all is known", "all is known but \N{GRINNING FACE}"]
+    for _ in range(2):
+        with pytest.raises(InferenceFailed, match=r"^input\[1\]: .*UNK"):
+            encode(tokenizer, *texts)
+        assert encode(tokenizer, texts[0]) == [[CLS, 2035, 2003, 2124, SEP]]
+
+
 def test_an_interrupt_is_no_failure_of_a_text(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer(copy, max_input_tokens=256)
     found = iter([KeyboardInterrupt, RuntimeError])
@@ -232,6 +244,7 @@ def test_an_interrupt_is_no_failure_of_a_text(copy: Path, monkeypatch: pytest.Mo
     def fail(texts: list[str]) -> None:
         raise next(found)
 
+    monkeypatch.setattr(tokenizer, "_words", SimpleNamespace(encode=fail))
     monkeypatch.setattr(tokenizer, "_rust", SimpleNamespace(encode_batch_fast=fail))
     with pytest.raises(KeyboardInterrupt):
         encode(tokenizer, "fine", "also fine")

@@ -24,7 +24,7 @@ from server.importing.plan import Wishes
 from server.importing.proof_texts import HALF_PRECISION_TEXTS
 from server.importing.torch_reference import TorchReference
 from server.inference import torch_backend
-from server.inference.backend import LoadOptions, OutOfMemory, TokenIds
+from server.inference.backend import Layout, LoadOptions, OutOfMemory, TokenIds
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
 from server.inference.pooling import cosines
@@ -71,7 +71,7 @@ class TestTheRealModel:
     def test_packed_it_computes_what_onnx_runtime_does(
         self, exact: TorchBackend, encoder: Encoder
     ) -> None:
-        assert exact.packs
+        assert exact.layout is Layout.PACKED
         texts = sequences(*LENGTHS)
         expected = encoder.backends[0].forward(texts)
         found = exact.forward(texts)
@@ -85,7 +85,7 @@ class TestTheRealModel:
     ) -> None:
         backend = TorchBackend(plain_card.computed_in(dtype), CPU)
         texts = sequences(*LENGTHS)
-        assert backend.packs
+        assert backend.layout is Layout.PACKED
         assert cosines(backend.forward(texts), encoder.backends[0].forward(texts)).min() > least
 
     def test_it_tells_how_many_ids_its_weights_hold(self, exact: TorchBackend) -> None:
@@ -162,7 +162,7 @@ class TestEveryArchitecture:
         assert card.torch is not None
         assert card.torch.packed
         backend = TorchBackend(card, CPU)
-        assert backend.packs
+        assert backend.layout is Layout.PACKED
         tokenizer = Tokenizer(card.path(TOKENIZER_FILE), card.max_input_tokens)
         texts = tokenizer.encode_texts(
             TextInputs(is_list=True, texts=list(HALF_PRECISION_TEXTS)),
@@ -210,7 +210,7 @@ class TestEveryArchitecture:
         with caplog.at_level(logging.INFO):
             backend = TorchBackend(card, CPU)
         assert f"model {architecture}: padded" in caplog.text
-        assert not backend.packs
+        assert backend.layout is Layout.PADDED
         from server.inference.loader import load_encoder
 
         texts = within_vocabulary(5, 1, 30)
@@ -230,7 +230,7 @@ class TestEveryArchitecture:
             "server.inference.torch_modules._padding_that_counts", lambda model: None
         )
         backend = TorchBackend(card, CPU)
-        assert not backend.packs
+        assert backend.layout is Layout.PADDED
         assert "not packed, since its vectors differ" in caplog.text
         assert np.abs(backend.forward(within_vocabulary(5, 30)) - right).max() < 2e-6
 
@@ -244,7 +244,7 @@ class TestEveryArchitecture:
         for text, places in zip(texts, ([0], [2, 3, 8], [29]), strict=True):
             text[places] = 1  # <pad>
         backend = TorchBackend(card, CPU)
-        assert backend.packs
+        assert backend.layout is Layout.PACKED
         graph = load_encoder(card).backends[0].forward(texts)
         assert np.abs(backend.forward(texts) - graph).max() < 2e-6
 
@@ -259,7 +259,7 @@ class TestEveryArchitecture:
 
         monkeypatch.setattr("server.inference.torch_modules.lay_out", refuse)
         monkeypatch.setattr(torch_backend, "lay_out", refuse)
-        assert not TorchBackend(tiny("bert"), CPU).packs
+        assert TorchBackend(tiny("bert"), CPU).layout is Layout.PADDED
         assert "not packed, since that fails: no kernel for this" in caplog.text
 
     @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles

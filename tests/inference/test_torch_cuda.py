@@ -11,7 +11,7 @@ import torch
 
 from server.catalog.card import Card
 from server.inference import torch_backend
-from server.inference.backend import LoadOptions, TokenIds
+from server.inference.backend import Layout, LoadOptions, TokenIds
 from server.inference.compilations import COMPILATIONS
 from server.inference.loader import Encoder
 from server.inference.pooling import cosines
@@ -36,7 +36,7 @@ def test_replays_with_every_packing_give_the_vectors_of_the_cpu(
     cuda: str, plain_card: Card, encoder: Encoder, dtype: str, least: float
 ) -> None:
     backend = backend_on(plain_card.computed_in(dtype), cuda)  # type: ignore[arg-type]
-    assert backend.packs
+    assert backend.layout is Layout.PACKED
     draw = np.random.default_rng(1)
     for round_number in range(60):
         lengths = draw.integers(1, 257, draw.integers(1, 40))
@@ -67,7 +67,7 @@ def test_threads_do_not_disturb_each_other(cuda: str, plain_card: Card) -> None:
 
 def test_in_float32_it_is_padded_and_exact(cuda: str, plain_card: Card, encoder: Encoder) -> None:
     backend = backend_on(plain_card, cuda)
-    assert not backend.packs
+    assert backend.layout is Layout.PADDED
     texts = sequences(1, 5, 100, 256)
     assert cosines(backend.forward(texts), encoder.backends[0].forward(texts)).min() > 0.99999
 

@@ -39,7 +39,7 @@ async def ready(request: Request) -> dict[str, Any]:
     """200 if the server takes work, 503 while it loads or drains; tells what else is away."""
     services = services_of(request)
     services.models.check_ready()
-    troubles = services.access.troubles()
+    troubles = services.models.troubles() | services.access.troubles()
     return {"status": "ready", **({"troubles": troubles} if troubles else {})}
 
 

@@ -30,7 +30,7 @@ router = APIRouter()
     response_model=None,
     responses=answers({"application/json": MODELS}, *OF_KEYS, limited=True),
 )
-@router.get("/v1/models/", include_in_schema=False)
+@router.get("/v1/models/", include_in_schema=False, response_model=None)
 async def list_models(request: Request) -> dict[str, Any]:
     """Every served model that the key may use."""
     key = RequestRecord.of(request.scope).require_key(Scope.MODELS)

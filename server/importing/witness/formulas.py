@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import ImportRefused
+from server.errors import UnknownArithmetic
 
 Floats = NDArray[np.float32]
 
@@ -110,11 +110,14 @@ def attention(
 
     Returns:
         (tokens, heads * head_dim).
+
+    Raises:
+        UnknownArithmetic: heads, key heads and numbers do not fit each other.
     """
     key_heads = key_heads or heads
     if heads % key_heads or queries.shape[1] % heads:
-        raise ImportRefused(
-            f"{heads} heads do not fit {key_heads} key heads and {queries.shape[1]} numbers"
+        raise UnknownArithmetic(
+            f"config.json: {heads} heads do not fit {key_heads} key heads and {queries.shape[1]} numbers"
         )
     tokens, head_dim = len(queries), queries.shape[1] // heads
     query = split_heads(queries, heads)  # (heads, tokens, head_dim)

@@ -81,7 +81,9 @@ def _words(
     named = [name for name in _WORDS if tensors.has(name)] or _WORDS[:1]
     found = [tensors.look_up(name, texts, *shape) for name in named]
     if any(not np.array_equal(a, b) for a, b in zip(found[0], found[-1], strict=True)):
-        raise ImportRefused(f"{' and '.join(named)} are two names of one table, but differ")
+        raise ImportRefused(
+            f"{tensors.folder}: {' and '.join(named)} are two names of one table, but differ"
+        )
     return found[0]
 
 

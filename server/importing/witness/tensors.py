@@ -48,7 +48,7 @@ class Tensors:
 
     def __init__(self, folder: Path, files: Sequence[str]) -> None:
         self.prefix = ""
-        self._folder = folder
+        self.folder = folder
         self._places: dict[str, _Place] = {}
         self._taken: set[str] = set()
         for file in files:
@@ -72,12 +72,12 @@ class Tensors:
         for name in known:
             found = [one for one in self._places if one == name or one.endswith(f".{name}")]
             if len(found) > 1:
-                raise ImportRefused(f"{self._folder}: both {found[0]} and {found[1]} are there")
+                raise ImportRefused(f"{self.folder}: both {found[0]} and {found[1]} are there")
             if found:
                 self.prefix = found[0].removesuffix(name)
                 return
         raise ImportRefused(
-            f"{self._folder}: the weights hold no {' or '.join(known)}; {_WHOLE_FILES}"
+            f"{self.folder}: the weights hold no {' or '.join(known)}; {_WHOLE_FILES}"
         )
 
     def has(self, name: str) -> bool:
@@ -132,7 +132,7 @@ class Tensors:
         place = self._places.get(self.prefix + name)
         if place is None:
             raise ImportRefused(
-                f"{self._folder}: the weights hold no {self.prefix}{name}; {_WHOLE_FILES}"
+                f"{self.folder}: the weights hold no {self.prefix}{name}; {_WHOLE_FILES}"
             )
         return place
 

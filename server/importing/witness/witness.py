@@ -87,8 +87,12 @@ class Witness:
 
     @classmethod
     def of_folder(cls, folder: ModelFolder) -> Witness | None:
-        """The witness of a publisher's folder; None: its family has none, or there are no weights."""
-        if folder.architecture not in FAMILIES or not folder.weights or folder.not_stock:
+        """The witness of a publisher's folder; None: its family has none, or there are no weights.
+
+        Args:
+            folder: a stock one: of code of its own nothing is known here.
+        """
+        if folder.architecture not in FAMILIES or not folder.weights:
             return None
         return cls(
             architecture=folder.architecture,

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from server.api.fingerprint_pin import EXPECT_FINGERPRINT, FINGERPRINT
 from server.catalog.card import Card
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY, AppOver, client_of
+from tests.different_texts import different_texts
 from tests.fakes import FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
@@ -406,7 +407,7 @@ def test_any_bytes_get_a_refusal(http: httpx.Client, body: bytes) -> None:
 
 
 def test_refused_requests_cost_no_forward_pass(http: httpx.Client, server: ServerProcess) -> None:
-    bulk = ["word " * 250] * 1100
+    bulk = different_texts(1100, 250)
     cpu_before = cpu_seconds(server)
     refusal(post(http, input=bulk, dimensions=64))
     refusal(post(http, input=bulk, extra=1))
@@ -427,7 +428,7 @@ def test_a_client_that_leaves_takes_its_waiting_work_with_it() -> None:
             page = MetricsPage(httpx.get(f"{own.url}/metrics").content)
             return page.value(name, model=PLAIN)
 
-        body = json.dumps({"model": PLAIN, "input": ["word " * 250] * 200}).encode()
+        body = json.dumps({"model": PLAIN, "input": different_texts(200, 250)}).encode()
         head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         host, port = own.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as leaving:

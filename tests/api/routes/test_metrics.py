@@ -17,6 +17,7 @@ from server.http.app import create_app
 from server.metrics import ROUTES, STAGES
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, AppOver, client_of, engine_of
+from tests.different_texts import different_texts
 from tests.fakes import KILLS_THREAD, RAISES, FakeBackend
 from tests.metrics_page import MetricsPage
 from tests.server_process import ServerProcess
@@ -91,8 +92,11 @@ def test_the_counters_say_exactly_what_was_sent(fresh: httpx.Client) -> None:
         for stage in set(STAGES) - {"load"}:
             assert page.value("stage_seconds_count", stage=stage, model=model) == len(answers)
             assert page.value("stage_seconds_sum", stage=stage, model=model) >= 0
+    # Nine equal texts are computed once, and counted nine times.
+    repeated = sent[PLAIN][2].json()["usage"]["prompt_tokens"] * 8 / 9
     total = page.total("input_tokens_total")
-    assert page.value("computed_tokens_total", model=PLAIN) == total
+    assert page.value("computed_tokens_total", model=PLAIN) == total - repeated
+    assert page.value("repeated_sequences_total", model=PLAIN) == 8
 
     asked = {
         (labels["route"], labels["status"], labels["model"]): value
@@ -126,7 +130,7 @@ def test_the_counters_say_exactly_what_was_sent(fresh: httpx.Client) -> None:
 
 
 def test_what_the_workers_did_adds_up(fresh: httpx.Client) -> None:
-    texts = ["word " * (n % 50 + 1) for n in range(300)]
+    texts = [text for words in range(3, 53) for text in different_texts(6, words)]
     answer = fresh.post(
         EMBEDDINGS,
         json={"model": PLAIN, "input": texts},
@@ -156,7 +160,7 @@ def test_every_route_has_a_name_of_its_own(fresh: httpx.Client) -> None:
 
 
 def test_a_client_that_leaves_is_counted_as_499(fresh: httpx.Client) -> None:
-    many = {"model": PLAIN, "input": ["word " * 250] * 200}
+    many = {"model": PLAIN, "input": different_texts(200, 250)}
     headers = {"Authorization": f"Bearer {KEY}"}
     with pytest.raises(httpx.ReadTimeout):
         fresh.post(EMBEDDINGS, json=many, headers=headers, timeout=0.5)

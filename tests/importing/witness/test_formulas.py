@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from server.errors import ImportRefused
+from server.errors import UnknownArithmetic
 from server.importing.witness import formulas
 
 RANDOM = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_each_head_has_its_own_numbers_and_key_heads_serve_neighbours() -> None:
         own, shared = slice(2 * head, 2 * head + 2), slice(head // 2 * 2, head // 2 * 2 + 2)
         one = formulas.attention(queries[:, own], keys[:, shared], values[:, shared], heads=1)
         np.testing.assert_allclose(found[:, own], one, atol=1e-6)
-    with pytest.raises(ImportRefused, match="4 heads do not fit 3 key heads"):
+    with pytest.raises(UnknownArithmetic, match=r"^config\.json: 4 heads do not fit 3 key heads"):
         formulas.attention(queries, keys, values, heads=4, key_heads=3)
 
 
