@@ -68,7 +68,7 @@ def start(asked: argparse.Namespace, rows: Sequence[Scenario], stack: ExitStack)
     started: dict[str, Target] = {name: peer(name) for name in PLUGINS if name in needed - {"load"}}
     for name in table.SERVERS:
         if name in needed:
-            started[name] = stack.enter_context(closing(_server(name, asked, stack)))
+            started[name] = stack.enter_context(closing(make_server(name, asked, stack)))
     return Bench(started, load, asked.stsb)
 
 
@@ -84,7 +84,8 @@ def _peer(name: str, asked: argparse.Namespace) -> Peer:
     return Peer(name, plugin, targets.PeerOptions(_device(asked), asked.st_folder, **row))
 
 
-def _server(name: str, asked: argparse.Namespace, stack: ExitStack) -> Server:
+def make_server(name: str, asked: argparse.Namespace, stack: ExitStack) -> Server:
+    """Start one of our servers or a rival's; `stack` ends what it needs, not the server."""
     if name in RIVALS:
         row = {key: value for key, value in RIVALS[name].items() if key != "packages"}
         return Server(name, **row)
