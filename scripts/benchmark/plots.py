@@ -100,10 +100,11 @@ def _quality(axes: Axes, results: Results) -> None:
         )
         line = "o-" if target in OWN.values() else MARKERS[number % len(MARKERS)]
         axes.plot(speeds, points, line, color=f"C{number % 10}", label=target, markersize=5)
-        for case, x, y in zip(cases, speeds, points, strict=True):
-            if len(cases) > 1:
+        for place, (case, x, y) in enumerate(zip(cases, speeds, points, strict=True)):
+            if len(cases) > 1:  # left and right in turn, since the largest sizes lie close together
+                aside = {"ha": "right", "xytext": (-5, -3)} if place % 2 else {"xytext": (5, -3)}
                 size = case.removesuffix(" dimensions")
-                axes.annotate(size, (x, y), (4, -3), textcoords="offset points", fontsize=7)
+                axes.annotate(size, (x, y), textcoords="offset points", fontsize=7, **aside)
     axes.set_title(f"{title(worth)}, against texts a second; numbers are dimensions")
     axes.set(xlabel="texts/s", xlim=(0, None))
 

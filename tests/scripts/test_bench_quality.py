@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.benchmark import cli, plots, report, running
+from scripts.benchmark import cli, plots, report, running, targets
 from scripts.benchmark.measuring import Load
 from scripts.benchmark.peers import OnnxRuntime, OpenVino, Vectors
 from scripts.benchmark.quality import documentation, quality, scored_pairs, spearman
@@ -41,12 +41,12 @@ def unit(vectors: Vectors) -> Vectors:
 
 
 def take_turns(
-    scenario: str, targets: Sequence[Peer], work: Mapping[str, Any], stsb: Path | None = None
+    scenario: str, peers: Sequence[Peer], work: Mapping[str, Any], stsb: Path | None = None
 ) -> Results:
     row = next(row for row in TABLE if (row.device, row.name) == ("cpu", scenario))
-    bench = Bench({target.name: target for target in targets}, Load([]), stsb)
-    for target in targets:
-        turn = Turn(bench, row, "", work, target, 0, "")
+    bench = Bench({peer.name: peer for peer in peers}, Load([]), stsb)
+    for peer in peers:
+        turn = Turn(bench, row, "", work, peer, 0, "")
         (quality if scenario == "quality" else verify)(turn, **work)
     return bench.results
 
@@ -74,8 +74,8 @@ def test_vectors_are_compared_with_those_in_float32(exact: Vectors, pairs: Path)
     rough = exact.copy()
     rough[0] = exact[0] * 0.8 + exact[1] * 0.6  # one text among 46 is another
     rough = unit(rough)
-    targets = [Computed("exact", "float32", exact), Computed("rough", "int8", rough)]
-    results = take_turns("quality", targets, {"dimensions": 384, "lines": LINES}, pairs)
+    peers = [Computed("exact", "float32", exact), Computed("rough", "int8", rough)]
+    results = take_turns("quality", peers, {"dimensions": 384, "lines": LINES}, pairs)
     of_exact, of_rough = (record.figures for record in results.records)
     assert of_exact["least_cosine"] == pytest.approx(1, abs=1e-6)
     assert of_exact["top_ten_kept_percent"] == 100
@@ -110,8 +110,8 @@ def test_without_float32_in_the_run_nothing_is_compared(exact: Vectors) -> None:
 
 
 def test_only_our_servers_are_asked_for_shorter_vectors(exact: Vectors) -> None:
-    targets = [Computed("peer", "float32", exact[:LINES])]
-    assert take_turns("quality", targets, {"dimensions": 64, "lines": LINES}).records == []
+    peers = [Computed("peer", "float32", exact[:LINES])]
+    assert take_turns("quality", peers, {"dimensions": 64, "lines": LINES}).records == []
 
 
 def test_lines_of_the_documentation_are_the_same_every_time() -> None:
@@ -141,11 +141,11 @@ def test_vectors_must_be_as_near_as_the_dtype_allows(
     first, other = exact[:8], np.roll(exact[:8], 1, axis=0)
     other = unit(other - (other * first).sum(axis=1, keepdims=True) * first)
     second = (cosine * first + np.sqrt(1 - cosine**2) * other).astype(np.float32)
-    targets = [Computed("first", dtypes[0], first), Computed("second", dtypes[1], second)]
+    peers = [Computed("first", dtypes[0], first), Computed("second", dtypes[1], second)]
     row = next(row for row in TABLE if (row.device, row.name) == ("cpu", "verify"))
     refused = pytest.raises(BenchError, match="second gives other vectors")
     with contextlib.nullcontext() if passes else refused:
-        take_turns("verify", targets, row.work)
+        take_turns("verify", peers, row.work)
 
 
 # --- targets ------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_a_server_is_started_for_each_dtype(flags: list[str], started: set[str])
 @pytest.mark.parametrize("dtype", OWN)
 def test_a_server_is_told_its_dtype(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = []
-    monkeypatch.setattr(running.targets, "own_server", lambda *given: commands.append(given))
+    monkeypatch.setattr(targets, "own_server", lambda *given: commands.append(given))
     asked = cli.read_arguments(["--dtype", dtype])
     with contextlib.ExitStack() as stack:
         running.make_server(OWN[dtype], asked, stack)
