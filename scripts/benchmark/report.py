@@ -34,7 +34,15 @@ NAMES = {
 _DECIMALS = {"cosine": 5, "spearman": 2}
 _PACKAGES = (
     *("onnxruntime", "tokenizers", "numpy", "uvicorn", "uvloop", "httptools", "orjson", "fastapi"),
-    *("starlette", "pydantic", "torch", "transformers", "sentence-transformers", "psutil"),
+    *(
+        "openvino",
+        "starlette",
+        "pydantic",
+        "torch",
+        "transformers",
+        "sentence-transformers",
+        "psutil",
+    ),
 )
 # Instruction sets that decide how fast matrix products are.
 _VECTOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
