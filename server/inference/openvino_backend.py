@@ -74,7 +74,7 @@ class OpenvinoBackend:
             does not compute in these numbers.
     """
 
-    layout = Layout.BY_LENGTH
+    layout = Layout.BY_COARSE_LENGTH
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class OpenvinoBackend:
         """
         self._check(sequences)
         compute = functools.partial(self._pass, alone=alone)
-        return forward_by_length(compute, sequences, self._max_input_tokens)
+        return forward_by_length(compute, sequences, self.layout, self._max_input_tokens)
 
     def count_embeddings(self, vocabulary_size: int) -> int:
         """See `Backend.count_embeddings`; read from the graph."""
