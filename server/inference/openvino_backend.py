@@ -36,7 +36,7 @@ from server.inference.graph_interface import (
 )
 from server.inference.openvino_int8 import count_weights, quantize
 from server.inference.openvino_library import ov
-from server.inference.openvino_pages import Scratch, page_out, page_out_constant
+from server.inference.openvino_pages import Scratch, keep_as_stored, page_out, page_out_constant
 from server.inference.pooling import normalize, pool
 
 # Prepared operations that OpenVINO keeps, an operation and shape each; its default is 5,000. After
@@ -105,6 +105,7 @@ class OpenvinoBackend:
         self._inputs = tuple(inputs)
         self._num_embeddings = _count_rows(graph, model)
         model = ov.Model([outputs[output].node], model.get_parameters(), "encoder")
+        keep_as_stored(model)
         heavy = count_weights(model) >= _HEAVY_WEIGHTS
         if recipe is not None and not quantize(model, recipe, _settle(heavy=heavy)):
             raise ModelLoadError(f"graph {graph}: it has no matrix that can be int8")

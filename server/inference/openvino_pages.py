@@ -1,4 +1,6 @@
-"""Stored weights whose memory the system may have back once OpenVINO has laid them out anew.
+"""How large a model's weights are in memory, from the file to the products.
+
+A weight that is stored in 16 bits would be widened to float32 before anything else is done with it.
 
 At the first pass OpenVINO copies each matrix into the order in which it multiplies, and holds on to
 the matrix that it was given. What lies in a file need not stay in memory for that: it is read again
@@ -21,12 +23,26 @@ from numpy.typing import NDArray
 
 from server.inference.openvino_library import ops, ov
 
+_HALF = {ov.Type.bf16, ov.Type.f16}
+
 log = logging.getLogger(__name__)
 
 # From madvise(2), Linux 5.4 and later. Unlike MADV_DONTNEED it changes no content, whatever the
 # memory is: a file's pages are dropped, and written first if need be; others stay or are swapped.
 _MADV_PAGEOUT = 21
 _LEAST_BYTES = 1 << 16  # of weights that are worth it
+# What OpenVINO's own readers put on the Convert behind weights that are stored in 16 bits:
+# `ov::Decompression`, openvino/core/rt_info; it keeps constant folding from doing it at once.
+_DECOMPRESSION = "decompression_0"
+
+
+def keep_as_stored(model: ov.Model) -> None:
+    """Have stored weights of 16 bits widened where they are multiplied, not all of them at load."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Convert":
+            source = node.input_value(0).get_node()
+            if source.get_type_name() == "Constant" and source.get_element_type() in _HALF:
+                node.get_rt_info()[_DECOMPRESSION] = ""
 
 
 def page_out(model: ov.Model) -> None:
