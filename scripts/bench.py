@@ -1,8 +1,9 @@
 """Measure how fast the server is, beside other servers in the same run.
 
     python scripts/bench.py --quick               # a minute: does everything work?
-    python scripts/bench.py --peer                # beside others, half an hour; needs `make bench-peers`
+    python scripts/bench.py --peer                # beside others, more than an hour; needs `make bench-peers`
     python scripts/bench.py --only indexing --against '--max-batch-tokens 1024'
+    python scripts/bench.py --only quality --dtype float32 --dtype int8 --stsb stsb-dev.csv
     python scripts/bench.py --device cuda         # the scenarios for GPUs, three minutes
 
 Needs the extras `[dev,torch]`, as `make test` installs them. docs/explanation/benchmarks.md tells

@@ -26,8 +26,9 @@ LONG_FILES = {
     "scripts/mutation_round.py": "one story that nobody else needs a part of",
 }
 # Fewer would cost figures of docs/explanation/benchmarks.md, or what keeps them right, or an attack:
-# each of those is about a hundred lines of what it sends and what it looks at.
-MAX_LINES = {"scripts": 5_800, "scripts/benchmark": 2_300, "scripts/prove": 2_100}
+# each of those is about a hundred lines of what it sends and what it looks at. Quality, three dtypes and
+# eight peers took 300 of the benchmark's.
+MAX_LINES = {"scripts": 6_150, "scripts/benchmark": 2_650, "scripts/prove": 2_100}
 # Files that stay on the top floor; everything else has a room.
 TOP_FLOOR = {"__init__", "__main__", "errors", "logs", "metrics", "settings"}
 # Each of these names had two meanings or more; each has one definition now, or none.

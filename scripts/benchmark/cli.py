@@ -17,7 +17,7 @@ from rich.markdown import Markdown
 from scripts.benchmark import report
 from scripts.benchmark.results import Results, read_json
 from scripts.benchmark.running import FOLDER, MODEL_FOLDER, run
-from scripts.benchmark.scenario import PEERS, TABLE
+from scripts.benchmark.scenario import OWN, PEERS, TABLE
 from scripts.benchmark.targets import REPOSITORY, BenchError
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -43,6 +43,10 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     add("--device", default="cpu", choices=("cpu", "cuda", "torch-cpu"), help=text)
     text = f"drive this as well (repeatable): {', '.join(PEERS)}; all of them without a name"
     add("--peer", action="append", nargs="?", const="all", choices=(*PEERS, "all"), help=text)
+    text = "our server's, on a CPU (repeatable: they are compared in one run): " + ", ".join(OWN)
+    add("--dtype", action="append", choices=tuple(OWN), help=text)
+    text = "scored pairs for the scenario quality: text, text and score a line, with commas"
+    add("--stsb", type=Path, metavar="FILE", help=text)
     add("--quick", action="store_true", help="a smoke run: little work, one round")
     add("--rounds", type=int, help="rounds of every scenario, instead of three or five")
     text = "drive a second server of ours with these flags, as one text: --against='--threads 1'"
@@ -65,6 +69,10 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         parser.error(f"argument --only: {given} is not there with --device {asked.device}")
     if asked.peer and asked.kind == "gpu":
         parser.error(f"argument --peer: not with --device {asked.device}")
+    if asked.dtype and asked.kind == "gpu":
+        parser.error(f"argument --dtype: not with --device {asked.device}")
+    if asked.stsb and not asked.stsb.is_file():
+        parser.error(f"argument --stsb: no file {asked.stsb}")
     if asked.rounds is not None and asked.rounds < 1:
         parser.error("argument --rounds: must be at least 1")
     if asked.against_checkout and not (asked.against_checkout / "server").is_dir():
@@ -72,6 +80,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     part = asked.quick or asked.only or asked.kind == "gpu"
     whole = REPOSITORY / "docs" / "explanation" / "benchmarks"
     asked.out = asked.out or (FOLDER if part else whole)
+    asked.dtype = asked.dtype or ["float32"]
     asked.peer = [name for name in PEERS if {name, "all"} & set(asked.peer or ())]
     asked.quick = asked.quick or asked.device == "torch-cpu"
     return asked

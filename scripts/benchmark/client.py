@@ -13,19 +13,20 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
+from types import MappingProxyType
 from typing import NamedTuple
 
 from scripts.benchmark.texts import make_requests, num_tokens
 
 Address = tuple[str, int]
 
-MODEL = "all-MiniLM-L6-v2"
+MODEL, DIMENSIONS = "all-MiniLM-L6-v2", 384
 SECRET = "sk-of-the-benchmark-0123456789"
 # As OpenAI's clients do; only servers that ask for keys look at it.
 HEADERS = {"content-type": "application/json", "authorization": f"Bearer {SECRET}"}
-_BASE64_BYTES = 384 * 4 * 4 // 3  # a right answer holds at least this much for each text
+_BASE64_BYTES = DIMENSIONS * 4 * 4 // 3  # a right answer holds at least this much for each text
 _MOST_BYTES = 2**24  # of an answer, before its reading must not wait for its taking
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 _CLOSES = re.compile(rb"\r\nconnection: *close")
@@ -42,10 +43,10 @@ class Request(NamedTuple):
     lengths: tuple[int, ...]  # tokens of each text, special tokens included, padding not
 
 
-def embeddings_body(texts: list[str]) -> str:
+def embeddings_body(texts: list[str], more: Mapping[str, object] = MappingProxyType({})) -> str:
     """What OpenAI's clients send: one text or a list, and vectors wanted as base64."""
     given = texts[0] if len(texts) == 1 else texts
-    return json.dumps({"model": MODEL, "input": given, "encoding_format": "base64"})
+    return json.dumps({"model": MODEL, "input": given, "encoding_format": "base64", **more})
 
 
 def embeddings_request(texts: list[str]) -> Request:

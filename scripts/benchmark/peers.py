@@ -9,10 +9,12 @@ import abc
 import asyncio
 import itertools
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import uvloop
@@ -53,27 +55,26 @@ class TextPeer(abc.ABC):
         return [seconds_of(self.compute, [request]) for request in requests]
 
 
-class OnnxRuntime(TextPeer):
-    """Bare ONNX Runtime over the graph that is also served: the least that must be done.
+class GraphPeer(TextPeer):
+    """A bare library over the graph that is also served: the least that must be done.
 
     Sorts texts by length, cuts them into micro-batches, and tokenises and computes these in a thread a
-    core over one single-threaded session, which is its fastest way on small matrices.
+    core, each on one core, which is the fastest way on small matrices.
     """
 
-    def __init__(self, options: PeerOptions) -> None:
-        import onnxruntime
+    _folder = REPOSITORY / "models" / client.MODEL
+
+    def __init__(self) -> None:
         from tokenizers import Tokenizer
 
-        folder = REPOSITORY / "models" / client.MODEL
-        threads = onnxruntime.SessionOptions()
-        threads.intra_op_num_threads = threads.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            folder / "graph.onnx", threads, providers=["CPUExecutionProvider"]
-        )
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
         self._tokenizer.enable_padding()
         self._tokenizer.enable_truncation(256)
         self._threads = ThreadPoolExecutor(usable_cores())
+
+    @abc.abstractmethod
+    def _forward(self, inputs: dict[str, NDArray[np.int64]], *, alone: bool = True) -> Vectors:
+        """One micro-batch's vectors; `alone` says that no other is computed meanwhile."""
 
     def compute(self, requests: list[list[str]], clients: int = 1) -> Vectors:
         # Long texts first, so that the threads end together.
@@ -87,7 +88,8 @@ class OnnxRuntime(TextPeer):
             batches[-1].append(index)
 
         def compute(batch: list[int]) -> Vectors:
-            return self._forward(self._inputs([texts[index] for index in batch]))
+            inputs = self._inputs([texts[index] for index in batch])
+            return self._forward(inputs, alone=len(batches) == 1)
 
         return np.concatenate(list(self._threads.map(compute, batches)))[np.argsort(order)]
 
@@ -96,29 +98,89 @@ class OnnxRuntime(TextPeer):
         ids = np.array([encoding.ids for encoding in encodings])
         return {"input_ids": ids, "attention_mask": np.array([e.attention_mask for e in encodings])}
 
-    def _forward(self, inputs: dict[str, NDArray[np.int64]]) -> Vectors:
-        (vectors,) = self._session.run(["embeddings"], inputs)
-        return np.asarray(vectors, np.float32)
-
     def forward(self, requests: list[list[str]]) -> list[float]:
         """Seconds of each request's forward pass, alone and without tokenising."""
         return [seconds_of(self._forward, inputs) for inputs in map(self._inputs, requests)]
 
 
-class SentenceTransformers(TextPeer):
-    """sentence-transformers' encode, with a thread a core, in the served dtype."""
+class OnnxRuntime(GraphPeer):
+    """ONNX Runtime in float32: one session with one thread."""
 
     def __init__(self, options: PeerOptions) -> None:
-        import torch
-        from sentence_transformers import SentenceTransformer
+        import onnxruntime
 
-        from scripts.benchmark.peer_torch import served_card
+        super().__init__()
+        threads = onnxruntime.SessionOptions()
+        threads.intra_op_num_threads = threads.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            self._folder / "graph.onnx", threads, providers=["CPUExecutionProvider"]
+        )
 
-        torch.set_num_threads(usable_cores())
+    def _forward(self, inputs: dict[str, NDArray[np.int64]], *, alone: bool = True) -> Vectors:
+        (vectors,) = self._session.run(["embeddings"], inputs)
+        return np.asarray(vectors, np.float32)
+
+
+class OpenVino(GraphPeer):
+    """OpenVINO in bfloat16, or with the matrices that the server makes int8.
+
+    A micro-batch that is alone is computed by all cores together.
+    """
+
+    def __init__(self, options: PeerOptions) -> None:
+        from server.catalog.int8_recipe import Int8Recipe
+        from server.inference.openvino_int8 import quantize
+        from server.inference.openvino_library import ov
+
+        super().__init__()
+        core, recipe = ov.Core(), Int8Recipe()
+        model = core.read_model(self._folder / "graph.onnx")
+        if options.dtype == "int8":
+            quantize(model, recipe)
+        cores = usable_cores()
+        properties = {
+            "INFERENCE_PRECISION_HINT": ov.Type.bf16,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": recipe.group_size if options.dtype == "int8" else 0,
+            "INFERENCE_NUM_THREADS": cores,
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._forms = {
+            alone: core.compile_model(model, "CPU", {**properties, "NUM_STREAMS": streams})
+            for alone, streams in ((True, 1), (False, cores))
+        }
+        self._idle: dict[bool, list[Any]] = {True: [], False: []}  # requests, by form
+
+    def _forward(self, inputs: dict[str, NDArray[np.int64]], *, alone: bool = True) -> Vectors:
+        try:
+            request = self._idle[alone].pop()
+        except IndexError:
+            request = self._forms[alone].create_infer_request()
+        request.infer(inputs)
+        vectors = np.array(request.get_output_tensor(0).data, np.float32)
+        self._idle[alone].append(request)
+        return vectors
+
+
+class SentenceTransformers(TextPeer):
+    """sentence-transformers' encode, with a thread a core.
+
+    Its OpenVINO backend computes in what OpenVINO takes by default, bfloat16 where a processor has it.
+    Its ONNX backend has its own way to int8, dynamic and without calibration.
+    """
+
+    def __init__(self, options: PeerOptions) -> None:
         device = options.torch_device
-        kind = {"dtype": getattr(torch, served_card(device).dtype)}
-        folder = str(options.model_folder)
-        self._model = SentenceTransformer(folder, device=device, model_kwargs=kind)
+        if options.backend == "torch":
+            import torch
+
+            torch.set_num_threads(usable_cores())
+            self._model = _load(options, {"dtype": getattr(torch, _served_dtype(options))})
+        elif options.backend == "openvino":
+            from server.inference import openvino_library  # noqa: F401  imported first, it tells nobody
+
+            self._model = _load(options, {})
+        else:
+            self._model = _in_int8(options)
         self._batch_sizes = (8, 32, 64) if device == "cpu" else (32, 64, 128, 256, 512)
         self._batch_size = self._batch_sizes[0]
 
@@ -134,6 +196,33 @@ class SentenceTransformers(TextPeer):
         texts = [text for request in requests for text in request]
         vectors = self._model.encode(texts, batch_size=self._batch_size, show_progress_bar=False)
         return np.asarray(vectors, np.float32)
+
+
+def _served_dtype(options: PeerOptions) -> str:
+    if options.device == "cpu":
+        return options.dtype
+    from scripts.benchmark.peer_torch import served_card
+
+    return served_card(options.torch_device).dtype
+
+
+def _load(options: PeerOptions, model_kwargs: dict[str, Any], folder: str = "") -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    given = {"device": options.torch_device, "backend": options.backend}
+    return SentenceTransformer(
+        folder or str(options.model_folder), **given, model_kwargs=model_kwargs
+    )
+
+
+def _in_int8(options: PeerOptions) -> Any:
+    from sentence_transformers import export_dynamic_quantized_onnx_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        exported = _load(options, {})
+        exported.save_pretrained(folder)
+        export_dynamic_quantized_onnx_model(exported, "avx512_vnni", folder)
+        return _load(options, {"file_name": "model_qint8_avx512_vnni.onnx"}, folder)
 
 
 class MatrixProduct:

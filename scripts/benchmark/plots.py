@@ -10,8 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, ScalarFormatter
 
+from scripts.benchmark.report import title
 from scripts.benchmark.results import Results
+from scripts.benchmark.scenario import OWN
 
+MARKERS = "s^vD"
 STYLE = {
     "svg.hashsalt": "bench",
     "svg.fonttype": "none",  # text stays text
@@ -42,6 +45,11 @@ def draw(folder: Path, results: Results) -> None:
             _latency(figure.subplots(), results)
             figure.legend(loc="outside right upper")
             _save(figure, folder / "latency.svg")
+        if results.targets("quality"):
+            figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+            _quality(figure.subplots(), results)
+            figure.legend(loc="outside right upper")
+            _save(figure, folder / "quality.svg")
 
 
 def _medians(results: Results, scenario: str, target: str, figure: str, kind: str) -> list[float]:
@@ -77,6 +85,28 @@ def _latency(axes: Axes, results: Results) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(ScalarFormatter())
         axis.set_minor_formatter(NullFormatter())
+
+
+def _quality(axes: Axes, results: Results) -> None:
+    """Ours as a line over the sizes of vectors, others as a point at the model's own size."""
+    scored = results.figures("quality", results.cases("quality")[0])
+    worth = "spearman" if "spearman" in scored else "top_ten_kept_percent"
+    for number, target in enumerate(results.targets("quality")):
+        cases = [
+            c for c in results.cases("quality") if results.by_round("quality", target, worth, c)
+        ]
+        speeds, points = (
+            _medians(results, "quality", target, name, "") for name in ("texts_per_s", worth)
+        )
+        line = "o-" if target in OWN.values() else MARKERS[number % len(MARKERS)]
+        axes.plot(speeds, points, line, color=f"C{number % 10}", label=target, markersize=5)
+        for place, (case, x, y) in enumerate(zip(cases, speeds, points, strict=True)):
+            if len(cases) > 1:  # left and right in turn, since the largest sizes lie close together
+                aside = {"ha": "right", "xytext": (-5, -3)} if place % 2 else {"xytext": (5, -3)}
+                size = case.removesuffix(" dimensions")
+                axes.annotate(size, (x, y), textcoords="offset points", fontsize=7, **aside)
+    axes.set_title(f"{title(worth)}, against texts a second; numbers are dimensions")
+    axes.set(xlabel="texts/s", xlim=(0, None))
 
 
 def _save(figure: Figure, file: Path) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import psutil
 
 from scripts.benchmark.results import Results, Spread
-from scripts.benchmark.scenario import OURS, TABLE
+from scripts.benchmark.scenario import OWN, TABLE
 from scripts.benchmark.targets import REPOSITORY
 from server.inference.cpu_cores import usable_cores
 
 UNSHOWN = ("seconds", "requests", "texts", "tokens")
 ORIGIN_PACKAGES = ("torch", "transformers", "sentence-transformers", "onnxruntime")
 NAMES = {
+    "spearman": "STS-B dev, Spearman x 100",
     "cpu_s": "CPU s",
     "gflops": "GFLOP",
     "tflops": "TFLOP",
@@ -30,16 +31,30 @@ NAMES = {
     "_mb": " MB",
     "_s": " s",
 }
+_DECIMALS = {"cosine": 5, "spearman": 2}
 _PACKAGES = (
     *("onnxruntime", "tokenizers", "numpy", "uvicorn", "uvloop", "httptools", "orjson", "fastapi"),
-    *("starlette", "pydantic", "torch", "transformers", "sentence-transformers", "psutil"),
+    *(
+        "openvino",
+        "starlette",
+        "pydantic",
+        "torch",
+        "transformers",
+        "sentence-transformers",
+        "psutil",
+    ),
 )
 # Instruction sets that decide how fast matrix products are.
 _VECTOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
 
 
 def tables(results: Results) -> Iterator[str]:
-    """A table for each scenario, targets side by side and figures below each other; the goals."""
+    """All in short, if several were measured; a table for each scenario; the goals.
+
+    In a scenario's table targets stand side by side and figures below each other.
+    """
+    if summary := _summary(results):
+        yield summary
     for scenario in dict.fromkeys(record.scenario for record in results.records):
         targets = results.targets(scenario)
         yield _table(scenario, ["", *targets], _rows(results, scenario, targets))
@@ -50,6 +65,25 @@ def tables(results: Results) -> Iterator[str]:
         rows.append([figure, goal["goal"], spread, "yes" if goal["met"] else "no"])
     if rows:
         yield _table("goals", ["", "goal", "measured", "met"], rows)
+
+
+def _summary(results: Results) -> str:
+    """A line for each target, a column for each scenario's figures."""
+    columns: dict[str, dict[str, str]] = {}
+    for row in TABLE:
+        for figure in row.summary or [row.main_figure]:
+            cells: dict[str, str] = {}
+            for target in results.targets(row.name):
+                for case in results.cases(row.name):
+                    if found := results.by_round(row.name, target, figure, case):
+                        cells.setdefault(target, _cell(list(found.values()), figure, True))
+            if len(cells) > 1:
+                columns[f"{row.name}: {title(figure)}"] = cells
+    if len(columns) < 2:
+        return ""
+    targets = dict.fromkeys(target for cells in columns.values() for target in cells)
+    lines = [[one, *(cells.get(one, "") for cells in columns.values())] for one in targets]
+    return _table("in short", ["", *columns], lines)
 
 
 def _table(title: str, header: list[str], rows: Iterable[list[str]]) -> str:
@@ -68,7 +102,7 @@ def _rows(results: Results, scenario: str, targets: Sequence[str]) -> Iterator[l
     main = row.main_figure
 
     def ratios(figure: str, target: str, other: str, case: str) -> str:
-        return _cell(results.ratios(scenario, figure, target, other, case), True)
+        return _cell(results.ratios(scenario, figure, target, other, case), "", True)
 
     for case in results.cases(scenario):
         prefix = f"{case}: " if case else ""
@@ -76,14 +110,15 @@ def _rows(results: Results, scenario: str, targets: Sequence[str]) -> Iterator[l
         for figure in row.shown or [name for name in told if name not in UNSHOWN]:
             if figure in told:
                 values = [results.by_round(scenario, one, figure, case) for one in targets]
-                cells = [_cell(list(v.values()), figure == main) for v in values]
+                cells = [_cell(list(v.values()), figure, figure == main) for v in values]
                 yield [prefix + title(figure), *cells]
         if "matrix product" in targets:
             cells = [ratios("gflops_per_s", one, "matrix product", case) for one in targets]
             yield [prefix + "of the matrix product's rate", *cells]
-        cells = [ratios(main, OURS, one, case) if one != OURS else "" for one in targets]
-        if any(cells):
-            yield [f"{prefix}{title(main)}: ours through this", *cells]
+        for own in OWN.values():
+            cells = [ratios(main, own, one, case) if one != own else "" for one in targets]
+            if any(cells):
+                yield [f"{prefix}{title(main)}: {own} through this", *cells]
 
 
 def title(figure: str) -> str:
@@ -93,16 +128,19 @@ def title(figure: str) -> str:
     return figure.replace("_", " ")
 
 
-def _cell(values: Sequence[float], with_spread: bool) -> str:
+def _cell(values: Sequence[float], figure: str, with_spread: bool) -> str:
     over = Spread.over(values)
     if over is None:
         return ""
-    spread = f" ({number(over.least)} to {number(over.most)})"
-    return number(over.median) + (spread if with_spread and len(values) > 1 else "")
+    decimals = next((n for part, n in _DECIMALS.items() if part in figure), None)
+    median, least, most = (number(value, decimals) for value in over)
+    return median + (f" ({least} to {most})" if with_spread and len(values) > 1 else "")
 
 
-def number(value: float) -> str:
-    """Three digits that mean something, or all before the point."""
+def number(value: float, decimals: int | None = None) -> str:
+    """Three digits that mean something, or all before the point; or so many decimals."""
+    if decimals is not None:
+        return f"{value:.{decimals}f}"
     decimals = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:.{decimals}f}" if value % 1 else f"{value:.0f}"
 

@@ -21,7 +21,7 @@ from scripts.benchmark import scenario as table
 from scripts.benchmark.client import SECRET, BadAnswer
 from scripts.benchmark.measuring import Load
 from scripts.benchmark.results import Results, write_json
-from scripts.benchmark.scenario import AGAINST, GUARDED, INFINITY, PEERS, PLUGINS, Bench, Scenario
+from scripts.benchmark.scenario import AGAINST, GUARDED, OWN, PLUGINS, RIVALS, Bench, Scenario
 from scripts.benchmark.targets import REPOSITORY, BenchError, Peer, Server, Target
 
 RESULTS = "results.json"
@@ -42,45 +42,69 @@ def needed_targets(asked: argparse.Namespace, rows: Sequence[Scenario]) -> set[s
     """The names of what a run starts: of its scenarios' targets, those that were asked for."""
     needed = {name for row in rows if not row.always for name in (*row.targets, *row.needs)}
     if asked.kind == "cpu":
-        needed -= set(PEERS) - set(asked.peer)
+        needed -= set(table.PEERS) - set(asked.peer)
     else:
         needed.add("torch")  # which tells what the device is
     if asked.against is None and asked.against_checkout is None:
         needed.discard(AGAINST)
     if not asked.guarded:
         needed.discard(GUARDED)
-    return needed
+    return needed - {name for dtype, name in OWN.items() if dtype not in asked.dtype}
 
 
 def start(asked: argparse.Namespace, rows: Sequence[Scenario], stack: ExitStack) -> Bench:
     """Start what the scenarios of a run need, all at the same time; `stack` ends it."""
     needed = needed_targets(asked, rows)
-    folders = {INFINITY: FOLDER / "infinity", "sentence-transformers": asked.st_folder}
-    for name, folder in folders.items():
-        if name in needed and not folder.is_dir():
-            raise BenchError(f"{name} has no folder {folder.name}: run `make bench-peers`")
-    options = targets.PeerOptions("cuda" if asked.device == "cuda" else "cpu", asked.st_folder)
+    for name in needed:
+        for folder in _folders(name, asked.st_folder):
+            if not folder.is_dir():
+                raise BenchError(f"{name} has no folder {folder.name}: run `make bench-peers`")
 
     def peer(name: str) -> Peer:
-        return stack.enter_context(closing(Peer(name, PLUGINS[name], options)))
-
-    def server(name: str) -> Server:
-        flags, checkout = ["--device", options.device], REPOSITORY
-        if name == INFINITY:
-            return Server(name, **table.INFINITY_SERVER)
-        if name == GUARDED:
-            flags += _database(stack)
-        if name == AGAINST:
-            flags, checkout = flags + (asked.against or []), asked.against_checkout or REPOSITORY
-        return targets.own_server(name, flags, checkout)
+        return stack.enter_context(closing(_peer(name, asked)))
 
     processes = (2 if asked.quick else 6) if "load" in needed else 0
     load = Load([peer("load") for _ in range(processes)])
     started: dict[str, Target] = {name: peer(name) for name in PLUGINS if name in needed - {"load"}}
     for name in table.SERVERS:
         if name in needed:
-            started[name] = stack.enter_context(closing(server(name)))
-    return Bench(started, load)
+            started[name] = stack.enter_context(closing(make_server(name, asked, stack)))
+    return Bench(started, load, asked.stsb)
+
+
+def _device(asked: argparse.Namespace) -> str:
+    return "cuda" if asked.device == "cuda" else "cpu"
+
+
+def _peer(name: str, asked: argparse.Namespace) -> Peer:
+    row = PLUGINS[name].copy()
+    plugin = row.pop("plugin")
+    if "packages" in row:
+        row["packages"] = str(FOLDER / row["packages"])
+    return Peer(name, plugin, targets.PeerOptions(_device(asked), asked.st_folder, **row))
+
+
+def make_server(name: str, asked: argparse.Namespace, stack: ExitStack) -> Server:
+    """Start one of our servers or a rival's; `stack` ends what it needs, not the server."""
+    if name in RIVALS:
+        row = {key: value for key, value in RIVALS[name].items() if key != "packages"}
+        return Server(name, **row)
+    flags, checkout = ["--device", _device(asked)], REPOSITORY
+    dtype = {own: dtype for dtype, own in OWN.items()}.get(name, "float32")
+    if dtype != "float32":
+        flags += ["--dtype", dtype]
+    if name == GUARDED:
+        flags += _database(stack)
+    if name == AGAINST:
+        flags, checkout = flags + (asked.against or []), asked.against_checkout or REPOSITORY
+    return targets.own_server(name, flags, checkout, dtype)
+
+
+def _folders(name: str, model_folder: Path) -> list[Path]:
+    """What `make bench-peers` must have made for a target."""
+    row: dict[str, str] = {**PLUGINS, **RIVALS}.get(name, {})
+    folders = [FOLDER / row["packages"]] if "packages" in row else []
+    return folders + [model_folder] * name.startswith("sentence-transformers")
 
 
 def _database(stack: ExitStack) -> list[str]:

@@ -20,7 +20,9 @@ from scripts.benchmark.peers import Vectors
 from scripts.benchmark.results import Figures, Record, Results, Spread
 from scripts.benchmark.targets import Peer, Server, Target
 
-OURS, AGAINST, GUARDED, INFINITY = "ours", "against", "ours, with keys", "infinity"
+OURS, AGAINST, GUARDED = "ours", "against", "ours, with keys"
+# Ours by --dtype.
+OWN = {"float32": OURS, "bfloat16": "ours, bfloat16", "int8": "ours, int8"}
 
 
 @dataclass(slots=True)
@@ -29,8 +31,11 @@ class Bench:
 
     targets: Mapping[str, Target]
     load: Load
+    stsb: Path | None = None  # scored pairs
     results: Results = field(default_factory=Results)
-    verified: Vectors | None = None  # what the first target made of the texts that all are asked
+    # What the first target made of the texts that all are asked, and its dtype.
+    verified: tuple[Vectors, str] | None = None
+    exact: Vectors | None = None  # what the first target in float32 made of real texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,7 @@ class Scenario:
     quick: Sequence[Mapping[str, Any]] = ({},)
     main_figure: str = "tokens_per_s"
     shown: Sequence[str] = ()
+    summary: Sequence[str] = ()
     goals: Sequence[Goal] = ()
 
     @property
@@ -159,8 +165,8 @@ def _read_row(row: dict[str, Any]) -> Scenario:
 
 _READ = tomllib.loads(Path(__file__).with_name("scenarios.toml").read_text(encoding="utf-8"))
 TABLE = tuple(map(_read_row, _READ["scenario"]))
-PLUGINS: dict[str, str] = _READ["peers"]
-INFINITY_SERVER: dict[str, Any] = _READ["infinity"]
+PLUGINS: dict[str, dict[str, str]] = _READ["peers"]
+RIVALS: dict[str, dict[str, Any]] = _READ["rivals"]
 SERVERS: list[str] = _READ["groups"]["servers"]
-# What --peer may name: the rival, and what computes the same in process.
-PEERS = (INFINITY, *_READ["groups"]["in process"])
+# What --peer may name: rivals, and what computes the same in process.
+PEERS = (*RIVALS, *_READ["groups"]["in process"])

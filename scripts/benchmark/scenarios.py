@@ -30,6 +30,12 @@ BUSY_CLIENTS = 16
 THINK_S = 0.05
 ENOUGH_QUERIES = 3_000  # beside indexing, as many are sent as there is time for
 LOAD_TEXTS = 2_048  # that each process makes and sends again and again
+# Whose forward pass is told apart from the rest of its work.
+PASSES = {
+    "onnxruntime": "forward pass",
+    "openvino-bfloat16": "forward pass, bfloat16",
+    "openvino-int8": "forward pass, int8",
+}
 _STAGES = ("read", "tokenize", "wait", "compute", "serialize")
 # The histograms that tell where time goes, by the figure's name.
 _HISTOGRAMS = {
@@ -41,29 +47,31 @@ _HISTOGRAMS = {
 }
 
 
-def verify(turn: Turn, *, least_cosine: float) -> None:
-    """See that the target gives the vectors that the first one gave."""
+def vectors_of(body: bytes) -> Vectors:
+    """The vectors of an answer."""
+    rows = [base64.b64decode(row["embedding"]) for row in json.loads(body)["data"]]
+    return np.array([np.frombuffer(row, "<f4") for row in rows])
+
+
+def verify(turn: Turn, *, least_cosines: dict[str, float]) -> None:
+    """See that the target gives the vectors that the first one gave, as near as its dtype allows."""
     name = turn.target.name
     (texts,) = make_requests("mixed", "verify", 1, texts=8)
     if isinstance(turn.target, Server):
         body = turn.target.request("POST", "/v1/embeddings", client.embeddings_body(texts))
         if body is None:
             raise BadAnswer(f"{name} gives no vectors")
-        vectors = _vectors_of(body)
+        vectors = vectors_of(body)
     else:
         vectors = turn.peer.ask("compute", requests=[texts])
-    expected = turn.bench.verified = vectors if turn.bench.verified is None else turn.bench.verified
+    turn.bench.verified = turn.bench.verified or (vectors, turn.target.dtype)
+    expected, dtype = turn.bench.verified
     if vectors.shape != expected.shape:
         raise BenchError(f"{name} gives vectors {vectors.shape}, not {expected.shape}")
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
     cosine = float(((vectors * expected).sum(axis=1) / lengths).min())
-    if not cosine > least_cosine:
+    if not cosine > min(least_cosines[dtype], least_cosines[turn.target.dtype]):
         raise BenchError(f"{name} gives other vectors: cosine {cosine:.5f}")
-
-
-def _vectors_of(body: bytes) -> Vectors:
-    rows = [base64.b64decode(row["embedding"]) for row in json.loads(body)["data"]]
-    return np.array([np.frombuffer(row, "<f4") for row in rows])
 
 
 def company(turn: Turn, *, texts: int, together: int, requests: int) -> None:
@@ -89,7 +97,7 @@ async def _alone_and_beside(
     async def ask(texts: list[str]) -> Vectors:
         with contextlib.closing(await client.Connection.open(address)) as connection:
             answer = await connection.send(client.embeddings_request(texts).payload)
-        return _vectors_of(answer.body)
+        return vectors_of(answer.body)
 
     alone = [await ask([text]) for texts in asked for text in texts]
     loading = asyncio.create_task(client.closed_loop(address, bulk, clients=3))
@@ -153,9 +161,9 @@ def query(turn: Turn, *, requests: int, clients: int) -> None:
         return
     made = make_requests("query", turn.seed, **size)
     turn.record(percentiles_ms([1e3 * s for s in turn.peer.ask("each", requests=made)]))
-    if turn.target.name == "onnxruntime":
+    if turn.target.name in PASSES:
         passes_ms = [1e3 * seconds for seconds in turn.peer.ask("forward", requests=made)]
-        turn.record(percentiles_ms(passes_ms), target="forward pass")
+        turn.record(percentiles_ms(passes_ms), target=PASSES[turn.target.name])
 
 
 def query_under_indexing(turn: Turn, *, requests: int) -> None:

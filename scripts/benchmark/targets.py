@@ -53,10 +53,10 @@ class Usage(NamedTuple):
 
 
 class Target:
-    """A process and all below it."""
+    """A process and all below it, which computes in `dtype`."""
 
-    def __init__(self, name: str, pid: int) -> None:
-        self.name, self.pid = name, pid
+    def __init__(self, name: str, pid: int, dtype: str = "float32") -> None:
+        self.name, self.pid, self.dtype = name, pid, dtype
 
     def usage(self) -> Usage:
         """What they took so far."""
@@ -82,10 +82,13 @@ class Target:
 
 
 class PeerOptions(NamedTuple):
-    """What every peer's class is made with."""
+    """What every peer's class is made with; scenarios.toml tells of the last three."""
 
     device: str  # as the server's setting: cpu, cuda
     model_folder: Path  # the official one
+    dtype: str = "float32"
+    backend: str = "torch"
+    packages: str = ""  # a folder whose packages go before the installed ones
 
     @property
     def torch_device(self) -> str:
@@ -98,8 +101,8 @@ class Peer(Target):
 
     def __init__(self, name: str, path: str, options: PeerOptions) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, spawn, _begin_session)
-        super().__init__(name, self._pool.submit(os.getpid).result())
+        self._pool = ProcessPoolExecutor(1, spawn, _begin_session, (options.packages,))
+        super().__init__(name, self._pool.submit(os.getpid).result(), options.dtype)
         self._made = path, options
         self._pool.submit(_make, *self._made)  # what it raises is told when it is asked
 
@@ -120,9 +123,10 @@ class Peer(Target):
         self._signal(signal.SIGKILL)
 
 
-def _begin_session() -> None:
+def _begin_session(packages: str) -> None:
     os.setsid()
     os.environ |= _PEER_ENVIRONMENT
+    sys.path[:0] = [packages] * bool(packages)
     for stream in (1, 2):  # libraries print
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
@@ -142,7 +146,10 @@ def _ask(path: str, options: PeerOptions, method: str, arguments: dict[str, Any]
 
 
 class Server(Target):
-    """A process that answers POST /v1/embeddings; PORT in its command stands for a free port."""
+    """A process that answers POST /v1/embeddings.
+
+    In its command PORT stands for a free port, and PYTHON for what runs this.
+    """
 
     def __init__(
         self,
@@ -150,17 +157,19 @@ class Server(Target):
         command: Sequence[str],
         directory: Path = REPOSITORY,
         environment: Mapping[str, str] = MappingProxyType({}),
+        dtype: str = "float32",
     ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address: tuple[str, int] = probe.getsockname()
         # Appended to, so that reading it does not move the place where the child writes.
         self._log = tempfile.TemporaryFile(mode="a+", errors="replace")  # noqa: SIM115
-        command = [str(self.address[1]) if part == "PORT" else part for part in command]
+        known = {"PORT": str(self.address[1]), "PYTHON": sys.executable}
+        command = [known.get(part, part) for part in command]
         place: Any = {"cwd": directory, "env": {**os.environ, **environment}}
         streams: Any = {"stdout": self._log, "stderr": self._log}
         self._popen = subprocess.Popen(command, **place, **streams, start_new_session=True)
-        super().__init__(name, self._popen.pid)
+        super().__init__(name, self._popen.pid, dtype)
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -193,9 +202,10 @@ class Server(Target):
         self._log.close()
 
 
-def own_server(name: str, flags: Sequence[str], checkout: Path = REPOSITORY) -> Server:
+def own_server(
+    name: str, flags: Sequence[str], checkout: Path = REPOSITORY, dtype: str = "float32"
+) -> Server:
     """`embedding-server serve` of a checkout."""
     # Python takes the package `server` of the folder it is started in.
-    return Server(
-        name, [sys.executable, "-m", "server", "serve", "--port", "PORT", *flags], checkout
-    )
+    command = ["PYTHON", "-m", "server", "serve", "--port", "PORT", *flags]
+    return Server(name, command, checkout, dtype=dtype)

@@ -10,7 +10,7 @@ may call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +51,23 @@ def stored_matrices(graph: Path) -> tuple[StoredMatrix, ...]:
     return tuple(product.stored for product in _find_products(ov.Core().read_model(graph)))
 
 
-def quantize(model: ov.Model, recipe: Int8Recipe) -> int:
+def count_weights(model: ov.Model) -> int:
+    """Numbers in the stored matrices that are multiplied with."""
+    found = {one.weight.friendly_name: one.weight.shape for one in _find_products(model)}
+    return sum(rows * columns for rows, columns in found.values())
+
+
+def quantize(
+    model: ov.Model,
+    recipe: Int8Recipe,
+    made_one: Callable[[ov.Node, ov.Output], None] = lambda stored, made: None,
+) -> int:
     """Replace stored matrices by int8 ones with scales; a matrix at a time is held in float32.
 
     Left as they are: what the recipe keeps, and matrices whose inputs its groups do not divide.
+
+    Args:
+        made_one: called with each stored matrix, once it is no longer wanted, and what it became.
 
     Returns:
         How many products compute in int8 now.
@@ -77,6 +90,7 @@ def quantize(model: ov.Model, recipe: Int8Recipe) -> int:
         fresh.friendly_name = product.node.friendly_name
         for target in product.node.output(0).get_target_inputs():
             target.replace_source_output(fresh.output(0))
+        made_one(matrix, made[key])
         count += 1
     return count
 

@@ -15,6 +15,10 @@ from openvino import opset13 as ops  # noqa: E402
 
 from server.errors import first_line  # noqa: E402
 
+# The first look at what a tensor holds makes a table under a lock, and gives the interpreter away
+# meanwhile: two threads that come first at once would wait for each other for ever.
+_ = ov.Tensor(ov.Type.f32, ov.Shape([1])).data
+
 __all__ = ["last_line", "ops", "ov"]
 
 

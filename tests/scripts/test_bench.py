@@ -189,7 +189,10 @@ def test_a_server_that_does_not_start_says_why(command: list[str], complaint: st
         server.wait_ready()
 
 
-@pytest.mark.parametrize("name", ["infinity", "sentence-transformers"])
+@pytest.mark.parametrize(
+    "name",
+    ["infinity", "llama.cpp", "sentence-transformers", "sentence-transformers-onnx-int8"],
+)
 def test_a_peer_that_is_not_installed_is_told_before_anything_starts(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
