@@ -291,13 +291,18 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exports(run_folder: Path) -> Iterator[Exports]:
-    """From now on an import takes the graph of an equal folder that was imported before."""
-    from server.importing import torch_export
+    """From now on an import takes the graph of an equal folder that was imported before.
+
+    And it tries no lower precision on the CPU, which takes longer than a tiny model's import;
+    `test_cpu_proof` does.
+    """
+    from server.importing import importer, torch_export
     from tests.importing.exports import Exports
 
     found = Exports(run_folder / "exports")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_export, "export_graph", found.export_graph)
+        patch.setattr(importer, "prove_on_cpu", lambda card, encoder, report: card)
         yield found
 
 

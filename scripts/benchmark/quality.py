@@ -16,8 +16,8 @@ from scripts.benchmark.peers import Vectors
 from scripts.benchmark.scenario import OWN, Turn
 from scripts.benchmark.scenarios import vectors_of
 from scripts.benchmark.targets import REPOSITORY, BenchError, Server
-from server.fitting.neighbours import shared_neighbours
 from server.inference.agreement import agreement_of
+from server.inference.neighbours import shared_neighbours
 
 CUT_MODEL = "all-MiniLM-L6-v2-matryoshka"
 LINES = 600

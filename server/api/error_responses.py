@@ -56,7 +56,8 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         unknown = UrlNotFound(request.method, shown, right_path=right)
         return await _on_api_error(request, unknown)
     if error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
+        methods = (error.headers or {}).get("Allow", "").split(", ")
+        allow = ", ".join(sorted(methods))  # Starlette has them as a set
         refused = MethodNotAllowed(request.method, _shown_path(request), allow)
         return await _on_api_error(request, refused)
     return await _on_api_error(request, InvalidRequest(str(error.detail)))

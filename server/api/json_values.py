@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 PIECE_BYTES = 64 * 1024
+MAX_DEPTH = 20_000  # of brackets; msgspec gives up before, at the recursion limit of Python
 _MARKS = (b",", b"[", b"{")  # one before each value, but for one in an object
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _CLOSING = bytes.maketrans(b"[{", b"]}")
@@ -63,6 +64,8 @@ def beginning_of(
             found += _left_open(brackets)[::-1].translate(_CLOSING)
             return found
         open_brackets = _left_open(open_brackets + outside.translate(None, _NO_BRACKETS))
+        if len(open_brackets) > MAX_DEPTH:  # each further piece would look at all of them again
+            return None
         start += len(piece)
     return None
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from server.catalog.cpu_precision import CpuPrecision
 from server.catalog.fingerprint import Prompted, fingerprint_of
 from server.catalog.int8_recipe import Int8Recipe
 from server.catalog.names import CARD_NAME, stays_below
@@ -31,8 +32,8 @@ TOKENIZER_FILE = "tokenizer.json"
 ENCODER_KEYS = {"architecture", "dtype", "embedding_dim", "max_input_tokens", "normalize"}
 ENCODER_KEYS |= {"int8", "pooling", "torch"}
 # These are said of one card alone; a variant takes them over from no base.
-OWN_KEYS = {"aliases", "base", "files", "folder", "int8", "matryoshka", "neighbours", "parity"}
-OWN_KEYS |= {"quality", "reference", "sources", "torch"}
+OWN_KEYS = {"aliases", "base", "cpu_precision", "files", "folder", "int8", "matryoshka"}
+OWN_KEYS |= {"neighbours", "parity", "quality", "reference", "sources", "torch"}
 
 PoolingMode = Literal["mean", "cls", "last_token"]
 Activation = Literal["Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid"]  # of torch.nn
@@ -156,6 +157,7 @@ class Card(_Strict):
     sources: tuple[Annotated[PypiSource | HubSource, Field(discriminator="kind")], ...] = ()
     torch: TorchModel | None = None
     int8: Int8Recipe | None = None  # None: that of an empty table
+    cpu_precision: tuple[CpuPrecision, ...] = ()
     neighbours: tuple[Neighbours, ...] = ()
     folder: Path
 

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+GroupSize = Literal[32, 64, 128]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """A weight matrix that a graph multiplies by."""
+
+    name: str
+    product: str  # the name of the node that multiplies
+    inputs: int
+    outputs: int
+
+    @property
+    def size(self) -> int:
+        """Its numbers, which are also the multiplications that a token takes."""
+        return self.inputs * self.outputs
 
 
 class Int8Recipe(BaseModel):
@@ -16,7 +35,9 @@ class Int8Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    group_size: Literal[32, 64, 128] = 64
+    # Not so: when the card was made no recipe gave vectors that were near enough.
+    offered: bool = True
+    group_size: GroupSize = 64
     # Patterns as in shells, of the names of weights or of their products, that stay in bfloat16.
     keep: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     # Least cosine to the vectors in float32 that a machine may give; below it none is served.
@@ -26,3 +47,15 @@ class Int8Recipe(BaseModel):
     def facts(self) -> dict[str, object]:
         """What of it decides a vector."""
         return {"group_size": self.group_size, "keep": sorted(self.keep)}
+
+    @property
+    def words(self) -> str:
+        """As people read it."""
+        kept = f", bfloat16 for {', '.join(self.keep)}" if self.keep else ""
+        return f"groups of {self.group_size}{kept}"
+
+    def makes_int8(self, matrix: StoredMatrix) -> bool:
+        """Whether it becomes int8: it is not kept, and its inputs are whole groups."""
+        names = (matrix.name, matrix.product)
+        kept = any(fnmatchcase(name, pattern) for pattern in self.keep for name in names)
+        return not kept and matrix.inputs % self.group_size == 0

@@ -8,9 +8,9 @@ from rich.table import Table
 from server.commands.printing import print_table
 from server.fitting.fit import RotationFit
 from server.fitting.measuring import Kept
-from server.fitting.neighbours import MAX_QUERIES, NEIGHBOURS
 from server.fitting.plots import Panel
 from server.fitting.survey import Survey
+from server.inference.neighbours import MAX_QUERIES, NEIGHBOURS
 
 _SHARE = f"of {NEIGHBOURS} neighbours kept, %"
 _SPEARMAN = "scored pairs, Spearman x 100"

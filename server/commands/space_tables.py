@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 
 from server.commands.printing import print_plain_table
-from server.fitting.neighbours import MAX_QUERIES, NEIGHBOURS
 from server.fitting.rotation import SEED
 from server.inference.least_cosines import SPACE
+from server.inference.neighbours import MAX_QUERIES, NEIGHBOURS
 from server.spaces.compare import SpaceComparison
 from server.spaces.verdict import RANKING
 

@@ -15,7 +15,7 @@ from operator import attrgetter
 
 from server.engine.policy import select
 from server.engine.sequence import TokenSequence
-from server.inference.backend import Layout, padded_length
+from server.inference.backend import Layout
 
 _BY_LENGTH = attrgetter("order")
 # How many sequences are looked at for each that may fit, when many must not be taken.
@@ -40,7 +40,8 @@ class LengthIndex:
     def add(self, sequences: list[TokenSequence]) -> None:
         """Let sequences be chosen."""
         for sequence in sequences:
-            sequence.order = (self._length_of(sequence), next(self._serial))
+            length = self._layout.padded_length(sequence.num_tokens)
+            sequence.order = (length, next(self._serial))
         if len(sequences) == 1:
             insort(self._sequences, sequences[0], key=_BY_LENGTH)
         elif sequences:
@@ -69,7 +70,7 @@ class LengthIndex:
         # Packed, the tokens bound the run, and the shorter ones may be many more.
         wanted = budget if packed else budget // length
         shorter: list[int] = []
-        if self._layout is Layout.BY_LENGTH:
+        if self._layout.is_by_length:
             end = self._first_of(length + 1)
         else:
             shorter = self._candidates(self._shorter_than(first), wanted, budget, most_start_tokens)
@@ -84,10 +85,6 @@ class LengthIndex:
         kept = set(range(low, high)).difference(taken)
         sequences[low:high] = [sequences[place] for place in sorted(kept)]
         return chosen
-
-    def _length_of(self, sequence: TokenSequence) -> int:
-        length = sequence.num_tokens
-        return padded_length(length) if self._layout is Layout.BY_LENGTH else length
 
     def _first_of(self, length: int) -> int:
         """The place of the first sequence of at least this length."""

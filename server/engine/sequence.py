@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from server.engine.admission import Ticket
 from server.engine.fair_share import Flow, KeyShare
 from server.engine.repeats import NO_REPEATS, Repeats
-from server.inference.backend import Layout, TokenIds, padded_length
+from server.inference.backend import Layout, TokenIds
 
 
 class SequenceGroup:
@@ -172,8 +172,6 @@ class MicroBatch:
 
 def _padded_tokens(lengths: list[int], layout: Layout) -> int:
     """Tokens that are computed for sequences of these lengths, padding among them."""
-    if layout is Layout.PACKED:
-        return sum(lengths)
     if layout is Layout.PADDED:
         return len(lengths) * max(lengths)
-    return sum(map(padded_length, lengths))
+    return sum(map(layout.padded_length, lengths))

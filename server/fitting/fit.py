@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from server.catalog.card import Card
 from server.errors import FitRefused
 from server.fitting.measuring import Kept, measure, parse_sizes
-from server.fitting.neighbours import Matrix
 from server.fitting.rotation import STEPS, fit, protected_sizes, recommended_sizes
 from server.fitting.sampling import FittingProgress, SampleWishes, take_sample
 from server.fitting.variant import VariantPlan, held_out_count, least_texts, neighbours_rows
+from server.inference.neighbours import Matrix
 from server.inference.pooling import normalize
 from server.inference.vector_form import VectorForm
 from server.offline.embedder import find_card, offline_opener

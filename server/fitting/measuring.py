@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from server.errors import SettingError, TextFileError, unusable
-from server.fitting.neighbours import (
+from server.inference.neighbours import (
     MAX_QUERIES,
     Matrix,
     nearest,

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 from server.catalog.card import Card
 from server.errors import TextFileError
 from server.fitting.measuring import PairVectors, read_scored_pairs
-from server.fitting.neighbours import Matrix
 from server.fitting.rotation import SEED
+from server.inference.neighbours import Matrix
 from server.inference.opening import Opener
 from server.offline.embed_windows import ShowProgress, embed_sample
 from server.offline.embedder import Embedder

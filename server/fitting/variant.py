@@ -20,8 +20,8 @@ from server.catalog.registry import Registry, read_registry
 from server.delivery.placing import workshop
 from server.errors import FitRefused, OutputFileError
 from server.fitting.measuring import MIN_TEXTS, Kept
-from server.fitting.neighbours import Matrix
 from server.inference.loader import load_rotation
+from server.inference.neighbours import Matrix
 from server.settings import Settings
 
 ROTATION_FILE = "rotation.safetensors"

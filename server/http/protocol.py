@@ -184,6 +184,7 @@ class BoundedProtocol(JoinedHead, PatientConnection, HttpToolsProtocol):
         self.headers[:] = [(name, host if name == b"host" else it) for name, it in self.headers]
         if not is_named and self.parser.get_http_version() == "1.0":  # later ones must name it, too
             self.headers.append((b"host", host))
+        self.url = b"/" + self.url[target.end() :].removeprefix(b"/")  # h11 knows this form alone
 
     def _refuse(self, error: ApiError) -> None:
         refuse(self, self._answering, error)

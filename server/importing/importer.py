@@ -23,6 +23,7 @@ from server.importing import origin
 from server.importing.adapter_folder import find_base, whole_folder
 from server.importing.build import build_files, makes_own_graph, pin_files
 from server.importing.company import prove_company
+from server.importing.cpu_proof import prove_on_cpu
 from server.importing.families import find_family
 from server.importing.folder import ModelFolder, read_folder
 from server.importing.places import check_free, choose_name
@@ -148,4 +149,4 @@ def _make(
     )
     if wishes.origin is not None:
         card = card.changed(sources=(origin.hub_source(folder, card, wishes.origin),))
-    return prove_dtypes(folder, card, encoder, report)
+    return prove_on_cpu(prove_dtypes(folder, card, encoder, report), encoder, report)

@@ -14,15 +14,22 @@ TokenIds = NDArray[np.int32]  # (num_tokens,)
 # Input ids and attention mask, both (sequences, num_tokens), to vectors (sequences, embedding_dim).
 PaddedPass = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 
-# A text is computed with its number of tokens rounded up to so many significant bits, at least to
-# an even number: padding is at most a 33rd. On ONNX Runtime in float32 a pass costs its tokens,
-# padding counted, and as much as 15 tokens more, whatever their length. Replayed with the costs that
-# were measured, against padding to the longest of a micro-batch, this is slower by 0.8 % (4 clients,
-# 64 mixed texts a request), 4 % (2,048 short texts in a request) and 4 % (short queries of 16
-# clients); multiples of 4 by 1.3, 13 and 4 %, of 8 by 3, 24 and 13 %, and no rounding by 1, 0 and
-# 11 %. One token is never alone: another kernel computes a product of one row.
-_LENGTH_BITS = 6
-_LEAST_STEP = 2
+
+@dataclass(frozen=True, slots=True)
+class LengthSteps:
+    """Padded lengths that depend on a text alone: its vector has the same bits in any company.
+
+    A number of tokens is rounded up to some significant bits, and to a multiple of the least step.
+    """
+
+    significant_bits: int
+    least_step: int  # a power of two
+
+    def round_up(self, num_tokens: int) -> int:
+        """With how many tokens a text is computed, padding counted."""
+        excess_bits = max(0, (num_tokens - 1).bit_length() - self.significant_bits)
+        step = max(self.least_step, 1 << excess_bits)
+        return -(-num_tokens // step) * step
 
 
 class Layout(Enum):
@@ -30,7 +37,31 @@ class Layout(Enum):
 
     PACKED = "packed"  # one behind the other, without padding
     PADDED = "padded"  # each padded to the longest
-    BY_LENGTH = "by length"  # each to the padded length of its own; one pass for each of these
+    # Each padded to a length of its own; one pass for each of these. Which lengths cost least is a
+    # matter of the library that computes.
+    #
+    # At most a 33rd is padding, and one token is never alone: another kernel computes a product of
+    # one row. On ONNX Runtime in float32 a pass costs its tokens, padding counted, and as much as 15
+    # tokens more, whatever their length. Replayed with the costs that were measured, against padding
+    # to the longest of a micro-batch, this is slower by 0.8 % (4 clients, 64 mixed texts a request),
+    # 4 % (2,048 short texts in a request) and 4 % (short queries of 16 clients); multiples of 4 by
+    # 1.3, 13 and 4 %, of 8 by 3, 24 and 13 %, and no rounding by 1, 0 and 11 %.
+    BY_LENGTH = LengthSteps(significant_bits=6, least_step=2)
+    # Multiples of 8, from 257 tokens on of 16, from 513 on of 32 and so on. See openvino_backend.
+    BY_COARSE_LENGTH = LengthSteps(significant_bits=5, least_step=8)
+
+    @property
+    def is_by_length(self) -> bool:
+        """Whether a text is padded by its own length alone."""
+        return isinstance(self.value, LengthSteps)
+
+    def padded_length(self, num_tokens: int) -> int:
+        """Tokens of a text with the padding that is its own.
+
+        A backend goes no further than what the model reads.
+        """
+        steps = self.value
+        return steps.round_up(num_tokens) if isinstance(steps, LengthSteps) else num_tokens
 
 
 class OutOfMemory(Exception):
@@ -88,23 +119,14 @@ class Backend(Protocol):
         ...
 
 
-def padded_length(num_tokens: int) -> int:
-    """With how many tokens a text is computed by a backend of Layout.BY_LENGTH.
-
-    A function of the text alone: its vector has the same bits in any company. `forward_by_length`
-    goes no further than what the model reads.
-    """
-    step = max(_LEAST_STEP, 1 << max(0, (num_tokens - 1).bit_length() - _LENGTH_BITS))
-    return -(-num_tokens // step) * step
-
-
 def forward_by_length(
-    compute: PaddedPass, sequences: Sequence[TokenIds], max_input_tokens: int
+    compute: PaddedPass, sequences: Sequence[TokenIds], layout: Layout, max_input_tokens: int
 ) -> NDArray[np.float32]:
     """The vectors of sequences, computed in one pass for each padded length.
 
     Args:
         compute: a pass over sequences of one padded length.
+        layout: one by length.
         max_input_tokens: the most that the model reads; its table of positions may end there, so
             padding goes no further.
 
@@ -113,7 +135,7 @@ def forward_by_length(
     """
     rows: dict[int, list[int]] = {}
     for row, token_ids in enumerate(sequences):
-        rows.setdefault(padded_length(len(token_ids)), []).append(row)
+        rows.setdefault(layout.padded_length(len(token_ids)), []).append(row)
     found = [
         compute(*pad([sequences[row] for row in of_length], min(length, max_input_tokens)))
         for length, of_length in rows.items()

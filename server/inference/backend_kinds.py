@@ -186,9 +186,15 @@ def choose_backend(
         quick: what all of these GPUs compute quickly; float32 is always among it.
 
     Raises:
-        SettingError: the CPU computes this card, but not in the dtype.
+        SettingError: the CPU computes this card, but not in the dtype; or its card says that int8
+            is not offered.
     """
     encoder_card = card.encoder_card
+    if dtype == "int8" and not card.int8_recipe.offered:
+        raise SettingError(
+            f"setting dtype: model {card.name} is not offered in int8: when its card was made no recipe "
+            "kept enough of its vectors; bfloat16 and float32 it computes"
+        )
     device_type = device_type_of(devices)
     kinds = kinds_on(device_type)
     able = [kind for kind in kinds if kind.files(encoder_card)]

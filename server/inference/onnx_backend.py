@@ -104,8 +104,8 @@ class OnnxBackend:
     def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
         """See `Backend.forward`."""
         compute = partial(self._compute, alone=alone)
-        if self.layout is Layout.BY_LENGTH:
-            return forward_by_length(compute, sequences, self._max_input_tokens)
+        if self.layout.is_by_length:
+            return forward_by_length(compute, sequences, self.layout, self._max_input_tokens)
         return compute(*pad(sequences))
 
     def _compute(

@@ -7,8 +7,9 @@ padded to depends on its own length alone, and no sum runs over more than one te
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from server.catalog.card import GRAPH_FILE, Card, PoolingMode
 from server.catalog.int8_recipe import Int8Recipe
-from server.errors import ModelLoadError, first_line
+from server.errors import ModelLoadError
 from server.inference.backend import (
     Layout,
     LoadOptions,
@@ -33,13 +34,17 @@ from server.inference.graph_interface import (
     TOKEN_TYPE_IDS,
     choose_output,
 )
-from server.inference.openvino_int8 import quantize
-from server.inference.openvino_library import ov
+from server.inference.openvino_int8 import count_weights, quantize
+from server.inference.openvino_library import last_line, ov
+from server.inference.openvino_pages import Scratch, keep_as_stored, page_out, page_out_constant
 from server.inference.pooling import normalize, pool
 
 # Prepared operations that OpenVINO keeps, an operation and shape each; its default is 5,000. After
 # 1,200 micro-batches of random shapes 356 MB were resident, and 373 MB by default; 1 % slower.
 _KEPT_OPERATIONS: Final = 200
+# From so many weights on they are not laid out twice, for one core and for all; and in int8 what they
+# are laid out from lies in a temporary file. One form took half the memory (28 layers of 1,024).
+_HEAVY_WEIGHTS: Final = 150_000_000
 _LOOKED_THROUGH = {"Convert", "Reshape", "Squeeze", "Unsqueeze"}  # between ids and their table
 
 
@@ -74,7 +79,7 @@ class OpenvinoBackend:
             does not compute in these numbers.
     """
 
-    layout = Layout.BY_LENGTH
+    layout = Layout.BY_COARSE_LENGTH
 
     def __init__(
         self,
@@ -92,7 +97,7 @@ class OpenvinoBackend:
         try:
             model = _core().read_model(graph)
         except Exception as error:  # OpenVINO raises RuntimeError and others of its own
-            raise ModelLoadError(f"graph {graph}: {first_line(error)}") from error
+            raise ModelLoadError(f"graph {graph}: {last_line(error)}") from error
         inputs = {port.any_name: port for port in model.inputs}
         outputs = {name: port for port in model.outputs for name in port.names}
         output = choose_output(graph, inputs, outputs)
@@ -100,12 +105,17 @@ class OpenvinoBackend:
         self._inputs = tuple(inputs)
         self._num_embeddings = _count_rows(graph, model)
         model = ov.Model([outputs[output].node], model.get_parameters(), "encoder")
-        if recipe is not None and not quantize(model, recipe):
+        keep_as_stored(model)
+        heavy = count_weights(model) >= _HEAVY_WEIGHTS
+        if recipe is not None and not quantize(model, recipe, _settle(heavy=heavy)):
             raise ModelLoadError(f"graph {graph}: it has no matrix that can be int8")
-        self._narrow = _Form(graph, model, recipe, streams=worker_threads, threads=worker_threads)
-        self._wide = self._narrow
-        if wide_threads > 1:
-            self._wide = _Form(graph, model, recipe, streams=1, threads=wide_threads)
+        cores = max(worker_threads, wide_threads)
+        form = functools.partial(_Form, graph, model, recipe)
+        self._wide = form(streams=1, threads=cores if heavy else wide_threads)
+        self._narrow = self._wide
+        if not heavy and cores > 1:
+            self._narrow = form(streams=worker_threads, threads=worker_threads)
+        self._lay_out(model)
 
     def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
         """See `Backend.forward`; texts of one padded length are computed together.
@@ -116,7 +126,14 @@ class OpenvinoBackend:
         """
         self._check(sequences)
         compute = functools.partial(self._pass, alone=alone)
-        return forward_by_length(compute, sequences, self._max_input_tokens)
+        return forward_by_length(compute, sequences, self.layout, self._max_input_tokens)
+
+    def _lay_out(self, model: ov.Model) -> None:
+        """Have the weights in the order in which they are multiplied, and not twice in memory."""
+        for alone in (True, False):
+            with contextlib.suppress(Exception):  # whoever asks for the first vector is told
+                self.forward([np.zeros(1, np.int32)], alone=alone)
+        page_out(model)
 
     def count_embeddings(self, vocabulary_size: int) -> int:
         """See `Backend.count_embeddings`; read from the graph."""
@@ -136,7 +153,7 @@ class OpenvinoBackend:
         except Exception as error:
             if isinstance(error, MemoryError) or "alloc" in str(error).lower():
                 raise OutOfMemory(str(error)) from error
-            raise
+            raise RuntimeError(last_line(error)) from error
         if embeddings.ndim == 3:
             embeddings = pool(embeddings, attention_mask, self._pooling)
         return normalize(embeddings) if self._normalize else embeddings
@@ -171,7 +188,7 @@ class _Form:
             self._compiled = _core().compile_model(model, "CPU", options)
             found = self._compiled.get_property("INFERENCE_PRECISION_HINT")
         except Exception as error:
-            raise ModelLoadError(f"graph {graph}: {first_line(error)}") from error
+            raise ModelLoadError(f"graph {graph}: {last_line(error)}") from error
         if found != precision:
             raise ModelLoadError(f"graph {graph}: this processor does not compute in bfloat16")
         self._idle: list[ov.InferRequest] = []
@@ -186,6 +203,18 @@ class _Form:
         found = np.array(request.get_output_tensor(0).data, np.float32)
         self._idle.append(request)  # one that failed is not used again
         return found
+
+
+def _settle(*, heavy: bool) -> Callable[[ov.Node, ov.Output], None]:
+    """What becomes of the memory of a matrix that was made int8."""
+    scratch = Scratch()
+
+    def made_one(stored: ov.Node, made: ov.Output) -> None:
+        if heavy:
+            scratch.move(made)
+        page_out_constant(stored)
+
+    return made_one
 
 
 @functools.cache

@@ -13,8 +13,16 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino as ov  # noqa: E402
 from openvino import opset13 as ops  # noqa: E402
 
+from server.errors import first_line  # noqa: E402
+
 # The first look at what a tensor holds makes a table under a lock, and gives the interpreter away
 # meanwhile: two threads that come first at once would wait for each other for ever.
 _ = ov.Tensor(ov.Type.f32, ov.Shape([1])).data
 
-__all__ = ["ops", "ov"]
+__all__ = ["last_line", "ops", "ov"]
+
+
+def last_line(error: Exception) -> str:
+    """What an error of OpenVINO says, in one line: before it stand places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else first_line(error)

@@ -65,7 +65,8 @@ class WordEncoder:
     """A tokenizer that may be cut at `marks`; see `of`.
 
     Args:
-        marks: punctuation that its added tokens do not contain; the first is in its vocabulary.
+        marks: punctuation that its added tokens do not contain; the first is in its vocabulary,
+            and no other token has its id.
         prefix: ids in front of each text, int32.
         suffix: ids behind it, int32.
     """
@@ -86,6 +87,7 @@ class WordEncoder:
         model = rust.model
         if not (
             isinstance(model, WordPiece)
+            and model.max_input_chars_per_word  # else even a mark is unknown
             and isinstance(rust.normalizer, BertNormalizer | None)
             and isinstance(rust.pre_tokenizer, BertPreTokenizer)
             and _puts_tokens_around(rust)
@@ -95,7 +97,10 @@ class WordEncoder:
         if any(not text or any(map(str.isspace, text)) for text in added):
             return None
         marks = "".join(mark for mark in MARKS if not any(mark in text for text in added))
-        while marks and (marks[0] == model.unk_token or rust.token_to_id(marks[0]) is None):
+        ids = list(rust.get_vocab().values())  # files may give one id to two tokens
+        while marks and (
+            marks[0] == model.unk_token or ids.count(rust.token_to_id(marks[0])) != 1  # type: ignore[arg-type]
+        ):
             marks = marks[1:]
         return cls(rust, marks, prefix, suffix) if marks else None
 

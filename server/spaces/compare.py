@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from server.errors import InferenceFailed, TextFileError
 from server.fitting.measuring import MIN_TEXTS
-from server.fitting.neighbours import MAX_QUERIES, shared_neighbours
 from server.fitting.rotation import SEED
 from server.fitting.sampling import FittingProgress
 from server.inference.agreement import Agreement, agreement_of
+from server.inference.neighbours import MAX_QUERIES, shared_neighbours
 from server.inference.pooling import normalize
 from server.spaces.side import Side, SideFacts
 from server.spaces.text_lines import TextLine, read_text_lines
@@ -83,8 +83,9 @@ def compare_spaces(
     )
     distinct = _distinct(lines)
     if len(distinct) < MIN_TEXTS:
+        drawn = f" of the {len(lines):,} that --max-texts allows" if len(lines) < texts_read else ""
         raise TextFileError(
-            f"--text: {len(distinct):,} distinct texts, at least {MIN_TEXTS} are needed"
+            f"--text: {len(distinct):,} distinct texts{drawn}, at least {MIN_TEXTS} are needed"
         )
     (ours, left_facts), (theirs, right_facts) = (
         _embed(side, lines, progress) for side in (left, right)

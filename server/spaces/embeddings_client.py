@@ -38,7 +38,10 @@ from server.settings import is_loopback
 TIMEOUT_S = 330
 # Seconds that one request may be sent away for in all: some minutes of a limit that others share.
 MAX_WAIT_S = 600
-MAX_ANSWER_BYTES = 256 * 1024 * 1024  # 256 vectors of 16,384 numbers, written as decimals
+MAX_READ_S = 600  # an answer's body: a byte now and then must not hold the command for ever
+MAX_ANSWER_BYTES = 256 * 1024 * 1024  # 256 vectors of MAX_DIMENSIONS numbers, written as decimals
+MAX_DIMENSIONS = 16_384  # more would let one answer ask this machine for all of its memory
+_PART_BYTES = 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_TOLD_CHARS = 300
 _LATER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -95,25 +98,38 @@ class EmbeddingsClient:
         content, headers = self._post(body)
         try:
             answer = orjson.loads(content)
-            rows = [row["embedding"] for row in answer["data"]]
+            rows = [(row["embedding"], row.get("index")) for row in answer["data"]]
             model, usage = answer.get("model"), answer.get("usage")
         except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
             raise self._error("the answer is no list of embeddings") from None
         if len(rows) != len(texts):
             raise self._error(f"{len(rows)} vectors came for {len(texts)} texts")
         tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
+        fingerprint = headers.get("x-embedding-fingerprint")
         return Answer(
-            vectors=self._matrix(rows),
-            model=model if isinstance(model, str) else None,
+            vectors=self._matrix(self._in_order(rows)),
+            model=self._printable(model) if isinstance(model, str) else None,
             tokens=tokens if isinstance(tokens, int) else 0,
-            fingerprint=headers.get("x-embedding-fingerprint"),
+            fingerprint=None if fingerprint is None else self._printable(fingerprint),
         )
+
+    def _in_order(self, rows: Sequence[tuple[object, object]]) -> list[object]:
+        """Embeddings as their `index` says, if they have one: nothing else says whose they are."""
+        numbers = [index for _, index in rows]
+        if all(index is None for index in numbers):
+            return [embedding for embedding, _ in rows]
+        by_index = {index: embedding for embedding, index in rows if type(index) is int}
+        if by_index.keys() != set(range(len(rows))):
+            raise self._error(f"the embeddings' indexes are not those from 0 to {len(rows) - 1}")
+        return [by_index[place] for place in range(len(rows))]
 
     def _matrix(self, rows: Sequence[object]) -> NDArray[np.float32]:
         vectors = [self._vector(row) for row in rows]
         sizes = sorted({len(vector) for vector in vectors})
         if len(sizes) != 1 or not sizes[0]:
             raise self._error(f"vectors of {' and '.join(map(str, sizes))} dimensions came")
+        if sizes[0] > MAX_DIMENSIONS:
+            raise self._error(f"vectors of {sizes[0]} dimensions came, more than {MAX_DIMENSIONS}")
         return np.stack(vectors)
 
     def _vector(self, row: object) -> NDArray[np.float32]:
@@ -149,10 +165,15 @@ class EmbeddingsClient:
         raise AssertionError  # the count has no end
 
     def _read(self, answer: HTTPResponse) -> bytes:
-        content = answer.read(MAX_ANSWER_BYTES + 1)
-        if len(content) > MAX_ANSWER_BYTES:
-            raise self._error(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
-        return content
+        content = bytearray()
+        until_s = time.monotonic() + MAX_READ_S
+        while part := answer.read1(_PART_BYTES):
+            content += part
+            if len(content) > MAX_ANSWER_BYTES:
+                raise self._error(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+            if time.monotonic() > until_s:
+                raise self._error(f"the answer takes longer than {MAX_READ_S} s")
+        return bytes(content)
 
     def _refused(self, error: HTTPError) -> RemoteServerRefused:
         """The error of an answer, in OpenAI's shape or another one."""

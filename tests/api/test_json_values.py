@@ -82,9 +82,12 @@ def test_what_is_no_json_is_left_to_the_parser(unit: str) -> None:
     assert beginning_of(unit.encode() * 200_000, most_values=5, most_strings=5) is None
 
 
-@pytest.mark.parametrize("unit", ['"', '""', '"a":', '"a"'])
-def test_strings_in_a_row_are_left_to_it_at_once(
-    unit: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "text",
+    [*(unit * 200_000 for unit in ('"', '""', '"a":', '"a"')), "[" * 100_000 + '"' + "," * 300_000],
+)
+def test_what_no_parser_reads_on_is_left_to_it_at_once(
+    text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_at: list[bytes] = []
 
@@ -94,5 +97,5 @@ def test_strings_in_a_row_are_left_to_it_at_once(
             yield piece
 
     monkeypatch.setattr(json_values, "pieces", watched)
-    assert beginning_of(unit.encode() * 200_000, most_values=5, most_strings=5) is None
+    assert beginning_of(text.encode(), most_values=200_000, most_strings=5) is None
     assert len(looked_at) == 1

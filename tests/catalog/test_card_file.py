@@ -15,7 +15,7 @@ from server.catalog.card import Card
 from server.catalog.card_file import read_card, read_table, write_card
 from server.catalog.prompts import fault_of_names
 from server.errors import CardError
-from tests.catalog import FILES, card_table, pins, variant_table
+from tests.catalog import CPU_PRECISION, FILES, card_table, pins, variant_table
 from tests.catalog import write_card as write_by_hand
 
 DIGEST = hashlib.sha256(b"other bytes").hexdigest()
@@ -64,6 +64,8 @@ class TestWriting:
             description='Grüße, "quoted"\nand more',
             prompts={"query": "query: "},
             matryoshka={"dimensions": [8, 4]},
+            int8={"group_size": 128, "keep": ["*.[0-9].down"], "min_cosine": 0.9952},
+            cpu_precision=[CPU_PRECISION, {**CPU_PRECISION, "stsb_dev_spearman": 86.7}],
             neighbours=[{"dimensions": 4, "overlap": 0.9, "overlap_plain": 0.7, "texts": 100}],
         )
         read_by_hand = read(tmp_path / "by-hand", table)
@@ -73,6 +75,7 @@ class TestWriting:
         card = read_card(folder, tmp_path / "written")
         assert card == read_by_hand.changed(folder=folder)
         assert card.neighbours[0].overlap == 0.9
+        assert read_table(folder) == table
 
     @settings(max_examples=30)
     @given(
@@ -299,6 +302,14 @@ class TestMistakes:
             ({"int8": {"keep": [""]}}, "int8.keep"),
             ({"int8": {"min_cosine": 1.5}}, "int8.min_cosine"),
             ({"int8": {"bits": 4}}, "int8.bits"),
+            ({"int8": {"offered": "perhaps"}}, "int8.offered"),
+            ({"cpu_precision": [{**CPU_PRECISION, "dtype": "float16"}]}, "cpu_precision.0.dtype"),
+            ({"cpu_precision": [{**CPU_PRECISION, "texts": 0}]}, "cpu_precision.0.texts"),
+            ({"cpu_precision": [{**CPU_PRECISION, "min_cosine": 2}]}, "cpu_precision.0.min_cosine"),
+            (
+                {"cpu_precision": [{**CPU_PRECISION, "neighbours_kept": 97.5}]},
+                "cpu_precision.0.neighbours_kept",
+            ),
             ({"torch": TORCH | {"weights": []}}, "torch.weights"),
             ({"torch": TORCH | {"config": "absent.json"}}, "torch names 'absent.json'"),
             (

@@ -11,7 +11,7 @@ import pytest
 from server.catalog.card import Card, Dtype
 from server.catalog.card_file import read_card
 from server.catalog.int8_recipe import Int8Recipe
-from tests.catalog import FILES, card_table, pins, variant_table
+from tests.catalog import CPU_PRECISION, FILES, card_table, pins, variant_table
 from tests.catalog import write_card as write_by_hand
 
 DIGEST = hashlib.sha256(b"other bytes").hexdigest()
@@ -77,7 +77,10 @@ TELLING: dict[str, dict[str, Any]] = {
         "reference": {"texts": ["a"], "file": "reference.safetensors"},
         "files": {**pins(FILES), **pins({"reference.safetensors": b"vectors"})},
     },
-    "int8": {"int8": {"group_size": 128, "keep": ["*.down"], "min_cosine": 0.995}},  # in float32
+    "int8": {  # in float32
+        "int8": {"offered": False, "group_size": 128, "keep": ["*.down"], "min_cosine": 0.995}
+    },
+    "cpu_precision": {"cpu_precision": [CPU_PRECISION]},
     "embedding_dim": {"embedding_dim": 7},  # the graph decides it
     "torch": {
         "torch": {
@@ -190,14 +193,20 @@ class TestFingerprint:
         cards = [read(tmp_path / str(n), card_table(**one)) for n, one in enumerate(recipes)]
         assert len({card.computed_in("int8").fingerprint for card in cards}) == len(recipes)
         assert len({card.computed_in("bfloat16").fingerprint for card in cards}) == 1
-        for n, same in enumerate([{"min_cosine": 0.5}, {"group_size": 64, "keep": []}]):
+        same_vectors: list[dict[str, Any]] = [
+            {"min_cosine": 0.5},
+            {"group_size": 64, "keep": []},
+            {"offered": False},
+        ]
+        for n, same in enumerate(same_vectors):
             card = read(tmp_path / f"same{n}", card_table(int8=same)).computed_in("int8")
             assert card.fingerprint == cards[0].computed_in("int8").fingerprint
 
     def test_a_variant_has_the_recipe_of_its_base(self, tmp_path: Path) -> None:
-        base = read(tmp_path, card_table(int8={"group_size": 128}))
+        base = read(tmp_path, card_table(int8={"group_size": 128}, cpu_precision=[CPU_PRECISION]))
         variant = read(tmp_path, variant_table())
         assert variant.int8_recipe == base.int8_recipe == base.int8 != Int8Recipe()
+        assert (variant.int8, variant.cpu_precision) == (None, ())  # these are said of the base
         computed = variant.computed_in("int8")
         assert computed.fingerprint == base.computed_in("int8").fingerprint != base.fingerprint
         assert computed.encoder_key == base.computed_in("int8").encoder_key

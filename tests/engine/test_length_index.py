@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from server.engine.fair_share import FairShare
 from server.engine.length_index import LengthIndex
 from server.engine.sequence import SequenceGroup, TokenSequence
-from server.inference.backend import Layout, padded_length
+from server.inference.backend import Layout
 from tests.engine import groups_of
 
 some_lengths = st.lists(st.integers(1, 300), min_size=1, max_size=40)
@@ -65,6 +65,9 @@ def test_packed_what_is_unlike_goes_along(layout: Layout, expected: list[int]) -
     assert lengths(index.take(group.sequences[0], 512, most_start_tokens=0)) == expected
 
 
+BY_LENGTH = [layout for layout in Layout if layout.is_by_length]
+
+
 def test_by_length_what_has_the_heads_padded_length_goes_along_as_it_came() -> None:
     index, (one, other) = indexed(
         ("A", [12, 14, 13, 13]), ("B", [14, 15, 12, 14]), layout=Layout.BY_LENGTH
@@ -81,14 +84,14 @@ def test_by_length_what_has_the_heads_padded_length_goes_along_as_it_came() -> N
     assert lengths(index.take(other.sequences[2], 1000, most_start_tokens=0)) == [12]
 
 
-@given(some_lengths, st.integers(1, 600))
+@given(some_lengths, st.integers(1, 600), st.sampled_from(BY_LENGTH))
 def test_by_length_all_that_fits_goes_along_and_nothing_of_another_length(
-    tokens: list[int], budget: int
+    tokens: list[int], budget: int, layout: Layout
 ) -> None:
-    index, (group,) = indexed(("A", tokens), layout=Layout.BY_LENGTH)
-    head, padded = group.sequences[0], padded_length(tokens[0])
+    index, (group,) = indexed(("A", tokens), layout=layout)
+    head, padded = group.sequences[0], layout.padded_length(tokens[0])
     taken = index.take(head, budget, most_start_tokens=0)
-    alike = [one for one in group.sequences[1:] if padded_length(one.num_tokens) == padded]
+    alike = [one for one in group.sequences[1:] if layout.padded_length(one.num_tokens) == padded]
     assert set(taken) == {head, *alike[: max(0, budget // padded - 1)]}
 
 

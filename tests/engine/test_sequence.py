@@ -8,7 +8,13 @@ from tests.engine import group_of
 
 
 @pytest.mark.parametrize(
-    ("layout", "cost"), [(Layout.PACKED, 4), (Layout.BY_LENGTH, 4 + 2), (Layout.PADDED, 2 * 3)]
+    ("layout", "cost"),
+    [
+        (Layout.PACKED, 4),
+        (Layout.BY_LENGTH, 4 + 2),
+        (Layout.BY_COARSE_LENGTH, 8 + 8),
+        (Layout.PADDED, 2 * 3),
+    ],
 )
 def test_a_micro_batch_costs_its_padding(layout: Layout, cost: int) -> None:
     micro_batch = MicroBatch(group_of(3, 1).sequences, layout)

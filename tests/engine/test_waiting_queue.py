@@ -19,7 +19,7 @@ from server.engine.pace import Pace
 from server.engine.sequence import MicroBatch, SequenceGroup, TokenSequence
 from server.engine.waiting_queue import FRONT_BUDGETS, WaitingQueue
 from server.errors import Draining
-from server.inference.backend import Layout, padded_length
+from server.inference.backend import Layout
 from tests.engine import Requests, group_of, groups_of
 from tests.waiting import wait_for
 
@@ -833,7 +833,7 @@ def test_a_micro_batch_holds_sequences_of_one_padded_length(
 ) -> None:
     queue, _ = waiting(requests, budget)
     for batch in drain(queue):
-        (length,) = {padded_length(sequence.num_tokens) for sequence in batch.sequences}
+        (length,) = {Layout.BY_LENGTH.padded_length(one.num_tokens) for one in batch.sequences}
         assert batch.padded_tokens == len(batch) * length
 
 

@@ -363,7 +363,8 @@ async def test_a_model_is_loaded_when_asked_for_and_told_when_unloaded(
     monkeypatch.setattr(engine_service, "STATE_INTERVAL_S", 3600)  # the news come without it
     backend = FakeBackend()
     backend.turnstile = threading.Semaphore(0)
-    split = await split_over(backend, **OWN_IDS, lazy=True, unload_after_s=0.2)
+    # Unloaded between its load and its admission, it would be loaded twice and wait for the turnstile.
+    split = await split_over(backend, **OWN_IDS, lazy=True, unload_after_s=1)
     async with split.client as client:
         for _ in range(2):
             assert not split.told().loaded

@@ -127,14 +127,18 @@ def test_an_offered_upgrade_costs_neither_the_body_nor_the_connection(
         ("http://localhost/livez", "1.1", [], 400),
         ("http://localhost/livez", "1.1", ["localhost", "localhost"], 400),
         ("//evil.example/livez", "1.1", ["localhost"], 404),
+        ("http:///livez", "1.1", ["localhost"], 400),
+        ("http://localhost", "1.1", ["localhost"], 404),
+        ("http://localhost?x=/livez", "1.1", ["localhost"], 404),
     ],
 )
+@pytest.mark.parametrize("offer", [b"", OFFER], ids=["plain", "upgrade-offered"])
 def test_of_a_target_that_names_a_host_that_one_counts(
-    connection: Connection, target: str, version: str, hosts: list[str], status: int
+    connection: Connection, target: str, version: str, hosts: list[str], status: int, offer: bytes
 ) -> None:
     named = "".join(f"Host: {host}\r\n" for host in hosts)
     with connection:
-        connection.send(f"GET {target} HTTP/{version}\r\n{named}\r\n".encode())
+        connection.send(f"GET {target} HTTP/{version}\r\n{named}".encode(), offer, b"\r\n")
         assert connection.answer()[0] == status
 
 

@@ -23,11 +23,16 @@ from server.catalog.card import TOKENIZER_FILE, Card
 from server.catalog.card_file import read_card
 from server.catalog.registry import read_registry
 from server.errors import ImportRefused, StartupError
-from server.importing import packages
+from server.importing import importer, packages
+from server.importing.cpu_proof import prove_on_cpu
 from server.importing.folder import read_folder
 from server.importing.importer import import_model
 from server.importing.plan import Wishes
+from server.inference.cpu_instructions import quick_dtypes
 from server.inference.loader import load_encoder
+from server.inference.opening import Opener
+from server.inference.placement import find_placement
+from server.settings import Settings
 from tests.catalog import write_card as write_by_hand
 from tests.conftest import PLAIN, REPOSITORY
 from tests.importing.exports import Exports
@@ -65,7 +70,8 @@ def test_a_publishers_graph_is_used_without_torch(tmp_path: Path, exports: Expor
     exports.published(folder)
     script = f"""
         import builtins, sys
-        from server.importing import packages
+        from server.importing import importer, packages
+from server.importing.cpu_proof import prove_on_cpu
         real = builtins.__import__
         def without_torch(name, *rest, **named):
             if name.partition(".")[0] in ("torch", "transformers", "sentence_transformers", "onnx"):
@@ -684,3 +690,26 @@ def test_a_tokenizer_that_panics_is_refused_in_one_line(when: str, tmp_path: Pat
         import_model(folder, tmp_path / "models", Wishes(), ignore)
     assert "\n" not in refused.value.message
     assert not list((tmp_path / "models").rglob("card.toml"))
+
+
+# --- lower precision on a CPU ---------------------------------------------------------------------
+
+
+def test_a_card_says_what_the_lower_precisions_of_a_cpu_keep_and_is_served_by_that(
+    tmp_path: Path, exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "prove_on_cpu", prove_on_cpu)
+    lines: list[str] = []
+    import_model(make_folder(tmp_path / "bert"), tmp_path / "models", Wishes(), lines.append)
+    card = card_of(tmp_path, "bert")
+    there = [dtype for dtype in ("bfloat16", "int8") if dtype in quick_dtypes()]
+    assert [one.dtype for one in card.cpu_precision] == there
+    assert any(line.startswith("on a CPU: int8 with groups of 32;") for line in lines) == (
+        "int8" in there
+    )
+    for dtype in there:
+        opener = Opener(Settings(), find_placement("cpu", dtype))
+        assert opener.open_encoder(card).embedding_dim == DIM  # at the card's floor
+    if "int8" in there:
+        assert card.int8 is not None
+        assert card.int8.group_size == 32  # which divides the feed-forward's inputs

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from server.inference.backend import TokenIds, forward_by_length, pad, padded_length
+from server.inference.backend import Layout, TokenIds, forward_by_length, pad
 
 
 def test_padding_is_on_the_right_and_masked() -> None:
@@ -22,15 +22,20 @@ def test_padding_is_on_the_right_and_masked() -> None:
     assert [part.shape for part in pad(sequences, 2)] == [(2, 3)] * 2
 
 
-def test_a_padded_length_is_even_and_at_most_a_33rd_of_it_is_padding() -> None:
-    lengths = [padded_length(n) for n in range(1, 32_769)]
+@pytest.mark.parametrize(
+    ("layout", "step", "share", "num_lengths"),
+    [(Layout.BY_LENGTH, 2, 33, (96, 256)), (Layout.BY_COARSE_LENGTH, 8, 17, (32, 112))],
+)
+def test_a_padded_length_has_a_least_step_and_little_padding_and_there_are_few(
+    layout: Layout, step: int, share: int, num_lengths: tuple[int, int]
+) -> None:
+    lengths = [layout.padded_length(n) for n in range(1, 32_769)]
     assert lengths == sorted(lengths)
     for num_tokens, length in enumerate(lengths, start=1):
-        assert length % 2 == 0
-        assert 0 <= length - num_tokens <= max(1, length / 33)
-        assert padded_length(length) == length
-    assert len(set(lengths[:256])) == 96
-    assert len(set(lengths[:8_192])) == 256
+        assert length % step == 0
+        assert 0 <= length - num_tokens <= max(step - 1, length / share)
+        assert layout.padded_length(length) == length
+    assert (len(set(lengths[:256])), len(set(lengths[:8_192]))) == num_lengths
 
 
 class Passes:
@@ -53,11 +58,16 @@ def texts(lengths: Sequence[int]) -> list[TokenIds]:
     return [np.full(length, number, np.int32) for number, length in enumerate(lengths, start=1)]
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=20))
-def test_each_text_is_computed_with_its_own_length_in_one_pass_a_length(lengths: list[int]) -> None:
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=20),
+    st.sampled_from([layout for layout in Layout if layout.is_by_length]),
+)
+def test_each_text_is_computed_with_its_own_length_in_one_pass_a_length(
+    lengths: list[int], layout: Layout
+) -> None:
     passes = Passes()
-    vectors = forward_by_length(passes, texts(lengths), sys.maxsize)
-    padded = [padded_length(length) for length in lengths]
+    vectors = forward_by_length(passes, texts(lengths), layout, sys.maxsize)
+    padded = [layout.padded_length(length) for length in lengths]
     sums = [number * length for number, length in enumerate(lengths, start=1)]
     assert vectors.tolist() == [list(pair) for pair in zip(sums, padded, strict=True)]
     assert sorted(passes.shapes) == sorted((padded.count(n), n) for n in set(padded))
@@ -66,5 +76,5 @@ def test_each_text_is_computed_with_its_own_length_in_one_pass_a_length(lengths:
 @pytest.mark.parametrize("most", [509, 510, 511, 512])
 def test_padding_goes_no_further_than_what_the_model_reads(most: int) -> None:
     passes = Passes()
-    forward_by_length(passes, texts([most, most - 1, 3]), most)
+    forward_by_length(passes, texts([most, most - 1, 3]), Layout.BY_LENGTH, most)
     assert max(tokens for _, tokens in passes.shapes) == most

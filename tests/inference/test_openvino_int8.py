@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from server.inference.openvino_library import ops, ov
 
 MATRIX = np.random.default_rng(1).standard_normal((6, 64)).astype(np.float32)  # 64 inputs
 MATRIX[2] = 0
+# Whose ends are halves of a step of 1, rounded to even: 4 + 252 = 256 is one more than there is.
+MATRIX[5] = np.linspace(-3.5, 251.5, 64)
+MATRIX[3], MATRIX[4] = np.abs(MATRIX[3]) + 0.5, -np.abs(MATRIX[4]) - 0.5  # of one sign
 
 
 def constant(matrix: NDArray[np.float32], stored: str, name: str = "layer.up.weight") -> Any:
@@ -36,20 +40,37 @@ def product(weight: Any, *, transposed: bool, name: str = "/layer/up/MatMul") ->
     return ov.Model([node], [inputs], "product")
 
 
-def weights_of(model: Any) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
-    """Integers and scales of the model's product, if it has any."""
+@dataclass(frozen=True)
+class Stored:
+    """What a product multiplies by: (integers - zero_points) * scales."""
+
+    integers: NDArray[np.uint8]
+    zero_points: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        return (self.integers.astype(np.float32) - self.zero_points) * self.scales
+
+
+def weights_of(model: Any) -> Stored | None:
+    """Of the model's product, if they are integers."""
     (node,) = [one for one in model.get_ordered_ops() if one.get_type_name() == "MatMul"]
     scaled = node.input_value(1).get_node()
     if scaled.get_type_name() != "Multiply":
         return None
     assert node.get_attributes()["transpose_b"]
-    integers = scaled.input_value(0).get_node().input_value(0).get_node()
-    return integers.get_data(), scaled.input_value(1).get_node().get_data()
+    moved = scaled.input_value(0).get_node()
+    assert moved.get_type_name() == "Subtract"
+    integers, zero_points = (
+        moved.input_value(place).get_node().input_value(0).get_node().get_data() for place in (0, 1)
+    )
+    return Stored(integers, zero_points, scaled.input_value(1).get_node().get_data())
 
 
 @pytest.mark.parametrize("stored", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("form", ["rows", "columns", "transposed rows"])
-def test_each_row_keeps_its_largest_number_and_no_other_moves_by_more_than_half_a_step(
+def test_each_row_keeps_its_range_and_no_number_moves_by_more_than_half_a_step(
     stored: str, form: str
 ) -> None:
     weight = constant(MATRIX if form != "columns" else np.ascontiguousarray(MATRIX.T), stored)
@@ -61,16 +82,16 @@ def test_each_row_keeps_its_largest_number_and_no_other_moves_by_more_than_half_
     assert quantize(model, Int8Recipe()) == 1
     found = weights_of(model)
     assert found is not None
-    integers, scales = found
-    assert (integers.shape, integers.dtype.name, scales.shape) == ((6, 64), "int8", (6, 1))
+    assert (found.integers.shape, found.integers.dtype.name) == ((6, 64), "uint8")
+    assert found.zero_points.shape == found.scales.shape == (6, 1)
     coarse = 0 if stored == "f32" else 2**-7  # bfloat16 is stored with 8 bits, cut off here
-    largest = np.abs(MATRIX).max(axis=1)
-    np.testing.assert_allclose(
-        np.abs(integers).max(axis=1) * scales[:, 0], largest, rtol=coarse + 1e-6
-    )
-    assert set(np.abs(integers).max(axis=1)) == {0, 127}
-    off = np.abs(integers * scales - MATRIX)
-    assert (off <= scales / 2 * 1.0001 + coarse * np.abs(MATRIX)).all()
+    ends = np.minimum(MATRIX.min(axis=1), 0), np.maximum(MATRIX.max(axis=1), 0)
+    steps = (ends[1] - ends[0]) / 255
+    steps[2] = 1
+    np.testing.assert_allclose(found.scales[:, 0], steps, rtol=coarse + 1e-6)
+    assert (found.matrix[2] == 0).all()
+    off = np.abs(found.matrix - MATRIX)
+    assert (off <= found.scales / 2 * 1.0001 + coarse * np.abs(MATRIX)).all()
 
 
 @pytest.mark.parametrize(
@@ -110,6 +131,7 @@ def test_layers_that_share_a_matrix_go_on_sharing_it() -> None:
     integers = [
         node
         for node in model.get_ordered_ops()
-        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i8
+        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.u8
+        if len(node.shape) == 2 and node.shape[1] > 1
     ]
     assert len(integers) == 2

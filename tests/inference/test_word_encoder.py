@@ -175,6 +175,12 @@ def test_an_absent_mark_stands_between_no_words() -> None:
     check(rust, seed=4, count=100)
 
 
+def test_a_mark_that_shares_its_id_stands_between_no_words() -> None:
+    rust = make_tokenizer()
+    rust.model = models.WordPiece(VOCABULARY | {"pro": VOCABULARY[","]}, unk_token="[UNK]")
+    assert BothWays(rust).differing(["the pro the the", "pro", "the, pro,"]) == []
+
+
 def with_changes(**changes: Any) -> RustTokenizer:
     rust = make_tokenizer()
     for name, value in changes.items():
@@ -199,6 +205,9 @@ def test_what_stands_around_a_text_may_be_nothing_or_from_roberta(processor: Any
 
 NOT_CUT = {
     "another model": lambda: with_changes(model=models.WordLevel(VOCABULARY, "[UNK]")),
+    "words of no length": lambda: with_changes(
+        model=models.WordPiece(VOCABULARY, unk_token="[UNK]", max_input_chars_per_word=0)
+    ),
     "another pre-tokenizer": lambda: with_changes(pre_tokenizer=pre_tokenizers.Whitespace()),
     "no pre-tokenizer": lambda: with_changes(pre_tokenizer=None),
     "another normalizer": lambda: with_changes(normalizer=normalizers.Strip()),

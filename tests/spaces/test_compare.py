@@ -151,11 +151,16 @@ def test_too_few_distinct_texts_are_refused_before_anything_is_computed(
     tmp_path: Path, count: int
 ) -> None:
     file = tmp_path / "few.txt"
-    file.write_text("".join(f"text {i}\n" for i in range(count)) * 60)
+    file.write_text("".join(f"text {i}\n" for i in range(count)) * 20)
     side = Made()
     with pytest.raises(TextFileError, match=f"--text: {count} distinct texts, at least 50"):
         compared(side, side, file)
     assert side.texts == []
+
+
+def test_who_allows_too_few_texts_is_told_so(texts: Path) -> None:
+    with pytest.raises(TextFileError, match="20 distinct texts of the 20 that --max-texts allows"):
+        compared(Made(), Made(), texts, max_texts=20)
 
 
 def test_of_many_texts_some_are_drawn_and_asked_for_their_neighbours(texts: Path) -> None:

@@ -72,6 +72,35 @@ def test_an_answer_that_is_none_is_named(scripted: Scripted, answer: object, tol
     assert scripted.url in caught.value.message
 
 
+def test_embeddings_belong_to_the_texts_that_their_index_says(scripted: Scripted) -> None:
+    answer = embeddings(VECTORS)
+    answer["data"].reverse()
+    scripted.then(200, answer)
+    vectors = EmbeddingsClient(scripted.url).embed(["a", "b"]).vectors
+    assert vectors.tobytes() == np.stack(VECTORS).tobytes()
+
+
+@pytest.mark.parametrize("indexes", [(0, 0), (0, 2), (0, None), ("0", "1"), (False, True)])
+def test_indexes_that_name_no_text_each_are_an_error(
+    scripted: Scripted, indexes: tuple[object, object]
+) -> None:
+    answer = embeddings(VECTORS)
+    for row, index in zip(answer["data"], indexes, strict=True):
+        row["index"] = index
+    scripted.then(200, answer)
+    with pytest.raises(RemoteServerError, match="indexes are not those from 0 to 1"):
+        EmbeddingsClient(scripted.url).embed(["a", "b"])
+
+
+def test_vectors_of_a_size_that_no_model_has_are_refused(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings_client, "MAX_DIMENSIONS", 2)
+    scripted.then(200, embeddings(VECTORS))
+    with pytest.raises(RemoteServerError, match="vectors of 3 dimensions came, more than 2"):
+        EmbeddingsClient(scripted.url).embed(["a", "b"])
+
+
 def test_numbers_beyond_float32_are_infinity_and_not_a_warning(scripted: Scripted) -> None:
     scripted.then(200, embeddings([[1e300, 1.0]]))
     assert np.isinf(EmbeddingsClient(scripted.url).embed(["a"]).vectors[0, 0])
@@ -133,6 +162,15 @@ def test_a_key_goes_to_no_other_place_and_into_no_message(scripted: Scripted, st
     assert len(caught.value.message) < 500
 
 
+def test_what_a_server_says_of_itself_holds_no_key_and_steers_no_terminal(
+    scripted: Scripted,
+) -> None:
+    answer = embeddings(VECTORS, model=f"\x1b[2J{KEY}")
+    scripted.then(200, answer, x_embedding_fingerprint=f"{KEY}\x1b[2J")
+    said = EmbeddingsClient(scripted.url, KEY).embed(["a", "b"])
+    assert (said.model, said.fingerprint) == ("[2J***", "*** [2J")
+
+
 def test_a_server_that_is_not_there_is_named() -> None:
     with socket.socket() as taken:  # bound, and does not listen
         taken.bind(("127.0.0.1", 0))
@@ -155,6 +193,15 @@ def test_an_answer_without_end_is_not_read(
     scripted.then(200, b" " * 101)
     with pytest.raises(RemoteServerError, match="more than 100 bytes"):
         EmbeddingsClient(scripted.url).embed(["a"])
+
+
+def test_an_answer_that_only_trickles_is_given_up(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings_client, "MAX_READ_S", 0)
+    scripted.then(200, embeddings(VECTORS))
+    with pytest.raises(RemoteServerError, match="takes longer than 0 s"):
+        EmbeddingsClient(scripted.url).embed(["a", "b"])
 
 
 def test_no_proxy_stands_before_a_server_of_this_machine(

@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
-from server.fitting import neighbours
-from server.fitting.neighbours import average_ranks, nearest, overlap, shared_neighbours, spearman
+from server.inference import neighbours
+from server.inference.neighbours import average_ranks, nearest, overlap, shared_neighbours, spearman
 from server.inference.pooling import normalize
 
 VECTORS = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
