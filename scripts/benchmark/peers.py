@@ -128,12 +128,15 @@ class OpenVino(GraphPeer):
     """
 
     def __init__(self, options: PeerOptions) -> None:
-        from server.catalog.int8_recipe import Int8Recipe
+        from server.catalog.registry import read_registry
         from server.inference.openvino_int8 import quantize
         from server.inference.openvino_library import ov
 
         super().__init__()
-        core, recipe = ov.Core(), Int8Recipe()
+        core, recipe = (
+            ov.Core(),
+            read_registry(self._folder.parent).resolve(client.MODEL).int8_recipe,
+        )
         model = core.read_model(self._folder / "graph.onnx")
         if options.dtype == "int8":
             quantize(model, recipe)
