@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.conftest import MATRYOSHKA, PLAIN
 from tests.server_process import ServerProcess
 
-TEXTS = 32
+TEXTS = 24
 LOADING_TEXTS = 24
 
 
@@ -74,7 +74,7 @@ def alone(server: ServerProcess) -> Vectors:
 
 
 @given(histories, st.integers(0, 2**32))
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_each_vector_has_the_bits_that_it_has_alone(
     server: ServerProcess,
     alone: Vectors,
