@@ -6,14 +6,14 @@ costs the event loop's thread. uvicorn gives the head when it has that part, and
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+from server.http.lingering import Lingering
 
-class JoinedHead(asyncio.Protocol):
+
+class JoinedHead(Lingering):
     """The part of a connection's protocol that keeps a head back."""
 
-    transport: asyncio.Transport
     _answering: Any  # uvicorn's: the request whose answer is next
     awaits_head = False  # of its answer; set with each request that begins
     _head = b""  # that is not written yet
@@ -37,7 +37,7 @@ class JoinedHead(asyncio.Protocol):
     def end(self, *, lingers: bool) -> None:
         """The connection ends behind what was written."""
         self._write_head()
-        super().end(lingers=lingers)  # type: ignore[misc]  # all protocols have it
+        super().end(lingers=lingers)
 
     def _write_head(self) -> None:
         if self._head:
