@@ -1,7 +1,7 @@
 """An answer's head, which is written together with the first part of its body.
 
 Each write is a system call that wakes the client: two of them cost a third of all that a short query
-costs the event loop's thread. uvicorn gives the head when it has that part, and just before it.
+costs the event loop's thread. Each response here gives its head just before that part.
 """
 
 from __future__ import annotations
