@@ -12,6 +12,7 @@ import uvicorn
 from server.http.connection_limit import FewConnections
 from server.http.patient_connection import LimitedState
 from server.http.protocol import BoundedProtocol
+from server.http.waiting_room import WaitingRoom
 
 
 class Wire(asyncio.Transport):
@@ -88,7 +89,7 @@ async def _serve(pieces: list[bytes], turns: int = 0) -> _Served:
 
     _FAILURES.found.clear()
     CONFIG.loaded_app = app
-    state, wire = LimitedState(), Wire()
+    state, wire = LimitedState(WaitingRoom(10**9)), Wire()
     state.connection_limit = FewConnections(state.all_connections, 1)
     wire.protocol = BoundedProtocol(CONFIG, state, {})
     wire.protocol.connection_made(wire)

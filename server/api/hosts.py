@@ -52,7 +52,10 @@ class HostRule:
             return
         host = _read_host(named[0]) if len(named) == 1 else None
         if host is None:
-            raise InvalidRequest("The request must have exactly one Host header, with a host.")
+            raise InvalidRequest(
+                "The request must have exactly one Host header, with a host; "
+                "a target that is a whole URL must name one, too, and no user."
+            )
         if self._trusted:
             trusted = any(fnmatch.fnmatchcase(host, pattern) for pattern in self._trusted)
         elif self._listens_locally and not asks_for_keys:

@@ -91,8 +91,7 @@ class RequestContext:
             await answer(scope, receive, send_with_headers)
         finally:
             record.end()
-            # uvloop writes to the socket when the loop's turn ends: what the client need not wait
-            # for has its own turn after it.
+            # What the client need not wait for has a turn of its own, behind the answer's.
             asyncio.get_running_loop().call_soon(record.report, scope, status, self._metrics)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

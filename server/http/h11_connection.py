@@ -9,13 +9,15 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import InvalidRequest
-from server.http.patient_connection import PatientConnection
+from server.http.patient_connection import LimitedState, PatientConnection
 from server.http.refusals import MAX_HEADERS, no_room, refuse, too_many_headers
 from server.http.waiting_room import head_bytes
 
 
 class UpgradeIgnoringProtocol(PatientConnection, H11Protocol):
     """A connection whose client has offered an upgrade once."""
+
+    server_state: LimitedState
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's, but a whole head ends the wait for it, not its first byte."""

@@ -8,23 +8,19 @@ written to, so it is looked for.
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Callable
 from typing import Any
+
+from server.http.lingering import Lingering
 
 _INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 FIRST_LOOK_S = 0.01  # about the way to a client and back
 MAX_LOOK_S = 1.0
 
 
-class HalfClosed(asyncio.Protocol):
+class HalfClosed(Lingering):
     """The part of a connection's protocol that goes on when its client has sent all it will."""
 
-    loop: asyncio.AbstractEventLoop
-    transport: asyncio.Transport
-    cycle: Any  # uvicorn's: the request that came last, and its answer
-    end: Callable[..., None]  # see Lingering
     _answering: Any = None  # the one whose answer is next, if several have come
     _is_half_closed = False
 

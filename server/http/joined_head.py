@@ -1,19 +1,19 @@
 """An answer's head, which is written together with the first part of its body.
 
 Each write is a system call that wakes the client: two of them cost a third of all that a short query
-costs the event loop's thread. uvicorn gives the head when it has that part, and just before it.
+costs the event loop's thread. Each response here gives its head just before that part.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+from server.http.lingering import Lingering
 
-class JoinedHead(asyncio.Protocol):
+
+class JoinedHead(Lingering):
     """The part of a connection's protocol that keeps a head back."""
 
-    transport: asyncio.Transport
     _answering: Any  # uvicorn's: the request whose answer is next
     awaits_head = False  # of its answer; set with each request that begins
     _head = b""  # that is not written yet
@@ -37,7 +37,7 @@ class JoinedHead(asyncio.Protocol):
     def end(self, *, lingers: bool) -> None:
         """The connection ends behind what was written."""
         self._write_head()
-        super().end(lingers=lingers)  # type: ignore[misc]  # all protocols have it
+        super().end(lingers=lingers)
 
     def _write_head(self) -> None:
         if self._head:

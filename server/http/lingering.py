@@ -17,6 +17,7 @@ MAX_SILENCE_AT_END_S = 1
 class Lingering(asyncio.Protocol):
     """The part of a connection's protocol that ends it; for its answers it is the transport."""
 
+    loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     cycle: Any  # uvicorn's: the request that came last, and its answer
     flow: Any

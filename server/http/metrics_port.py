@@ -18,6 +18,7 @@ from server.http.connection_limit import FewConnections
 from server.http.listening import bind, tell_metrics_port
 from server.http.patient_connection import LimitedState
 from server.http.uvicorn_config import uvicorn_config
+from server.http.waiting_room import WaitingRoom
 from server.settings import Settings
 
 MAX_CONNECTIONS = 16  # a scraper needs one
@@ -43,7 +44,7 @@ class MetricsServer(uvicorn.Server):
     def __init__(self, services: Services, listener: socket.socket) -> None:
         app = create_metrics_app(services)
         super().__init__(uvicorn_config(app, services.settings, lifespan="off"))
-        state = LimitedState()
+        state = LimitedState(WaitingRoom.of(services.settings))
         state.connection_limit = FewConnections(state.all_connections, MAX_CONNECTIONS)
         self.server_state = state
         self._listener = listener

@@ -16,8 +16,7 @@ from uvicorn.server import ServerState
 
 from server.http.connection_limit import Connection, ConnectionLimit, FewConnections
 from server.http.half_closed import HalfClosed
-from server.http.lingering import Lingering
-from server.http.turns import READS_AT_ONCE, ReadInTurns, Turns
+from server.http.turns import READS_AT_ONCE, STARTS_AT_ONCE, ReadInTurns, Turns
 from server.http.waiting_room import WaitingRoom
 from server.program.send_queue import unacknowledged_bytes
 
@@ -29,9 +28,19 @@ MIN_READ_BYTES_PER_S = 1024  # of an answer: whoever reads it holds memory and a
 
 
 class LimitedState(ServerState):
-    """What all connections share."""
+    """What all connections of a port share.
+
+    Args:
+        room: for what belongs to no seat.
+    """
 
     connection_limit: ConnectionLimit | FewConnections
+
+    def __init__(self, room: WaitingRoom) -> None:
+        super().__init__()
+        self.room = room
+        self.starts = Turns(STARTS_AT_ONCE)
+        self.reads = Turns(READS_AT_ONCE)
 
     @property
     def all_connections(self) -> Collection[Connection]:
@@ -39,15 +48,11 @@ class LimitedState(ServerState):
         return cast("Collection[Connection]", self.connections)
 
 
-class PatientConnection(HalfClosed, Lingering):
+class PatientConnection(HalfClosed):
     """The part of a connection's protocol that gives up clients who do not move."""
 
-    room = WaitingRoom(1024 * 1024 * 1024)  # see `within`
-    reads = Turns(READS_AT_ONCE)  # see `within`
-    _room_bytes = 0  # what this connection has of it
-    loop: asyncio.AbstractEventLoop
-    transport: asyncio.Transport
-    timeout_keep_alive: int
+    server_state: LimitedState
+    _room_bytes = 0  # what this connection has of the room
     timeout_keep_alive_task: asyncio.TimerHandle | None
     _unset_keepalive_if_required: Callable[[], None]
     _body_bytes = 0  # of an answered request, since the timer was set
@@ -67,7 +72,7 @@ class PatientConnection(HalfClosed, Lingering):
     def connection_made(self, transport: Any) -> None:
         """As uvicorn's, but read in turn with the others."""
         super().connection_made(transport)
-        self.flow = ReadInTurns(transport, self.reads)
+        self.flow = ReadInTurns(transport, self.server_state.reads)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Keep nothing alive, however it ended."""
@@ -136,7 +141,7 @@ class PatientConnection(HalfClosed, Lingering):
 
     def hold(self, num_bytes: int) -> bool:
         """Whether there is room for so many bytes of this connection."""
-        if not self.room.change(self._room_bytes, num_bytes):
+        if not self.server_state.room.change(self._room_bytes, num_bytes):
             return False
         self._room_bytes = num_bytes
         return True

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -23,8 +23,8 @@ from server.errors import ApiError, InvalidRequest
 from server.http.joined_head import JoinedHead
 from server.http.patient_connection import MAX_HEAD_BYTES, LimitedState, PatientConnection
 from server.http.refusals import MAX_HEADERS, no_room, refuse, too_many_headers
-from server.http.turns import READS_AT_ONCE, STARTS_AT_ONCE, Turns
-from server.http.waiting_room import WaitingRoom, head_bytes, waiting_bytes
+from server.http.turns import STARTS_AT_ONCE
+from server.http.waiting_room import head_bytes, waiting_bytes
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -42,19 +42,12 @@ class BoundedProtocol(JoinedHead, PatientConnection, HttpToolsProtocol):
     """Refuses heads, trailers and chunk extensions that are too long, and keeps every body."""
 
     server_state: LimitedState
-    starts = Turns(STARTS_AT_ONCE)  # see `within`
     _bytes_without_progress = 0
     _progress = False
     _data_bytes = 0  # that came last
     _head_bytes = 0  # of the request that is answered, if they are many
     _answering: RequestResponseCycle | None = None  # the request whose answer is next
     _expects_more = False
-
-    @classmethod
-    def within(cls, room: WaitingRoom) -> type[Self]:
-        """A protocol whose connections share the room."""
-        shared = {"room": room, "starts": Turns(STARTS_AT_ONCE), "reads": Turns(READS_AT_ONCE)}
-        return type(cls.__name__, (cls,), shared)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head, no longer than for a later one."""
@@ -155,7 +148,7 @@ class BoundedProtocol(JoinedHead, PatientConnection, HttpToolsProtocol):
         if len(self.tasks) < STARTS_AT_ONCE or cycle.scope["path"] in _FIRST:
             start(cycle, app)
         else:
-            self.starts.later(partial(start, cycle, app))
+            self.server_state.starts.later(partial(start, cycle, app))
 
     def _count(self) -> None:
         """Hold what lies here; refuse what there is no room for."""
@@ -204,7 +197,6 @@ class BoundedProtocol(JoinedHead, PatientConnection, HttpToolsProtocol):
         head += [b"%s: %s\r\n" % header for header in self.headers]
         self.connections.discard(self)
         protocol = UpgradeIgnoringProtocol(self.config, self.server_state, self.app_state)
-        protocol.room, protocol.reads = self.room, self.reads
         self.hold(0)
         protocol.connection_made(self.transport)
         if self.flow.write_paused:  # the transport tells that once

@@ -33,6 +33,7 @@ from server.http.listening import BACKLOG, allow_many_connections, announce, bin
 from server.http.metrics_port import MetricsServer, bind_metrics
 from server.http.patient_connection import LimitedState
 from server.http.uvicorn_config import CLOSE_TIMEOUT_S, uvicorn_config
+from server.http.waiting_room import WaitingRoom
 from server.program.last_resort import end_within
 from server.program.termination import ignore_stop_signals
 from server.settings import Settings
@@ -125,7 +126,7 @@ class DrainingServer(uvicorn.Server):
         self._on_second = on_second
         self._metrics_server = metrics_server
         self._services, metrics = services, services.metrics
-        state = LimitedState()
+        state = LimitedState(WaitingRoom.of(services.settings))
         self._limit = state.connection_limit = ConnectionLimit(
             state.all_connections, self._accept, metrics.closed_idle_connections.inc
         )

@@ -9,7 +9,6 @@ from fastapi import FastAPI
 
 from server.http.listening import BACKLOG
 from server.http.protocol import BoundedProtocol
-from server.http.waiting_room import WaitingRoom
 from server.settings import Settings
 
 # After the drain only answers are left to send; a client that stalls its upload is cut then.
@@ -22,7 +21,7 @@ def uvicorn_config(
     """The configuration of a server of this application."""
     return uvicorn.Config(
         app,
-        http=BoundedProtocol.within(WaitingRoom.of(settings)),
+        http=BoundedProtocol,
         ws="none",
         lifespan=lifespan,
         log_config=None,

@@ -11,6 +11,7 @@ from uvicorn import Config
 
 from server.http.patient_connection import LimitedState
 from server.http.protocol import BoundedProtocol
+from server.http.waiting_room import WaitingRoom
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Answer = Callable[[Send], Awaitable[None]]
@@ -91,7 +92,7 @@ async def writes(answer: Answer, request: bytes, timers: list[BoundedProtocol]) 
 
     config = Config(app, http=BoundedProtocol, log_config=None, access_log=False)
     config.load()
-    state = LimitedState()
+    state = LimitedState(WaitingRoom(10**9))
     state.connection_limit = NoLimit()  # type: ignore[assignment]
     connection = BoundedProtocol(config, state, {})
     timers.append(connection)

@@ -27,6 +27,7 @@ from server.http.patient_connection import (
 )
 from server.http.protocol import MAX_PIPELINED
 from server.http.refusals import MAX_HEADERS, refuse
+from server.http.waiting_room import WaitingRoom
 from tests.conftest import REPOSITORY
 from tests.fuzz_connection import CONFIG, Wire
 from tests.metrics_page import MetricsPage
@@ -392,7 +393,7 @@ async def test_who_is_refused_for_a_body_is_not_refused_for_its_head_as_well() -
 
     CONFIG.loaded_app = app
     wire = UntilItsEnd()
-    connection = UpgradeIgnoringProtocol(CONFIG, LimitedState(), {})
+    connection = UpgradeIgnoringProtocol(CONFIG, LimitedState(WaitingRoom(10**9)), {})
     connection.connection_made(wire)
     headers = b"".join(b"x-%d: y\r\n" % n for n in range(MAX_HEADERS + 1))
     chunked = b"Transfer-Encoding: chunked\r\n\r\nno size\r\n"

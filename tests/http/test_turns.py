@@ -46,10 +46,9 @@ class Crowd:
     """Connections of one port in front of an application."""
 
     def __init__(self, app: Any) -> None:
-        http = BoundedProtocol.within(WaitingRoom(10**9))
-        self._config = uvicorn.Config(app, http=http, lifespan="off")
+        self._config = uvicorn.Config(app, http=BoundedProtocol, lifespan="off")
         self._config.load()
-        self._state = LimitedState()
+        self._state = LimitedState(WaitingRoom(10**9))
         connections = cast("set[Connection]", self._state.connections)
         self._state.connection_limit = FewConnections(connections, 2 * MANY)
 
