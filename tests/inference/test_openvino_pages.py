@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -98,15 +99,14 @@ def test_pages_of_a_file_leave_memory_as_far_as_the_system_can(tmp_path: Path) -
     """Compared with Python's own call: a file system in memory has nowhere to put them."""
     arrays = []
     for name in ("ours", "control"):
-        LARGE.tofile(tmp_path / name)
+        with (tmp_path / name).open("wb") as file:
+            file.write(LARGE.tobytes())
+            os.fsync(file.fileno())  # what is not written yet may stay
         array = np.memmap(tmp_path / name, np.uint8, "r+", shape=LARGE.shape)
         assert array.sum() == LARGE.sum()  # it is in memory
         arrays.append(array)
     ours, control = arrays
-    model = product(SMALL)
-    convert = scaled_of(model).get_node().input_value(0).get_node()
     shared = ops.constant(ours, shared_memory=True)
-    convert.input_value(0).get_node().output(0).replace(shared.output(0))
     whole = mapping(ours)[1]
     control._mmap.madvise(PAGEOUT)
     page_out(ov.Model([shared], [], "weights"))
@@ -115,7 +115,8 @@ def test_pages_of_a_file_leave_memory_as_far_as_the_system_can(tmp_path: Path) -
 
 
 def test_weights_in_memory_alone_keep_their_numbers() -> None:
-    anonymous = np.frombuffer(mmap.mmap(-1, LARGE.nbytes), np.uint8).reshape(LARGE.shape)
+    memory = mmap.mmap(-1, LARGE.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    anonymous = np.frombuffer(memory, np.uint8).reshape(LARGE.shape)
     anonymous[:] = LARGE
     page_out(ov.Model([ops.constant(anonymous, shared_memory=True)], [], "weights"))
     np.testing.assert_array_equal(anonymous, LARGE)
