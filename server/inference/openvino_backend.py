@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,8 +107,11 @@ class OpenvinoBackend:
         model = ov.Model([outputs[output].node], model.get_parameters(), "encoder")
         keep_as_stored(model)
         heavy = count_weights(model) >= _HEAVY_WEIGHTS
-        if recipe is not None and not quantize(model, recipe, _settle(heavy=heavy)):
-            raise ModelLoadError(f"graph {graph}: it has no matrix that can be int8")
+        if recipe is not None:
+            with contextlib.closing(Scratch()) as scratch:
+                made_one = functools.partial(_give_back, scratch if heavy else None)
+                if not quantize(model, recipe, made_one):
+                    raise ModelLoadError(f"graph {graph}: it has no matrix that can be int8")
         cores = max(worker_threads, wide_threads)
         form = functools.partial(_Form, graph, model, recipe)
         self._wide = form(streams=1, threads=cores if heavy else wide_threads)
@@ -205,16 +208,11 @@ class _Form:
         return found
 
 
-def _settle(*, heavy: bool) -> Callable[[ov.Node, ov.Output], None]:
-    """What becomes of the memory of a matrix that was made int8."""
-    scratch = Scratch()
-
-    def made_one(stored: ov.Node, made: ov.Output) -> None:
-        if heavy:
-            scratch.move(made)
-        page_out_constant(stored)
-
-    return made_one
+def _give_back(scratch: Scratch | None, stored: ov.Node, made: ov.Output) -> None:
+    """The memory of a matrix that was made int8, and what it became goes into a file."""
+    if scratch is not None:
+        scratch.move(made)
+    page_out_constant(stored)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import mmap
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,13 @@ class Scratch:
     """
 
     def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
         self._end = 0
+
+    def close(self) -> None:
+        """No more weights come; those that did stay."""
+        if self._file is not None:
+            self._file.close()
 
     def move(self, made: ov.Output) -> None:
         """Put the stored weights behind an output into the file.
@@ -91,6 +97,8 @@ class Scratch:
                 target.replace_source_output(fresh.output(0))
 
     def _write(self, weights: NDArray[Any]) -> NDArray[Any]:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
         start = -(-self._end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         self._file.seek(start)
         self._file.write(np.ascontiguousarray(weights).data)
@@ -98,13 +106,10 @@ class Scratch:
         self._end = start + weights.nbytes
         return np.memmap(self._file, weights.dtype, "r+", start, weights.shape)
 
-    @functools.cached_property
-    def _file(self) -> Any:
-        return tempfile.TemporaryFile(prefix="embedding-server-")
-
 
 @functools.cache
 def _madvise() -> Callable[[int, int, int], int]:
     found = ctypes.CDLL(None).madvise
     found.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return found
+    found.restype = ctypes.c_int
+    return found  # type: ignore[no-any-return]
