@@ -2,7 +2,8 @@
 
 Words are kept in two generations. A full young one becomes the old one, and the old one is dropped.
 A word that is found in the old one moves to the young one. Any thread may call; looking words up
-takes no lock.
+takes no lock. All API keys share them, so the time that tokenising takes tells one client whether
+another has sent a word lately.
 """
 
 from __future__ import annotations

@@ -48,6 +48,13 @@ def test_a_rotation_is_another_space_in_which_the_same_is_found(
         "mean": pytest.approx(similar.mean(), abs=1e-6),
         "max_difference": pytest.approx(np.abs(ours - theirs).max(), abs=1e-6),
     }
+    # What docs/how-to/spaces.md tells programs of.
+    assert found.keys() == {
+        "a", "b", "texts_read", "texts", "distinct_texts", "cosines", "neighbours", "floors",
+        "verdict",
+    }  # fmt: skip
+    assert found["b"].keys() == {"given", "model", "dimensions", "computed", "fingerprint"}
+    assert found["neighbours"].keys() >= {"mean", "least", "least_at"}
     assert found["neighbours"]["queries"] == found["texts"] == len(TEXTS)
     assert found["neighbours"]["mean"] == 1
     assert found["verdict"] == "same-ranking"
@@ -78,7 +85,7 @@ def test_mistakes_are_named(text: Path, tmp_path: Path) -> None:
     flags = ("--text", text, "--skip-blank")
     mistake(PLAIN, PLAIN, *flags, "--input-type=image", named="input_type must be one of")
     mistake(PLAIN, PLAIN, *flags, "--key-a=sk-secret", named="wants no key")
-    mistake(PLAIN, PLAIN, *flags, "--max-texts=20", named="20 distinct texts, at least 50")
+    mistake(PLAIN, PLAIN, *flags, "--max-texts=20", named="20 distinct texts of the 20 that")
     with text.open("a") as file:
         file.write("cat " * 400 + "\n")
     line = len(TEXTS) + 2
