@@ -251,7 +251,9 @@ class TorchBackend:
         with torch.inference_mode():
             self._padded.attend()
             alone = [self._run([sequence], packed=False)[0] for sequence in sequences]
-            if self._packed.narrow() and not self._agrees(sequences, alone, "with a narrow last layer"):
+            if self._packed.narrow() and not self._agrees(
+                sequences, alone, "with a narrow last layer"
+            ):
                 self._packed.widen()
             if self._device.type == "cuda" and worth_compiling(transformer):
                 compile_layers(transformer)

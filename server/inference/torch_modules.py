@@ -106,6 +106,7 @@ def read_dense(path: Path, activation: str) -> torch.nn.Sequential:
 
 class PackedModule(torch.nn.Module):  # type: ignore[misc]
     """Embeds sequences that lie one behind the other; nothing is padded.
+
     `forward` waits for no result of the device, so that it can be recorded as a CUDA graph.
     """
 

@@ -18,10 +18,12 @@ LENGTHS = (1, 2, 5, 17, 40, 9)
 SLOTS = len(LENGTHS) + 3  # three are not used
 SIZES = {"vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 96, "max_position_embeddings": 64}
-BERTS = ("Bert", "Camembert", "Roberta", "XLMRoberta")
 SPECIAL = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
 OPTIONS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(BERTS, {}),
+    "Bert": {},
+    "Camembert": {},
+    "Roberta": {},
+    "XLMRoberta": {},
     "Llama": {"num_key_value_heads": 2},
     "Mistral": {"num_key_value_heads": 2, "sliding_window": 8},
     "Qwen2": {"num_key_value_heads": 2},
