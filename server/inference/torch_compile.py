@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.inference.compilations import COMPILATIONS
+from server.inference.torch_last_layer import layers_of
 
 log = logging.getLogger(__name__)
 
@@ -58,19 +59,19 @@ def compile_layers(transformer: PreTrainedModel, backend: str = "inductor") -> N
     if not _TAKES_LIMIT:
         torch._dynamo.config.recompile_limit = _MOST_OF_ALL  # noqa: SLF001 (no public name)
     limit = {"recompile_limit": _MOST_OF_ALL} if _TAKES_LIMIT else {}
-    for layer in _layers_of(transformer):
+    for layer in layers_of(transformer):
         layer.compile(dynamic=True, backend=backend, **limit)
 
 
 def release_layers(transformer: PreTrainedModel) -> None:
     """Let the layers compute as they are written again."""
-    for layer in _layers_of(transformer):
+    for layer in layers_of(transformer):
         layer._compiled_call_impl = None  # noqa: SLF001 (torch has no way back)
 
 
 def are_compiled(transformer: PreTrainedModel) -> bool:
     """Whether `compile_layers` is in force."""
-    return any(layer._compiled_call_impl is not None for layer in _layers_of(transformer))  # noqa: SLF001
+    return any(layer._compiled_call_impl is not None for layer in layers_of(transformer))  # noqa: SLF001
 
 
 def warm_up(forward: Callable[[Sequence[int]], object], packings: Sequence[Sequence[int]]) -> bool:
@@ -99,9 +100,3 @@ def _watch() -> None:
 
 def _note(*_: object) -> None:
     COMPILATIONS.note()
-
-
-def _layers_of(transformer: PreTrainedModel) -> list[torch.nn.Module]:
-    """The members of its longest list of modules."""
-    lists = [m for m in transformer.modules() if isinstance(m, torch.nn.ModuleList)]
-    return list(max(lists, key=len, default=()))

@@ -22,8 +22,9 @@ from server.inference.torch_attention import (
     set_attention,
     takes_attention_functions,
 )
+from server.inference.torch_last_layer import narrow_last_layer, widen_last_layer
 from server.inference.torch_loading import read_transformer
-from server.inference.torch_pooling import pool_packed, pool_padded
+from server.inference.torch_pooling import pool_packed, pool_padded, pooled_tokens
 from server.program.command_lines import own_command
 
 STOCK_ATTENTION = "sdpa"
@@ -117,6 +118,20 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
         self.dense = dense
         self.pooling = pooling
         self.padding_id = _padding_that_counts(transformer)
+        self._narrow = False
+
+    def narrow(self) -> bool:
+        """Have the last layer compute the pooled tokens alone; False if it cannot.
+
+        Until `widen`, no other form can use the transformer.
+        """
+        self._narrow = self.pooling != "mean" and narrow_last_layer(self.transformer)
+        return self._narrow
+
+    def widen(self) -> None:
+        """Have the last layer compute all tokens again."""
+        widen_last_layer(self.transformer)
+        self._narrow = False
 
     def attend(self) -> None:
         """Have the transformer use packed attention from now on.
@@ -140,6 +155,7 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
         owner = torch.searchsorted(bounds, places, right=True) - 1  # `slots`: of none
         positions = self._positions(ids, bounds[owner].long(), places)
         positions = torch.where(owner < slots, positions, 0)
+        pooled = pooled_tokens(bounds, ids.shape[0], self.pooling)
         hidden = self.transformer(
             input_ids=ids.long()[None],
             attention_mask=None,
@@ -149,7 +165,10 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
             max_length_q=longest,
             max_length_k=longest,
             use_cache=False,
+            **({"pooled_tokens": pooled} if self._narrow else {}),
         ).last_hidden_state[0]
+        if self._narrow:
+            return self.dense(hidden.float())
         return self.dense(pool_packed(hidden, bounds, self.pooling))
 
     def _positions(

@@ -46,11 +46,24 @@ def pool_packed(hidden: torch.Tensor, bounds: torch.Tensor, mode: PoolingMode) -
     Returns:
         (slots, hidden_dim), float32.
     """
-    begins, ends = bounds[:-1], bounds[1:]
-    if mode == "cls":
-        return hidden[begins.clamp(max=hidden.shape[0] - 1)].float()
-    if mode == "last_token":
-        return hidden[(ends - 1).clamp(min=0)].float()
-    lengths = (ends - begins).long()
+    tokens = pooled_tokens(bounds, hidden.shape[0], mode)
+    if tokens is not None:
+        return hidden[tokens].float()
+    lengths = bounds.diff().long()
     sums = torch.segment_reduce(hidden.float(), "sum", lengths=lengths, axis=0, unsafe=True)
     return sums / lengths.clamp(min=1)[:, None]
+
+
+def pooled_tokens(bounds: torch.Tensor, tokens: int, mode: PoolingMode) -> torch.Tensor | None:
+    """Which of so many tokens is its sequence's vector, (slots,), integers; None for a mean.
+
+    Slots that are empty have some token or other.
+
+    Args:
+        bounds: as of `pool_packed`.
+    """
+    if mode == "cls":
+        return bounds[:-1].clamp(max=tokens - 1)
+    if mode == "last_token":
+        return (bounds[1:] - 1).clamp(min=0)
+    return None

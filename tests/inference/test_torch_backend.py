@@ -23,7 +23,7 @@ from server.importing.importer import import_model
 from server.importing.plan import Wishes
 from server.importing.proof_texts import HALF_PRECISION_TEXTS
 from server.importing.torch_reference import TorchReference
-from server.inference import torch_backend
+from server.inference import torch_backend, torch_last_layer
 from server.inference.backend import Layout, LoadOptions, OutOfMemory, TokenIds
 from server.inference.inputs import TextInputs
 from server.inference.loader import Encoder
@@ -233,6 +233,25 @@ class TestEveryArchitecture:
         assert backend.layout is Layout.PADDED
         assert "not packed, since its vectors differ" in caplog.text
         assert np.abs(backend.forward(within_vocabulary(5, 30)) - right).max() < 2e-6
+
+    def test_a_last_layer_that_gives_another_vector_computes_all_tokens(
+        self,
+        tiny: Callable[..., Card],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        card, texts = tiny("qwen3", "lasttoken"), within_vocabulary(3, 1, 20)
+        backend = TorchBackend(card, CPU)
+        expected = backend.forward(texts)
+        assert backend._packed._narrow
+        kinds = torch_last_layer._NORMS_BEFORE
+        wrong = kinds["Qwen3DecoderLayer"]._replace(feed_forward="post_attention_layernorm")
+        monkeypatch.setitem(kinds, "Qwen3DecoderLayer", wrong)
+        with caplog.at_level(logging.WARNING):
+            found = TorchBackend(card, CPU)
+        assert "not with a narrow last layer, since its vectors differ" in caplog.text
+        assert (found.layout, found._packed._narrow) == (Layout.PACKED, False)
+        assert np.abs(found.forward(texts) - expected).max() < 1e-6
 
     def test_a_padding_token_in_a_text_does_not_count_as_with_roberta(
         self, tiny: Callable[..., Card]
