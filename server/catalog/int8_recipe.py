@@ -46,7 +46,7 @@ class Int8Recipe(BaseModel):
     @property
     def facts(self) -> dict[str, object]:
         """What of it decides a vector."""
-        return {"group_size": self.group_size, "keep": sorted(self.keep)}
+        return {"group_size": self.group_size, "keep": sorted(set(self.keep))}
 
     @property
     def words(self) -> str:

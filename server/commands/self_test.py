@@ -71,7 +71,7 @@ def examine(settings: Settings, *, offline: bool, witness: bool = False) -> Iter
     hashing = settings.model_copy(update={"check_files": "full"})
     opener = Opener.on_this_machine(hashing, spread_alone=False)
     cards = select_cards(settings, settings.model, opener.placement, check_files=False).cards
-    yield _software()
+    yield _software(opener, cards)
     yield _processor(settings)
     yield _memory(cards)
     checks: list[Callable[[Card], Finding]] = [
@@ -96,8 +96,11 @@ def _guarded(check: Callable[[Card], Finding], card: Card) -> Finding:
         return Finding(card.name, f"{type(error).__name__}: {reason}", good=False)
 
 
-def _software() -> Finding:
-    packages = ", ".join(f"{name} {version(name)}" for name in SHOWN_PACKAGES)
+def _software(opener: Opener, cards: tuple[Card, ...]) -> Finding:
+    """The versions of what computes, of other packages that are always there, and of Python."""
+    kinds = [opener.placement.backend_for(card).kind for card in cards]
+    names = (*SHOWN_PACKAGES, *dict.fromkeys(kind.extra for kind in kinds if kind.extra))
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
     return Finding(
         "software",
         f"embedding-server {__version__}, Python {platform.python_version()}, {packages}",

@@ -56,6 +56,10 @@ def load_backends(
     card: Card, devices: Sequence[str], options: LoadOptions
 ) -> tuple[tuple[OnnxBackend, ...], None]:
     """See `BackendModule.load_backends`."""
+    if GRAPH_FILE not in card.files:  # one may lie there, but nothing vouches for it
+        raise ModelLoadError(
+            f"model {card.name}: its card names no {GRAPH_FILE}, from which a CPU computes"
+        )
     backend = OnnxBackend(
         card.path(GRAPH_FILE),
         pooling=card.pooling,

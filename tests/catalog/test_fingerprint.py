@@ -201,6 +201,8 @@ class TestFingerprint:
         for n, same in enumerate(same_vectors):
             card = read(tmp_path / f"same{n}", card_table(int8=same)).computed_in("int8")
             assert card.fingerprint == cards[0].computed_in("int8").fingerprint
+        again = read(tmp_path / "again", card_table(int8={"keep": ["*.down", "*.up", "*.down"]}))
+        assert again.computed_in("int8").fingerprint == cards[-1].computed_in("int8").fingerprint
 
     def test_a_variant_has_the_recipe_of_its_base(self, tmp_path: Path) -> None:
         base = read(tmp_path, card_table(int8={"group_size": 128}, cpu_precision=[CPU_PRECISION]))

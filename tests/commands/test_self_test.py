@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from server.catalog.card_file import read_card, write_card
 from server.commands import network_namespace
 from server.commands.self_test import available_bytes
 from server.errors import SettingError
+from server.inference.cpu_instructions import quick_dtypes
 from tests.command_line import PATIENCE_S, Outcome, run
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
 from tests.test_offline import namespace_command
@@ -61,6 +63,16 @@ def test_a_sound_installation_passes_line_by_line() -> None:
     for name in (PLAIN, MATRYOSHKA):
         assert sum(f"  {name}: " in line for line in lines) == 2
     assert sum("reference vectors: smallest cosine 1.0000" in line for line in lines) == 2
+
+
+def test_what_computes_in_another_dtype_is_named_with_its_version() -> None:
+    outcome = doctor("--dtype", "int8", "--device", "cpu", "--model", PLAIN)
+    if "int8" not in quick_dtypes():
+        assert "no instructions for int8" in outcome.stderr
+        return
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert f", openvino {version('openvino')}\n" in outcome.stdout
+    assert "(int8 on cpu)" in outcome.stdout
 
 
 def test_a_changed_byte_is_found_and_hides_no_other_check(models_dir: Path) -> None:

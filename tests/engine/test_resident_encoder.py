@@ -261,9 +261,10 @@ def test_files_are_checked_when_they_are_opened_as_the_setting_says(
     size_matters: bool,
 ) -> None:
     """By a file that the card pins and nothing needs, beside the plain graph with zeros in it."""
-    table = card_table(embedding_dim=384, files=pins({"notes": b"a note"}))
     sources = {GRAPH_FILE: plain_card.path(GRAPH_FILE), TOKENIZER_FILE: tokenizer_file}
     files = {name: path.read_bytes() for name, path in sources.items()}
+    pinned = {"notes": b"a note", GRAPH_FILE: files[GRAPH_FILE]}
+    table = card_table(embedding_dim=384, files=pins(pinned))
     folder = write_model(tmp_path, table, files)
     with (folder / "model.safetensors").open("wb") as weights:
         weights.truncate(plain_card.files["model.safetensors"].bytes)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from server.catalog.card import Card, FilePin
+from server.catalog.card import GRAPH_FILE, Card, Dtype, FilePin
 from server.catalog.verify import check_files
 from server.errors import ModelFileError, ModelLoadError
 from server.inference.loader import Encoder, load_encoder, load_rotation
 from server.inference.onnx_backend import OnnxBackend
 from server.inference.placement import Placement
+from tests.conftest import PLAIN
 
 
 def copy_of(card: Card, folder: Path) -> Card:
@@ -115,6 +116,17 @@ def test_a_graph_that_is_none_is_named(plain_card: Card, tmp_path: Path) -> None
     card.path("graph.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelLoadError, match=r"graph\.onnx"):
         load_encoder(repinned(card))
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_a_graph_that_no_card_vouches_for_is_not_computed(
+    plain_card: Card, dtype: Dtype | None
+) -> None:
+    """It lies beside the card; and int8 that a card cannot have is not float32 in its place."""
+    named = {name: pin for name, pin in plain_card.files.items() if name != GRAPH_FILE}
+    card = plain_card.changed(files=named)
+    with pytest.raises(ModelLoadError, match=f"model {PLAIN}: its card names no graph.onnx"):
+        load_encoder(card, Placement(dtype=dtype))
 
 
 def test_a_card_with_another_size_than_the_graph_is_refused(plain_card: Card) -> None:
