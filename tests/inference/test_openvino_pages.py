@@ -108,7 +108,7 @@ def test_pages_of_a_file_leave_memory_as_far_as_the_system_can(tmp_path: Path) -
     ours, control = arrays
     shared = ops.constant(ours, shared_memory=True)
     whole = mapping(ours)[1]
-    control._mmap.madvise(PAGEOUT)
+    control._mmap.madvise(PAGEOUT)  # type: ignore[attr-defined]
     page_out(ov.Model([shared], [], "weights"))
     assert mapping(ours)[1] == mapping(control)[1] <= whole
     np.testing.assert_array_equal(ours, LARGE)
@@ -159,8 +159,9 @@ def test_a_heavy_model_is_laid_out_once_and_gives_the_same_bits(
     def opened(least: int) -> OpenvinoBackend:
         monkeypatch.setattr(openvino_backend, "_HEAVY_WEIGHTS", least)
         graph, recipe = plain_card.path(GRAPH_FILE), Int8Recipe()
-        cores = {"worker_threads": 2, "wide_threads": 2}
-        return OpenvinoBackend(graph, max_input_tokens=256, recipe=recipe, **cores)
+        return OpenvinoBackend(
+            graph, max_input_tokens=256, recipe=recipe, worker_threads=2, wide_threads=2
+        )
 
     texts: list[TokenIds] = [np.arange(1_000, 1_000 + n, dtype=np.int32) for n in (1, 12, 60)]
     before = files_without_a_name()
