@@ -70,8 +70,7 @@ def test_a_publishers_graph_is_used_without_torch(tmp_path: Path, exports: Expor
     exports.published(folder)
     script = f"""
         import builtins, sys
-        from server.importing import importer, packages
-from server.importing.cpu_proof import prove_on_cpu
+        from server.importing import packages
         real = builtins.__import__
         def without_torch(name, *rest, **named):
             if name.partition(".")[0] in ("torch", "transformers", "sentence_transformers", "onnx"):

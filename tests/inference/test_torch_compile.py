@@ -90,11 +90,11 @@ def test_what_is_compiled_while_serving_is_told(
     with COMPILATIONS.expected():
         embed(packed, [600, 3, 1, 2])
     assert told == []
-    embed(packed, [1])  # a number that is 1 is compiled anew
-    assert told == [1]
-    assert lines_of_ours(caplog) == [
+    embed(packed, [1])  # a number that is 1 is compiled anew: tokens, and texts in the last layer
+    assert told == [1, 1]
+    assert set(lines_of_ours(caplog)) == {
         "torch compiles while requests wait: loading has not met such a shape"
-    ]
+    }
 
 
 class Layer(torch.nn.Module):  # type: ignore[misc]
