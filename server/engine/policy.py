@@ -33,8 +33,9 @@ def select(
         packed: nothing is padded; the budget counts tokens.
 
     Returns:
-        (start, stop): `lengths[start:stop]` holds `head` and neighbours of similar length. Its
-        size is within the budget, unless it is `head` alone.
+        (start, stop): `lengths[start:stop]` holds `head` and neighbours of similar length (of the
+        same, where a text's padding is its own: no others are given). Its size is within the
+        budget, unless it is `head` alone.
     """
     start, stop = head, head + 1
     total = longest = lengths[head]

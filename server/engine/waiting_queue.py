@@ -1,9 +1,9 @@
 """Sequences that wait for a worker, and the micro-batches in which workers take them.
 
 Whose turn it is, is decided in `fair_share`; in which order the requests of a key are served, in
-`key_requests`; which sequences go well together, in `length_index`. What is next brings others of
-similar length along, as long as their key is not too far ahead of its turn; they are charged all
-the same.
+`key_requests`; which sequences go well together, in `length_index`. What is next brings others
+along, of the same padded length on a CPU and of similar length on a GPU, as long as their key is
+not too far ahead of its turn; they are charged all the same.
 
 Any thread may call; all state is guarded by one lock.
 """
@@ -23,7 +23,7 @@ from server.engine.sequence import MicroBatch, SequenceGroup
 from server.errors import Draining
 from server.inference.backend import Layout
 
-# So much bulk work of each key is looked at for sequences of similar length, in budgets.
+# So much bulk work of each key is looked at for sequences that go along, in budgets.
 FRONT_BUDGETS = 32
 
 

@@ -1,7 +1,7 @@
 """The proof that a text's vector is its own: alone, in any order and beside any other text.
 
-Whoever made the graph: a server computes texts together, padded to the longest of them, and an index
-would hold the neighbours' traces. Computed on the backend that is to serve. Any thread may call.
+Whoever made the graph: a server computes padded texts together, and an index would hold the
+neighbours' traces. Computed on the backend that is to serve. Any thread may call.
 """
 
 from __future__ import annotations

@@ -32,6 +32,6 @@ PACKED: Final = {"float32": 0.99999, "float16": 0.999, "bfloat16": 0.999}
 # another input, whose cosine is far below.
 RECORDED: Final = PACKED
 # Two sides whose vectors may lie in one index: random errors that leave 0.999 keep 0.977 of ten
-# nearest neighbours (all-MiniLM-L6-v2). bfloat16 is as near as that to float32 (0.9999), int8 weights
-# are not (0.991 to 0.996).
+# nearest neighbours (all-MiniLM-L6-v2). bfloat16 is as near as that to float32 (0.9999), int8 by no
+# recipe (0.994 to 0.998 over 2,910 sentences).
 SPACE: Final = 0.999

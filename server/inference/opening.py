@@ -56,8 +56,9 @@ class Opener:
     Args:
         placement: where they compute.
         spread_alone: a pass that is alone on the machine may use all of its cores, which is quick
-            and takes memory for a second session. Without it the same micro-batch gives the same
-            bits whatever else the machine does.
+            and takes memory for a second session. On a CPU the bits are the same with it and
+            without, but for a publisher's graph: without it, the same micro-batch gives that the
+            same bits whatever else the machine does.
     """
 
     placement: Placement = ON_CPU

@@ -27,7 +27,7 @@ from server.inference.inputs import TextInputs
 T = TypeVar("T")
 
 STDIN = "-"
-# Enough that the engine always finds texts of similar length; little is lost with a window.
+# Enough that the engine always finds texts that go together; little is lost with a window.
 WINDOW_TEXTS = 1024
 WINDOW_CHARS = 256 * 1024
 # As large as a request over HTTP may be: a file without line ends must not fill the memory.

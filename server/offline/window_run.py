@@ -1,9 +1,10 @@
 """Windows of texts through an engine, one after another, in order.
 
-One window is computed at a time, while the next one is fetched and tokenised. If the engine's idle
-workers do not share what waits, micro-batches depend on the window alone: the same texts give the
-same bits in every run, whatever the number of threads. Lives in the engine's event loop; knows
-nothing of files.
+One window is computed at a time, while the next one is fetched and tokenised. On a CPU a text has
+its own bits. For a publisher's graph and on a GPU they may depend on the micro-batch: if the
+engine's idle workers do not share what waits, that depends on the window alone, and the same texts
+give the same bits in every run, whatever the number of threads. Lives in the engine's event loop;
+knows nothing of files.
 """
 
 from __future__ import annotations
