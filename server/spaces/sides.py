@@ -116,7 +116,7 @@ def _local(given: str, settings: Settings, asked: Asked) -> Side:
             raise SettingError(f"{given}: names more than one {kind}")
         wished[kind] = option
     try:
-        Settings(**wished)
+        Settings.model_validate(wished)
     except ValidationError:  # the dtype is one of them all
         raise SettingError(
             f"{given}: {wished['device']!r} is neither a device (cpu, cuda, cuda:N) nor a dtype "

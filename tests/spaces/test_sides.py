@@ -103,3 +103,8 @@ def test_a_model_of_this_machine_may_have_a_device_and_a_dtype(given: str) -> No
     side = open_side(given, SETTINGS, Asked(), None, "--key-a")
     assert isinstance(side, LocalModel)
     assert side.given == given
+
+
+def test_settings_that_were_checked_are_not_checked_once_more() -> None:
+    settings = SETTINGS.model_copy(update={"port": -1})
+    assert open_side(PLAIN, settings, Asked(), None, "--key-a").given == PLAIN
