@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +100,18 @@ def _software(opener: Opener, cards: tuple[Card, ...]) -> Finding:
     """The versions of what computes, of other packages that are always there, and of Python."""
     kinds = [opener.placement.backend_for(card).kind for card in cards]
     names = (*SHOWN_PACKAGES, *dict.fromkeys(kind.extra for kind in kinds if kind.extra))
-    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    packages = ", ".join(f"{name} {_version(name)}" for name in names)
     return Finding(
         "software",
         f"embedding-server {__version__}, Python {platform.python_version()}, {packages}",
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # it can be imported, and nobody says which one it is
+        return "of unknown version"
 
 
 def _processor(settings: Settings) -> Finding:

@@ -16,7 +16,8 @@ from server.spaces.verdict import Verdict
 
 A_SIDE = "NAME of a model here, NAME@DTYPE, NAME@DEVICE, or a server's http://HOST:PORT#NAME."
 A_KEY = "Where the key of {}'s server is: env:VARIABLE or file:PATH."
-BELOW = 1  # exit code where the verdict is weaker than what was asked for
+# Exit code where the verdict is weaker than what was asked for; Python's own failures have 1.
+BELOW = 3
 
 space_app = typer.Typer(
     help="Which vectors may be compared with which.",
@@ -34,7 +35,7 @@ def compare(
     text: Texts,
     at_least: Annotated[
         Verdict | None,
-        typer.Option(help="End with exit code 1 if the verdict is weaker than this one."),
+        typer.Option(help=f"End with exit code {BELOW} if the verdict is weaker than this one."),
     ] = None,
     key_a: Annotated[str | None, typer.Option(metavar="WHERE", help=A_KEY.format("A"))] = None,
     key_b: Annotated[str | None, typer.Option(metavar="WHERE", help=A_KEY.format("B"))] = None,

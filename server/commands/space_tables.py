@@ -71,7 +71,10 @@ def comparison_json(found: SpaceComparison) -> str:
         "distinct_texts": found.distinct_texts,
         "cosines": cosines,
         "neighbours": {"nearest": NEIGHBOURS, "seed": SEED} | shared._asdict(),
-        "floors": {"same-space": {"cosine": SPACE}, "same-ranking": {"neighbours": RANKING}},
+        "floors": {
+            "same-space": {"cosine": SPACE, "neighbours": RANKING},
+            "same-ranking": {"neighbours": RANKING},
+        },
         "verdict": found.verdict,
     }
     return orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode()

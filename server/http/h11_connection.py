@@ -5,10 +5,14 @@ Imported when it is needed: h11 takes half a megabyte.
 
 from __future__ import annotations
 
+from typing import cast
+from urllib.parse import unquote
+
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import InvalidRequest
+from server.http.absolute_target import take_host_of_target
 from server.http.patient_connection import LimitedState, PatientConnection
 from server.http.refusals import MAX_HEADERS, no_room, refuse, too_many_headers
 from server.http.waiting_room import head_bytes
@@ -39,8 +43,14 @@ class UpgradeIgnoringProtocol(PatientConnection, H11Protocol):
     def handle_events(self) -> None:
         """As uvicorn's; an answer's connection is closed in its own way."""
         super().handle_events()
-        if self.cycle is not None:
-            self.cycle.transport = self
+        if self.cycle is None:
+            return
+        self.cycle.transport = self
+        scope = self.cycle.scope  # which nobody has read yet if the request is new
+        if not scope["raw_path"].startswith(b"/"):
+            headers = cast("list[tuple[bytes, bytes]]", scope["headers"])
+            path = take_host_of_target(scope["raw_path"], headers, scope["http_version"])
+            scope["raw_path"], scope["path"] = path, unquote(path.decode("ascii"))
 
     def expects_more(self) -> bool:
         """Whether a body's end has not come."""

@@ -11,7 +11,6 @@ What lies in a connection and belongs to no seat is counted in its port's waitin
 from __future__ import annotations
 
 import asyncio
-import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from server.api.record import PROBES
 from server.errors import ApiError, InvalidRequest
+from server.http.absolute_target import take_host_of_target
 from server.http.joined_head import JoinedHead
 from server.http.patient_connection import MAX_HEAD_BYTES, LimitedState, PatientConnection
 from server.http.refusals import MAX_HEADERS, no_room, refuse, too_many_headers
@@ -34,7 +34,6 @@ USUAL_HEAD_BYTES = 4096
 USUAL_HEADERS = 32
 MAX_PIPELINED = 16  # requests that wait behind an unanswered one of their connection
 _FIRST = PROBES - {"/metrics"}  # whose page takes some milliseconds
-_ABSOLUTE_TARGET = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://(?P<host>[^/?#]*)")
 _NO_HTTP = "Invalid HTTP request received."
 
 
@@ -96,7 +95,8 @@ class BoundedProtocol(JoinedHead, PatientConnection, HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise InvalidRequest(f"More than {MAX_PIPELINED} requests wait for an answer.")
         if not self.url.startswith(b"/"):
-            self._take_host_of_target()
+            version = self.parser.get_http_version()  # h11, too, is handed a path alone
+            self.url = take_host_of_target(self.url, self.headers, version)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -167,18 +167,6 @@ class BoundedProtocol(JoinedHead, PatientConnection, HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS:
             raise too_many_headers()
 
-    def _take_host_of_target(self) -> None:
-        """A target that is a whole URL says which host is meant (RFC 9112, 3.2.2)."""
-        target = _ABSOLUTE_TARGET.match(self.url)
-        if target is None:
-            return
-        host = target["host"]
-        is_named = any(name == b"host" for name, _ in self.headers)
-        self.headers[:] = [(name, host if name == b"host" else it) for name, it in self.headers]
-        if not is_named and self.parser.get_http_version() == "1.0":  # later ones must name it, too
-            self.headers.append((b"host", host))
-        self.url = b"/" + self.url[target.end() :].removeprefix(b"/")  # h11 knows this form alone
-
     def _refuse(self, error: ApiError) -> None:
         refuse(self, self._answering, error)
 
@@ -199,6 +187,7 @@ class BoundedProtocol(JoinedHead, PatientConnection, HttpToolsProtocol):
         protocol = UpgradeIgnoringProtocol(self.config, self.server_state, self.app_state)
         self.hold(0)
         protocol.connection_made(self.transport)
+        protocol.flow = self.flow  # whose turn to read on may be still to come
         if self.flow.write_paused:  # the transport tells that once
             self.resume_writing()
             protocol.pause_writing()

@@ -35,16 +35,19 @@ class Turns:
         self._waiting.append(step)
 
     def _go_on(self) -> None:
-        for _ in range(min(self._at_once, len(self._waiting))):
-            self._waiting.popleft()()
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._go_on)
+        try:
+            for _ in range(min(self._at_once, len(self._waiting))):
+                self._waiting.popleft()()
+        finally:  # one that fails is the event loop's to report, and the others are to be done
+            if self._waiting:
+                asyncio.get_running_loop().call_soon(self._go_on)
 
 
 class ReadInTurns(FlowControl):
     """uvicorn's flow control of one connection, but that connections are read on in turns.
 
     uvicorn stops reading whenever 64 KB of a body lie there, and goes on as soon as they are taken.
+    A pause holds until somebody asks to read on after it.
 
     Args:
         transport: of the connection.
@@ -54,14 +57,25 @@ class ReadInTurns(FlowControl):
     def __init__(self, transport: asyncio.Transport, turns: Turns) -> None:
         super().__init__(transport)
         self._turns = turns
-        self._waits = False
+        self._is_queued = self._is_wanted = False
+
+    def pause_reading(self) -> None:
+        """Read no further, though a turn to read on was waited for."""
+        self._is_wanted = False
+        self.read_paused = True
+        self._transport.pause_reading()  # in any case: h11's protocol resumes it past this one
 
     def resume_reading(self) -> None:
         """Read on when it is this connection's turn."""
-        if self.read_paused and not self._waits:
-            self._waits = True
+        if not self.read_paused:
+            return
+        self._is_wanted = True
+        if not self._is_queued:
+            self._is_queued = True
             self._turns.later(self._resume)
 
     def _resume(self) -> None:
-        self._waits = False
-        super().resume_reading()
+        self._is_queued = False
+        if self._is_wanted:
+            self._is_wanted = False
+            super().resume_reading()

@@ -1,7 +1,7 @@
 """Two sides compared on somebody's texts, as the command `space compare` does it.
 
 Blocks while it computes; draws and prints nothing. Holds both sides' vectors, and once more those of
-distinct texts at length 1: 16 bytes a text and dimension.
+distinct texts at length 1: 16 bytes a text and dimension at most.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from server.inference.pooling import normalize
 from server.spaces.side import Side, SideFacts
 from server.spaces.text_lines import TextLine, read_text_lines
 from server.spaces.verdict import Verdict, judge
+
+_BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,15 @@ def _embed(
     return vectors, facts
 
 
+def _directions(vectors: NDArray[np.float32], places: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Those rows at length 1; in blocks, as a copy of them all would be the peak of memory."""
+    found = np.empty((len(places), vectors.shape[1]), np.float32)
+    for start in range(0, len(places), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        found[rows] = normalize(vectors[places[rows]])
+    return found
+
+
 def _shared(
     left: NDArray[np.float32],
     right: NDArray[np.float32],
@@ -134,7 +145,7 @@ def _shared(
     count = min(len(distinct), MAX_QUERIES)
     drawn = np.random.default_rng(SEED).choice(len(distinct), count, replace=False, shuffle=False)
     queries = np.sort(drawn)
-    shares = shared_neighbours(normalize(left[distinct]), normalize(right[distinct]), queries)
+    shares = shared_neighbours(_directions(left, distinct), _directions(right, distinct), queries)
     worst = int(np.argmin(shares))
     return SharedNeighbours(
         queries=count,

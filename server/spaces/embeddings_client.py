@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
-from typing import Any
+from typing import Any, cast
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
@@ -38,7 +38,7 @@ from server.settings import is_loopback
 TIMEOUT_S = 330
 # Seconds that one request may be sent away for in all: some minutes of a limit that others share.
 MAX_WAIT_S = 600
-MAX_READ_S = 600  # an answer's body: a byte now and then must not hold the command for ever
+MAX_READ_S = 600  # any answer's body: a byte now and then must not hold the command for ever
 MAX_ANSWER_BYTES = 256 * 1024 * 1024  # 256 vectors of MAX_DIMENSIONS numbers, written as decimals
 MAX_DIMENSIONS = 16_384  # more would let one answer ask this machine for all of its memory
 _PART_BYTES = 1024 * 1024
@@ -151,7 +151,7 @@ class EmbeddingsClient:
         for attempt in itertools.count():
             try:
                 with self._opener.open(request, timeout=TIMEOUT_S) as answer:
-                    return self._read(answer), answer.headers
+                    return self._read(answer, MAX_ANSWER_BYTES), answer.headers
             except HTTPError as error:
                 with error:
                     wait_s = _wait_s(error.headers.get("Retry-After"), attempt)
@@ -164,13 +164,13 @@ class EmbeddingsClient:
             time.sleep(wait_s)
         raise AssertionError  # the count has no end
 
-    def _read(self, answer: HTTPResponse) -> bytes:
+    def _read(self, answer: HTTPResponse, most_bytes: int) -> bytes:
         content = bytearray()
         until_s = time.monotonic() + MAX_READ_S
         while part := answer.read1(_PART_BYTES):
             content += part
-            if len(content) > MAX_ANSWER_BYTES:
-                raise self._error(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+            if len(content) > most_bytes:
+                raise self._error(f"the answer has more than {most_bytes} bytes")
             if time.monotonic() > until_s:
                 raise self._error(f"the answer takes longer than {MAX_READ_S} s")
         return bytes(content)
@@ -179,10 +179,13 @@ class EmbeddingsClient:
         """The error of an answer, in OpenAI's shape or another one."""
         said, code = error.reason, None
         try:
-            told = orjson.loads(error.read(_MAX_ERROR_BYTES))["error"]
+            content = self._read(cast("HTTPResponse", error.fp), _MAX_ERROR_BYTES)
+            told = orjson.loads(content)["error"]
             said, code = str(told["message"]), told.get("code")
-        except (OSError, HTTPException, orjson.JSONDecodeError, KeyError, TypeError):
-            pass
+        except (
+            OSError, HTTPException, RemoteServerError, orjson.JSONDecodeError, KeyError, TypeError,
+        ):  # fmt: skip
+            pass  # its status is told
         said = self._printable(said)
         message = f"{self._url} answers {error.code}: {said}"
         return RemoteServerRefused(message, said=said, code=code if isinstance(code, str) else None)

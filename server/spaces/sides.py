@@ -93,7 +93,7 @@ def _server(given: str) -> tuple[str, str]:
     except ValueError:  # a port that is none, an address in brackets that is none
         known = False
     if found is None or not known:
-        shown = given.partition("?")[0].rpartition("@")[2]
+        shown = "the server's address" if "@" in given or "?" in given else given
         raise SettingError(
             f"{shown}: must be http://HOST:PORT#MODEL or https://HOST#MODEL, without a user's name, "
             "a password or a query"
@@ -116,13 +116,13 @@ def _local(given: str, settings: Settings, asked: Asked) -> Side:
             raise SettingError(f"{given}: names more than one {kind}")
         wished[kind] = option
     try:
-        own = Settings(**settings.model_dump(exclude_unset=True) | wished)
-    except ValidationError:
+        Settings.model_validate(wished)
+    except ValidationError:  # the dtype is one of them all
         raise SettingError(
-            f"{given}: {option!r} is neither a device (cpu, cuda, cuda:N) nor a dtype "
+            f"{given}: {wished['device']!r} is neither a device (cpu, cuda, cuda:N) nor a dtype "
             f"({', '.join(DTYPES)})"
         ) from None
     try:
-        return LocalModel(given, name, own, asked)
+        return LocalModel(given, name, settings.model_copy(update=wished), asked)
     except SettingError as error:
         raise SettingError(f"{given}: {error.message}") from error

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 
 from server.catalog.card import FilePin
 from server.catalog.card_file import read_card, write_card
-from server.commands import network_namespace
+from server.commands import network_namespace, self_test
 from server.commands.self_test import available_bytes
 from server.errors import SettingError
 from server.inference.cpu_instructions import quick_dtypes
@@ -73,6 +73,20 @@ def test_what_computes_in_another_dtype_is_named_with_its_version() -> None:
     assert (outcome.exit_code, outcome.stderr) == (0, "")
     assert f", openvino {version('openvino')}\n" in outcome.stdout
     assert "(int8 on cpu)" in outcome.stdout
+
+
+def test_a_library_that_nobody_knows_the_version_of_ends_no_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def known(package: str) -> str:
+        if package == "tokenizers":  # its folder lies there, without its papers
+            raise PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(self_test, "version", known)
+    outcome = doctor("--model", PLAIN)
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert ", tokenizers of unknown version, numpy " in outcome.stdout
 
 
 def test_a_changed_byte_is_found_and_hides_no_other_check(models_dir: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_rotation_is_another_space_in_which_the_same_is_found(
     monkeypatch.setattr(local_model, "WINDOW_TEXTS", 20)
     flags = ("--text", text, "--skip-blank", "--json", "--at-least=same-space")
     outcome = run("space", "compare", PLAIN, MATRYOSHKA, *flags)
-    assert (outcome.exit_code, outcome.stderr) == (1, "")
+    assert (outcome.exit_code, outcome.stderr) == (3, "")
     found = json.loads(outcome.stdout)
     rotation = load_rotation(matryoshka_card)
     assert rotation is not None
@@ -57,6 +57,10 @@ def test_a_rotation_is_another_space_in_which_the_same_is_found(
     assert found["neighbours"].keys() >= {"mean", "least", "least_at"}
     assert found["neighbours"]["queries"] == found["texts"] == len(TEXTS)
     assert found["neighbours"]["mean"] == 1
+    assert found["floors"] == {
+        "same-space": {"cosine": 0.999, "neighbours": 0.95},
+        "same-ranking": {"neighbours": 0.95},
+    }
     assert found["verdict"] == "same-ranking"
     assert [found[side]["model"] for side in "ab"] == [PLAIN, MATRYOSHKA]
     assert found["a"]["fingerprint"] != found["b"]["fingerprint"]

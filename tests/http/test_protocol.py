@@ -143,6 +143,20 @@ def test_of_a_target_that_names_a_host_that_one_counts(
         assert connection.answer()[0] == status
 
 
+def test_the_target_counts_also_long_after_an_offered_upgrade(connection: Connection) -> None:
+    with connection:
+        connection.send(OFFERING)
+        assert ok(connection)
+        for target, host, status in (
+            ("http://localhost:1/livez", "evil.example", 200),
+            ("HTTP://[::1]/livez?x", "evil.example", 200),
+            ("/livez", "localhost", 200),
+            ("http://evil.example/livez", "localhost", 400),
+        ):
+            connection.send(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert connection.answer()[0] == status
+
+
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_requests_in_pieces_are_read_whatever_they_offer(connection: Connection, size: int) -> None:
     with connection:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -44,6 +45,19 @@ class Made:
         vectors = self._change(normalize(np.stack([vector_of(text) for text in self.texts])))
         show(EmbeddingProgress(len(lines), 0, 0))
         return vectors, SideFacts("made", "made", vectors.shape[1], "here", None)
+
+
+class Given:
+    """Vectors that are there already."""
+
+    def __init__(self, vectors: NDArray[np.float32]) -> None:
+        self.given, self._vectors = "given", vectors
+
+    def embed(
+        self, lines: Sequence[TextLine], show: ShowProgress
+    ) -> tuple[NDArray[np.float32], SideFacts]:
+        assert len(lines) == len(self._vectors)
+        return self._vectors, SideFacts("given", "given", self._vectors.shape[1], "here", None)
 
 
 class Silent:
@@ -174,3 +188,16 @@ def test_of_many_texts_some_are_drawn_and_asked_for_their_neighbours(texts: Path
     assert first.neighbours == second.neighbours
     assert first.neighbours.queries == 20
     assert first.neighbours.mean < 1
+
+
+def test_beside_the_vectors_only_their_directions_are_held(tmp_path: Path) -> None:
+    file, count, size = tmp_path / "a.txt", 5000, 1024
+    file.write_text("text 0\n" + "".join(f"text {i}\n" for i in range(count - 1)))
+    vectors = np.random.default_rng(3).standard_normal((count, size + 1), np.float32)
+    left, right = Given(vectors[:, :-1].copy()), Given(vectors)
+    with mock.patch.object(compare, "MAX_QUERIES", 20):
+        tracemalloc.start()
+        compare_spaces(left, right, TextWishes([file], 10**6), Silent())
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak_bytes < 2.5 * vectors.nbytes

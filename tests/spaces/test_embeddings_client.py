@@ -204,6 +204,15 @@ def test_an_answer_that_only_trickles_is_given_up(
         EmbeddingsClient(scripted.url).embed(["a", "b"])
 
 
+def test_an_errors_words_that_only_trickle_are_given_up(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings_client, "MAX_READ_S", 0)
+    scripted.then(502, LATER)
+    with pytest.raises(RemoteServerRefused, match="answers 502: Bad Gateway"):
+        EmbeddingsClient(scripted.url).embed(["a"])
+
+
 def test_no_proxy_stands_before_a_server_of_this_machine(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,8 @@ def test_a_key_on_the_command_line_is_refused_and_not_said_again() -> None:
         ("http://[::1#m", "must be http://HOST:PORT#MODEL"),
         ("http://user:secret@127.0.0.1:1#m", "without a user's name"),
         ("http://127.0.0.1:1?key=secret#m", "without a user's name"),
+        ("http://user:sec?secret@127.0.0.1:1#m", "the server's address: must be"),
+        ("http://user:secret?word@127.0.0.1:1#m", "the server's address: must be"),
         ("http://127.0.0.1:1/a b#m", "must be http://HOST:PORT#MODEL"),
         ("http://127.0.0.1:1/ü#m", "must be http://HOST:PORT#MODEL"),
         ("http://a..b:1#m", "http://a..b:1/v1/embeddings: "),
@@ -75,6 +77,7 @@ def test_a_key_on_the_command_line_is_refused_and_not_said_again() -> None:
         ("@float32", "must begin with a model's name"),
         (f"{PLAIN}@float16", f"{PLAIN}@float16: setting dtype"),
         (f"{PLAIN}@half", "'half' is neither a device"),
+        (f"{PLAIN}@cuda:x@float16", "'cuda:x' is neither a device"),
         (f"{PLAIN}@", "'' is neither a device"),
         (f"{PLAIN}@float32@float32", "more than one dtype"),
         (f"{PLAIN}@cpu@cpu", "more than one device"),
@@ -100,3 +103,8 @@ def test_a_model_of_this_machine_may_have_a_device_and_a_dtype(given: str) -> No
     side = open_side(given, SETTINGS, Asked(), None, "--key-a")
     assert isinstance(side, LocalModel)
     assert side.given == given
+
+
+def test_settings_that_were_checked_are_not_checked_once_more() -> None:
+    settings = SETTINGS.model_copy(update={"port": -1})
+    assert open_side(PLAIN, settings, Asked(), None, "--key-a").given == PLAIN
