@@ -28,7 +28,7 @@ CARD_FILE = "card.toml"
 GRAPH_FILE = "graph.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 
-# Cards that share a session (a base and its variants, or equal files) do not differ in these.
+# What a base decides for its variants; but for int8, cards that share a session are equal in these.
 ENCODER_KEYS = {"architecture", "dtype", "embedding_dim", "max_input_tokens", "normalize"}
 ENCODER_KEYS |= {"int8", "pooling", "torch"}
 # These are said of one card alone; a variant takes them over from no base.
@@ -206,11 +206,16 @@ class Card(_Strict):
 
     @functools.cached_property
     def encoder_key(self) -> str:
-        """Equal for cards whose encoders compute the same, wherever their files lie."""
+        """Equal for cards whose encoders compute the same, wherever their files lie.
+
+        Of the int8 recipe it holds what decides a vector, and only where int8 is computed in.
+        """
         encoder = self.encoder_card
         rotation = encoder.matryoshka.rotation if encoder.matryoshka else None
         reference = encoder.reference.file if encoder.reference else None
-        facts = encoder.model_dump(mode="json", include=ENCODER_KEYS)
+        facts = encoder.model_dump(mode="json", include=ENCODER_KEYS - {"int8"})
+        if encoder.dtype == "int8":
+            facts["recipe"] = encoder.int8_recipe.facts
         facts["files"] = encoder.digests(rotation, reference)
         return json.dumps(facts, sort_keys=True)
 

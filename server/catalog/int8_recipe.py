@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 GroupSize = Literal[32, 64, 128]
 
+# How `openvino_int8` makes a row of weights. It stands for the arithmetic in the fingerprint: another
+# way to quantise is another text here.
+_WEIGHTS = "uint8, scale and zero point a row"
+
 
 @dataclass(frozen=True, slots=True)
 class StoredMatrix:
@@ -29,8 +33,8 @@ class StoredMatrix:
 class Int8Recipe(BaseModel):
     """How a model is computed in int8 on a CPU, from its weights as they were published.
 
-    Each row of a weight matrix, an output of it, has a scale of its own; so has each group of
-    `group_size` inputs of a token, when it is computed. What is not int8 is bfloat16.
+    Each row of a weight matrix, an output of it, has a scale and a zero point of its own; each group
+    of `group_size` inputs of a token has a scale, when it is computed. What is not int8 is bfloat16.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,7 +50,11 @@ class Int8Recipe(BaseModel):
     @property
     def facts(self) -> dict[str, object]:
         """What of it decides a vector."""
-        return {"group_size": self.group_size, "keep": sorted(set(self.keep))}
+        return {
+            "weights": _WEIGHTS,
+            "group_size": self.group_size,
+            "keep": sorted(set(self.keep)),
+        }
 
     @property
     def words(self) -> str:

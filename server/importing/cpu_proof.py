@@ -15,13 +15,14 @@ from server.catalog.card import GRAPH_FILE, Card
 from server.catalog.cpu_precision import CpuDtype, CpuPrecision
 from server.catalog.int8_recipe import Int8Recipe
 from server.errors import SettingError, first_line
-from server.importing.int8_choice import FLOORS, Kept, Tried, choose, list_recipes
+from server.importing.int8_choice import FLOORS, NOTHING, Kept, Tried, choose, list_recipes
 from server.importing.neighbour_texts import NEIGHBOUR_TEXTS
 from server.importing.proof_texts import HALF_PRECISION_TEXTS
 from server.inference import direct
 from server.inference.agreement import agreement_of
 from server.inference.backend import LoadOptions
 from server.inference.backend_kinds import CPU, choose_backend
+from server.inference.cpu_cores import usable_cores
 from server.inference.loader import Encoder
 from server.inference.neighbours import shared_neighbours
 from server.inference.placement import find_placement
@@ -47,7 +48,7 @@ def prove_on_cpu(card: Card, encoder: Encoder, report: Callable[[str], None]) ->
         if "bfloat16" in there:
             kept = kept_of(exact, embed(card.computed_in("bfloat16"), encoder, TEXTS))
             report(f"on a CPU in bfloat16: {kept} ({len(TEXTS)} texts)")
-            card = card.changed(cpu_precision=(_precision("bfloat16", kept),))
+            card = card.changed(cpu_precision=_precisions("bfloat16", kept))
         return _choose_int8(card, encoder, exact, report) if "int8" in there else card
     except Exception as error:  # the model is whole without it
         report(f"warning: lower precision on a CPU: not tried further: {first_line(error)}")
@@ -71,7 +72,8 @@ def embed(card: Card, encoder: Encoder, texts: Sequence[str]) -> NDArray[np.floa
         ModelLoadError: they cannot be computed.
     """
     choice = choose_backend(card, (CPU,), card.dtype)
-    backends, _ = choice.kind.load(choice.card, choice.devices, LoadOptions())
+    options = LoadOptions(wide_threads=usable_cores())  # which heavy models compute with
+    backends, _ = choice.kind.load(choice.card, choice.devices, options)
     return direct.embed_texts(Encoder(encoder.tokenizer, backends, encoder.embedding_dim), texts)
 
 
@@ -97,8 +99,12 @@ def _choose_int8(
     from server.inference.openvino_int8 import stored_matrices
 
     def try_recipe(recipe: Int8Recipe) -> Kept:
-        found = embed(card.changed(int8=recipe).computed_in("int8"), encoder, TEXTS)
-        kept = kept_of(exact, found)
+        try:
+            found = embed(card.changed(int8=recipe).computed_in("int8"), encoder, TEXTS)
+            kept = kept_of(exact, found)
+        except Exception as error:  # another recipe may do
+            report(f"warning: on a CPU in int8, {recipe.words}: failed: {first_line(error)}")
+            return NOTHING
         report(f"on a CPU in int8, {recipe.words}: {kept}")
         return kept
 
@@ -107,7 +113,7 @@ def _choose_int8(
         report("on a CPU: int8 is not offered: the graph has no matrix of whole groups")
         return card.changed(int8=Int8Recipe(offered=False))
     _tell(chosen, report)
-    precision = (*card.cpu_precision, _precision("int8", chosen.kept))
+    precision = (*card.cpu_precision, *_precisions("int8", chosen.kept))
     return card.changed(int8=chosen.recipe, cpu_precision=precision)
 
 
@@ -121,8 +127,11 @@ def _tell(chosen: Tried, report: Callable[[str], None]) -> None:
         report(f"on a CPU: int8 is not offered: no recipe keeps enough (at least {FLOORS})")
 
 
-def _precision(dtype: CpuDtype, kept: Kept) -> CpuPrecision:
-    return CpuPrecision(
+def _precisions(dtype: CpuDtype, kept: Kept) -> tuple[CpuPrecision, ...]:
+    """What a card says of it: nothing of figures that are not finite."""
+    if not kept.is_finite:
+        return ()
+    told = CpuPrecision(
         dtype=dtype,
         measured_on=MEASURED_ON,
         texts=len(TEXTS),
@@ -130,3 +139,4 @@ def _precision(dtype: CpuDtype, kept: Kept) -> CpuPrecision:
         min_cosine=round(kept.min_cosine, 7),
         neighbours_kept=round(kept.neighbours_kept, 4),
     )
+    return (told,)

@@ -8,6 +8,7 @@ call.
 from __future__ import annotations
 
 import glob
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ class Kept:
             and self.neighbours_kept >= floors.neighbours_kept
         )
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether each figure is: vectors with NaN have no cosine."""
+        return all(map(math.isfinite, (self.mean_cosine, self.min_cosine, self.neighbours_kept)))
+
     def __str__(self) -> str:
         return (
             f"mean cosine {self.mean_cosine:.5f}, least {self.min_cosine:.5f}, "
@@ -50,6 +56,7 @@ class Kept:
 # What a recipe must keep on the texts of an import. See docs/how-to/cpu-precision.md for what that
 # means in STS-B and in neighbours among other texts.
 FLOORS: Final = Kept(mean_cosine=0.998, min_cosine=0.99, neighbours_kept=0.97)
+NOTHING: Final = Kept(mean_cosine=math.nan, min_cosine=math.nan, neighbours_kept=0.0)  # no vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +75,8 @@ def choose(recipes: Iterable[Int8Recipe], measure: Callable[[Int8Recipe], Kept])
         measure: asked no further than needed, since it computes all texts.
 
     Returns:
-        Where none keeps enough, the one that keeps most neighbours, not `offered`; None: there is
-        no recipe.
+        Where none keeps enough, the one that keeps most neighbours, not `offered`, one with finite
+        figures if there is one; None: there is no recipe.
     """
     tried = []
     for recipe in recipes:
@@ -77,7 +84,7 @@ def choose(recipes: Iterable[Int8Recipe], measure: Callable[[Int8Recipe], Kept])
         if kept.is_at_least(FLOORS):
             return Tried(recipe.model_copy(update={"min_cosine": _floor(kept.min_cosine)}), kept)
         tried.append(Tried(recipe.model_copy(update={"offered": False}), kept))
-    return max(tried, key=lambda one: one.kept.neighbours_kept, default=None)
+    return max(tried, key=lambda one: (one.kept.is_finite, one.kept.neighbours_kept), default=None)
 
 
 def list_recipes(matrices: Sequence[StoredMatrix]) -> tuple[Int8Recipe, ...]:

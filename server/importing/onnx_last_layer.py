@@ -53,15 +53,16 @@ def compute_pooled_token_only(graph: ir.Graph) -> bool:
 
 def _find_pick(node: ir.Node, axes: tuple[int | ir.SymbolicDim, ...]) -> _Pick | None:
     """The pick that `torch_pooling` has been exported to, if the node is one."""
-    hidden = node.inputs[0] if node.inputs else None
-    if hidden is None or not _is_of_tokens(hidden, axes) or _number(node, "axis", 0) != 1:
+    if node.op_type not in ("Gather", "GatherElements") or _number(node, "axis", 0) != 1:
         return None
-    index = node.inputs[1]
+    hidden, index = _input(node, 0), _input(node, 1)
+    if hidden is None or not _is_of_tokens(hidden, axes):
+        return None
     if node.op_type == "Gather" and _constant(index) == 0:
         return _Pick(node, axes, None)
     expand = index.producer() if index is not None else None
     if node.op_type == "GatherElements" and expand is not None and expand.op_type == "Expand":
-        index = expand.inputs[0]
+        index = _input(expand, 0)
         if index is not None and tuple(index.shape or ()) == (axes[0], 1, 1):
             return _Pick(node, axes, index)
     return None
@@ -113,8 +114,8 @@ class _Pick:
         return of_tokens
 
     def _places_of_attention(self, node: ir.Node, of_tokens: Sequence[int]) -> tuple[int, ...]:
-        scores = node.inputs[_SCORES] if len(node.inputs) > _SCORES else None
-        if _QUERY not in of_tokens or len(node.inputs) > _SCORES + 1 or node.inputs[_BIAS]:
+        scores, bias = _input(node, _SCORES), _input(node, _BIAS)
+        if _QUERY not in of_tokens or len(node.inputs) > _SCORES + 1 or bias is not None:
             return ()
         if _number(node, "unidirectional", 0):  # a query would be taken for the first one
             return ()
@@ -145,7 +146,7 @@ class _Pick:
 
     def leave_out(self, graph: ir.Graph) -> None:
         """What was narrowed has one token, which is the picked one."""
-        hidden = self.node.inputs[0]
+        hidden = _input(self.node, 0)
         if self.index is not None and hidden is not None:
             ir.convenience.replace_all_uses_with(self.node.outputs[0], hidden)
             graph.remove(self.node, safe=True)
@@ -156,13 +157,13 @@ def _treats_each_token(node: ir.Node) -> bool:
     if node.op_type in _BY_ELEMENT:
         return True
     if node.op_type in ("MatMul", "FusedMatMul"):
-        weight = node.inputs[1]
+        weight = _input(node, 1)
         turned = _number(node, "transA", 0) or _number(node, "transBatchA", 0)
         return weight is not None and len(weight.shape or ()) == 2 and not turned
     if node.op_type == "LayerNormalization":
         return _number(node, "axis", -1) in (-1, 2)
     if node.op_type == "ReduceMean":
-        return _constant(node.inputs[1]) in (-1, 2) and _number(node, "keepdims", 1) == 1
+        return _constant(_input(node, 1)) in (-1, 2) and _number(node, "keepdims", 1) == 1
     return node.op_type == "Split" and _number(node, "axis", 0) in (-1, 2)
 
 
@@ -175,6 +176,11 @@ def _is_of_tokens(value: ir.Value, axes: tuple[int | ir.SymbolicDim, ...]) -> bo
 def _is_fixed(value: ir.Value) -> bool:
     """Whether its shape depends neither on the texts nor on their lengths."""
     return value.shape is not None and all(isinstance(size, int) for size in value.shape)
+
+
+def _input(node: ir.Node, place: int) -> ir.Value | None:
+    """None if it is left out, as optional ones may be, in the middle or at the end."""
+    return node.inputs[place] if place < len(node.inputs) else None
 
 
 def _number(node: ir.Node, name: str, default: int) -> int:

@@ -4,8 +4,9 @@ With a scale and a zero point a row (an output of the matrix), by rounding to th
 w and zero, scale = (max - min) / 255, zero_point = round(-min / scale) and q = round(w / scale) +
 zero_point, from 0 to 255. As fast as symmetric integers here, and nearer: 0.97 in place of 0.96 of ten
 nearest neighbours (all-MiniLM-L6-v2, groups of 128). What a token brings is quantised when it is
-computed, which OpenVINO does by itself for such matrices. Needs no text to calibrate with. Any thread
-may call.
+computed, which OpenVINO does by itself for such matrices. Needs no text to calibrate with. The
+fingerprint has a name for this (`Int8Recipe.facts`): who changes the formula changes the name. Any
+thread may call.
 """
 
 from __future__ import annotations

@@ -46,14 +46,20 @@ def layers_of(transformer: PreTrainedModel) -> torch.nn.ModuleList:
 
 
 def narrow_last_layer(transformer: PreTrainedModel) -> bool:
-    """Have the last layer take `pooled_tokens` and give these tokens alone; False if it cannot."""
+    """Have the last layer take `pooled_tokens` and give these tokens alone; False if it cannot.
+
+    A layer of another version of transformers, which names a member otherwise, stays as it is.
+    """
     layers = layers_of(transformer)
     kind = type(layers[-1]).__name__ if len(layers) else ""
-    if kind in _NORMS_BEHIND:
-        layers[-1] = _NormsBehind(layers[-1])
-    elif kind in _NORMS_BEFORE:
-        layers[-1] = _NormsBefore(layers[-1], _NORMS_BEFORE[kind])
-    else:
+    try:
+        if kind in _NORMS_BEHIND:
+            layers[-1] = _NormsBehind(layers[-1])
+        elif kind in _NORMS_BEFORE:
+            layers[-1] = _NormsBefore(layers[-1], _NORMS_BEFORE[kind])
+        else:
+            return False
+    except AttributeError:
         return False
     return True
 
@@ -82,13 +88,17 @@ class _PooledLayer(torch.nn.Module):  # type: ignore[misc]
 
 
 class _NormsBehind(_PooledLayer):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__(layer)
+        self.attention, self.product = layer.attention.self, layer.attention.output
+        self.up, self.down = layer.intermediate, layer.output
+
     def forward(
         self, hidden: torch.Tensor, *_: object, pooled_tokens: torch.Tensor, **told: Any
     ) -> torch.Tensor:
-        layer = self.layer
-        attended, _weights = layer.attention.self(hidden, **told)
-        kept = layer.attention.output(attended[:, pooled_tokens], hidden[:, pooled_tokens])
-        found: torch.Tensor = layer.output(layer.intermediate(kept), kept)
+        attended, _weights = self.attention(hidden, **told)
+        kept = self.product(attended[:, pooled_tokens], hidden[:, pooled_tokens])
+        found: torch.Tensor = self.down(self.up(kept), kept)
         return found
 
 
@@ -98,10 +108,10 @@ class _NormsBefore(_PooledLayer):
         self.names = names
         self.attention = getattr(layer, names.attention)
         self.product = getattr(self.attention, names.product)
-        setattr(self.attention, names.product, torch.nn.Identity())
         self.norm, self.second_norm = getattr(layer, names.norm), getattr(layer, names.second_norm)
         self.feed_forward = getattr(layer, names.feed_forward)
         self.attention_type = getattr(layer, "attention_type", None)  # some models look at it
+        setattr(self.attention, names.product, torch.nn.Identity())  # last: all members are there
 
     def forward(
         self, hidden: torch.Tensor, *_: object, pooled_tokens: torch.Tensor, **told: Any

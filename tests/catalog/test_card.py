@@ -114,6 +114,24 @@ class TestEncoder:
         plain = read(tmp_path / "a", card_table())
         assert read(tmp_path / "b", card_table(**change)).encoder_key != plain.encoder_key
 
+    def test_of_the_int8_recipe_it_has_what_decides_a_vector_where_that_is_computed(
+        self, tmp_path: Path
+    ) -> None:
+        tables: list[dict[str, Any]] = [
+            {},
+            {"int8": {}},
+            {"int8": {"offered": False}},
+            {"int8": {"min_cosine": 0.5}},
+            {"int8": {"group_size": 128}},
+            {"int8": {"keep": ["*.down"]}},
+        ]
+        cards = [read(tmp_path / str(n), card_table(**one)) for n, one in enumerate(tables)]
+        for dtype in ("float32", "float16", "bfloat16"):
+            assert len({one.computed_in(dtype).encoder_key for one in cards}) == 1
+        keys = [one.computed_in("int8").encoder_key for one in cards]
+        assert len(set(keys[:4])) == 1
+        assert len(set(keys)) == 3
+
     def test_the_size_on_disk_counts_the_base(self, tmp_path: Path) -> None:
         base = read(tmp_path, card_table())
         assert base.file_bytes == sum(map(len, FILES.values()))

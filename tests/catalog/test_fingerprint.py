@@ -222,6 +222,8 @@ class TestFingerprint:
             read(tmp_path / "c", card_table(matryoshka=layer_norm)).fingerprint
             == "beaac2ecd79811e9"
         )
+        in_int8 = read(tmp_path / "a", card_table()).computed_in("int8")
+        assert in_int8.fingerprint == "f5fac0a840a05e5c"
 
     @pytest.mark.parametrize(("prompts", "default", "expected"), OF_EARLIER_CARDS)
     def test_cards_with_prompts_keep_theirs(

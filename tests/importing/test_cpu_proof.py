@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from server.catalog.card import Card
 from server.catalog.card_file import read_card, write_card
 from server.catalog.int8_recipe import Int8Recipe
-from server.errors import SettingError
+from server.errors import ModelLoadError, SettingError
 from server.importing import cpu_proof, int8_choice
 from server.importing.cpu_proof import TEXTS, prove_on_cpu
 from server.importing.int8_choice import Kept, list_recipes
@@ -121,6 +122,37 @@ def test_where_nothing_keeps_enough_int8_is_not_offered_and_not_served(
         on_cpu.backend_for(variant)
     for dtype in ("float32", "bfloat16"):
         assert find_placement("cpu", dtype).backend_for(card).card.dtype == dtype
+
+
+def test_a_recipe_that_fails_is_told_and_the_next_one_tried(
+    plain_card: Card, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    exact = embed_texts(encoder, TEXTS[:12])
+    broken: set[int] = set()
+
+    def embed(card: Card, *_: object) -> NDArray[np.float32]:
+        if card.dtype == "int8" and card.int8_recipe.group_size in broken:
+            raise ModelLoadError("no such product\nin the library")
+        return exact if card.dtype == "int8" else np.full_like(exact, np.nan)
+
+    monkeypatch.setattr(placement, "quick_dtypes", lambda: ("bfloat16", "int8"))
+    monkeypatch.setattr(cpu_proof, "TEXTS", TEXTS[:12])
+    monkeypatch.setattr(cpu_proof, "embed", embed)
+    broken.add(128)
+    card, lines = lines_of(without_figures(plain_card), encoder)
+    failed = "warning: on a CPU in int8, groups of 128: failed: no such product"
+    assert failed in lines
+    assert card.int8 is not None
+    assert (card.int8.offered, card.int8.group_size) == (True, 64)
+    assert [one.dtype for one in card.cpu_precision] == ["int8"]  # bfloat16 gave no numbers
+    broken |= {64, 32}
+    card, lines = lines_of(without_figures(plain_card), encoder)
+    assert card.int8 is not None
+    assert not card.int8.offered
+    assert card.cpu_precision == ()
+    assert lines[-1].startswith("on a CPU: int8 is not offered: no recipe keeps enough (at least")
+    write_card(card, tmp_path)
+    assert read_card(tmp_path) == card.changed(folder=tmp_path)
 
 
 def test_a_graph_without_a_matrix_for_it_is_not_offered(

@@ -8,7 +8,14 @@ from dataclasses import replace
 import pytest
 
 from server.catalog.int8_recipe import Int8Recipe, StoredMatrix
-from server.importing.int8_choice import FLOORS, Kept, choose, list_recipes, relative_time
+from server.importing.int8_choice import (
+    FLOORS,
+    NOTHING,
+    Kept,
+    choose,
+    list_recipes,
+    relative_time,
+)
 from tests.conftest import REPOSITORY
 
 ATTENTION = ("query", "key", "value", "output.dense")
@@ -178,6 +185,18 @@ def test_where_none_keeps_enough_int8_is_not_offered_and_the_nearest_is_told() -
     assert chosen.recipe == Int8Recipe(offered=False, group_size=64)
     assert chosen.kept.neighbours_kept == 0.95
     assert choose([], lambda recipe: ENOUGH) is None
+
+
+def test_one_that_failed_or_gave_no_numbers_is_passed_over() -> None:
+    no_number = Kept(math.nan, math.nan, 0.9)
+    by_size = {128: NOTHING, 64: no_number, 32: ENOUGH}
+    chosen = choose(RECIPES, lambda one: by_size[one.group_size])
+    assert chosen is not None
+    assert (chosen.recipe.offered, chosen.recipe.group_size) == (True, 32)
+    by_size[32] = Kept(0.5, 0.1, 0.2)  # little, but numbers
+    chosen = choose(RECIPES, lambda one: by_size[one.group_size])
+    assert chosen is not None
+    assert (chosen.recipe.offered, chosen.recipe.group_size) == (False, 32)
 
 
 def test_the_page_says_what_is_enough_and_what_counts_as_fast() -> None:

@@ -29,8 +29,21 @@ def node(operator: str, inputs: str, outputs: str, **attributes: Any) -> onnx.No
     )
 
 
-def one_layer(pooling: str, *, activation: onnx.NodeProto, scores: bool) -> ir.Model:
-    """A transformer's layer and its pooling, as the exporter writes them; scores are causal."""
+def one_layer(
+    pooling: str,
+    *,
+    activation: onnx.NodeProto,
+    scores: bool,
+    padding: bool = True,
+    **attention: int,
+) -> ir.Model:
+    """A transformer's layer and its pooling, as the exporter writes them; scores are causal.
+
+    Args:
+        padding: attention is told of it, if not of scores.
+        attention: attributes of it.
+    """
+    told = " - - y_scores" if scores else " - padding" if padding else ""
     last = [
         node("Range", "zero length one", "places"),
         node("Mul", "attention_mask places", "counted"),
@@ -55,9 +68,10 @@ def one_layer(pooling: str, *, activation: onnx.NodeProto, scores: bool) -> ir.M
         *(causal if scores else []),
         node(
             "MultiHeadAttention",
-            f"q k v - {'- y_scores' if scores else 'padding'}",
+            f"q k v{told}",
             "attended",
             num_heads=2,
+            **attention,
         ),
         node("FusedMatMul", "attended w_out", "product", transB=1),
         node("Add", "x product", "residual"),
@@ -151,8 +165,36 @@ def test_what_reads_other_tokens_is_computed_for_all_of_them(pooling: str) -> No
     assert (wide.shape, gated.shape) == ((3, max(LENGTHS), 16), (3, 1, HIDDEN))
 
 
-def test_a_graph_without_a_pooled_token_is_left_alone() -> None:
-    model = one_layer("cls", activation=GELU, scores=False)
+def test_attention_without_its_optional_inputs_is_narrowed_too() -> None:
+    model = one_layer("cls", activation=GELU, scores=False, padding=False)
+    (expected,) = outcome(model, "y")
+    assert compute_pooled_token_only(model.graph)
+    found, queries = outcome(model, "y", "q")
+    assert largest_difference(found, expected) < 1e-6
+    assert queries.shape == (3, 1, HIDDEN)
+
+
+def test_attention_that_looks_back_by_itself_has_the_queries_of_all_tokens() -> None:
+    model = one_layer("last_token", activation=GELU, scores=False, unidirectional=1)
+    (expected,) = outcome(model, "y")
+    assert compute_pooled_token_only(model.graph)
+    found, queries, wide = outcome(model, "y", "q", "wide")
+    assert largest_difference(found, expected) < 1e-6
+    assert (queries.shape, wide.shape) == ((3, max(LENGTHS), HIDDEN), (3, 1, 16))
+
+
+def test_a_mean_over_everything_wants_all_tokens() -> None:
+    activation = node("ReduceMean", "wide", "active", keepdims=1)  # without axes: over all of them
+    model = one_layer("cls", activation=activation, scores=False)
+    assert compute_pooled_token_only(model.graph)
+    (wide,) = next(one for one in model.graph if one.op_type == "ReduceMean").inputs
+    assert wide is not None
+    assert wide.shape == ("batch", "tokens", 16)
+
+
+@pytest.mark.parametrize("activation", [GELU, ACROSS_TOKENS], ids=["gelu", "softmax"])
+def test_a_graph_without_a_pooled_token_is_left_alone(activation: onnx.NodeProto) -> None:
+    model = one_layer("cls", activation=activation, scores=False)
     model.graph[-1].attributes.add(ir.AttrInt64("axis", 2))  # picks no token
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     assert not compute_pooled_token_only(model.graph)

@@ -77,6 +77,26 @@ def test_the_vectors_are_those_of_all_tokens(name: str, pooling: PoolingMode) ->
     assert str(packed) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "member"),
+    [
+        ("Llama", "post_attention_layernorm"),
+        ("Llama", "mlp"),
+        ("ModernBert", "attn_norm"),
+        ("Bert", "intermediate"),
+        ("Bert", "output"),
+    ],
+)
+def test_a_layer_that_names_a_member_otherwise_stays_as_it_is(name: str, member: str) -> None:
+    packed, _ = packed_and_embed(name, "cls")
+    layer = layers_of(packed.transformer)[-1]
+    setattr(layer, f"other_{member}", getattr(layer, member))
+    delattr(layer, member)
+    before = str(packed)
+    assert not packed.narrow()
+    assert str(packed) == before
+
+
 @pytest.mark.parametrize(("name", "pooling"), [("Qwen3", "mean"), ("NomicBert", "cls")])
 def test_a_mean_and_a_layer_that_is_not_known_want_all_tokens(
     name: str, pooling: PoolingMode
