@@ -108,6 +108,8 @@ class TorchBackend:
         ModelLoadError: the card does not say how, or torch cannot load it.
     """
 
+    concurrent_passes = None
+
     def __init__(self, card: Card, device: str) -> None:
         self._name = card.name
         self._dtype = card.dtype
