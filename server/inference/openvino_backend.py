@@ -51,7 +51,7 @@ _KEPT_OPERATIONS: Final = 200
 _HEAVY_WEIGHTS: Final = 150_000_000
 # Tokens of the texts whose bits are compared at load: 8 ms more than one pass (all-MiniLM-L6-v2).
 _COMPARED_TOKENS: Final = (1, 24)
-# As OpenVINO 2026.1 says that memory is short; "allocate" alone stands in much else that it says.
+# As OpenVINO 2026.4 says that memory is short; "allocate" alone stands in much else that it says.
 _NO_MEMORY: Final = re.compile(
     r"bad_alloc|out of memory|exceeds PTRDIFF_MAX"
     r"|(failed to|could not|can ?not|can't) allocate (\d|memory(?! for))",
