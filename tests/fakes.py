@@ -52,6 +52,7 @@ class FakeBackend:
     """
 
     layout = Layout.PADDED
+    concurrent_passes: int | None = None
 
     def __init__(self, *, memory_tokens: int | None = None, numb: bool = False) -> None:
         self.shapes: list[tuple[int, int]] = []

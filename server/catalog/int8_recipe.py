@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
@@ -34,7 +35,8 @@ class Int8Recipe(BaseModel):
     """How a model is computed in int8 on a CPU, from its weights as they were published.
 
     Each row of a weight matrix, an output of it, has a scale and a zero point of its own; each group
-    of `group_size` inputs of a token has a scale, when it is computed. What is not int8 is bfloat16.
+    of `group_size` inputs of a token has a scale, when it is computed. What is not int8 is bfloat16,
+    or float32 on a processor that does not compute in bfloat16.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,7 +44,7 @@ class Int8Recipe(BaseModel):
     # Not so: when the card was made no recipe gave vectors that were near enough.
     offered: bool = True
     group_size: GroupSize = 64
-    # Patterns as in shells, of the names of weights or of their products, that stay in bfloat16.
+    # Patterns as in shells, of the names of weights or of their products, that do not become int8.
     keep: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     # Least cosine to the vectors in float32 that a machine may give; below it none is served.
     min_cosine: float = Field(0.99, gt=0, le=1)
@@ -64,6 +66,16 @@ class Int8Recipe(BaseModel):
 
     def makes_int8(self, matrix: StoredMatrix) -> bool:
         """Whether it becomes int8: it is not kept, and its inputs are whole groups."""
-        names = (matrix.name, matrix.product)
-        kept = any(fnmatchcase(name, pattern) for pattern in self.keep for name in names)
+        kept = any(_matches(pattern, matrix) for pattern in self.keep)
         return not kept and matrix.inputs % self.group_size == 0
+
+    def find_missing(self, matrices: Iterable[StoredMatrix]) -> tuple[str, ...]:
+        """The patterns of `keep` that are for none of a graph's matrices."""
+        there = list(matrices)
+        return tuple(
+            pattern for pattern in self.keep if not any(_matches(pattern, one) for one in there)
+        )
+
+
+def _matches(pattern: str, matrix: StoredMatrix) -> bool:
+    return any(fnmatchcase(name, pattern) for name in (matrix.name, matrix.product))

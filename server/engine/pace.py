@@ -11,6 +11,7 @@ from server.engine.fair_share import LIGHT_TOKENS
 from server.inference.backend import Capacity
 
 CPU_BATCH_TOKENS = 256
+CORE_TOKENS_PER_SECOND = 1_000.0  # of a slow one
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Pace:
     # share: from about here on a micro-batch is as efficient as it gets. Of what 384 tokens reach
     # on a CPU, 12 tokens reach 55 %, 48: 84 %, 96: 93 %, 192: 97 %.
     light_batch_tokens: int = LIGHT_TOKENS
-    tokens_per_second: float = 1_000.0  # of one worker, until there are measurements: a slow core's
+    tokens_per_second: float = CORE_TOKENS_PER_SECOND  # of a worker, until it has been measured
     # While a device computes, another of its workers takes a micro-batch only if so many tokens
     # wait; fewer are better computed with what comes meanwhile. None: every idle worker takes what
     # there is.
@@ -33,7 +34,13 @@ class Pace:
     share_among_idle: bool = True
 
 
-def choose_pace(capacity: Capacity | None, *, cores: int, max_batch_tokens: int | None) -> Pace:
+def choose_pace(
+    capacity: Capacity | None,
+    *,
+    cores: int,
+    max_batch_tokens: int | None,
+    concurrent_passes: int | None,
+) -> Pace:
     """The pace that suits a model's devices.
 
     Args:
@@ -41,9 +48,17 @@ def choose_pace(capacity: Capacity | None, *, cores: int, max_batch_tokens: int 
         cores: worker threads of a model on the CPU.
         max_batch_tokens: token budget that is wished for on the CPU; None: what suits it. A
             capacity was measured with the wish in mind.
+        concurrent_passes: that a backend on the CPU computes at once. What a further worker took
+            would wait inside it, where no share is fair. None: as many as threads call.
     """
     if capacity is None:
-        return Pace(max_batch_tokens or CPU_BATCH_TOKENS, workers=cores)
+        workers = min(cores, concurrent_passes or cores)
+        return Pace(
+            max_batch_tokens or CPU_BATCH_TOKENS,
+            workers=workers,
+            # The cores are the same, however few workers use them.
+            tokens_per_second=CORE_TOKENS_PER_SECOND * cores / workers,
+        )
     return Pace(
         capacity.batch_tokens,
         workers=capacity.concurrent_passes,

@@ -163,6 +163,7 @@ class ResidentEncoder:
                 encoder.capacity,
                 cores=worker_threads(settings),
                 max_batch_tokens=settings.max_batch_tokens,
+                concurrent_passes=encoder.backends[0].concurrent_passes,
             ),
             max_request_tokens=settings.max_request_tokens,
             max_queue_tokens=settings.max_queue_tokens,

@@ -83,6 +83,8 @@ class OnnxBackend:
         ModelLoadError: ONNX Runtime refuses the graph, or it wants or gives something else.
     """
 
+    concurrent_passes = None
+
     def __init__(
         self,
         graph: Path,

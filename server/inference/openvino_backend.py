@@ -1,15 +1,19 @@
 """The forward pass by OpenVINO on CPU, in bfloat16 or int8; needs no torch.
 
 As in `onnx_backend`, each worker thread computes its micro-batch on one core, and a second form of
-the model spreads over the cores what is alone on the machine. Both give the same bits: what a text is
-padded to depends on its own length alone, and no sum runs over more than one text.
+the model spreads over the cores what is alone on the machine, unless it was seen at load to give other
+bits. A heavy model has one form, which computes one pass at a time over all cores. A text has the same
+bits in any company: what it is padded to depends on its own length alone, and no sum runs over more
+than one text.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,7 +50,17 @@ _KEPT_OPERATIONS: Final = 200
 # From so many weights on they are not laid out twice, for one core and for all; and in int8 what they
 # are laid out from lies in a temporary file. One form took half the memory (28 layers of 1,024).
 _HEAVY_WEIGHTS: Final = 150_000_000
+# Tokens of the texts whose bits are compared at load: 8 ms more than one pass (all-MiniLM-L6-v2).
+_COMPARED_TOKENS: Final = (1, 24)
+# As OpenVINO 2026.4 says that memory is short; "allocate" alone stands in much else that it says.
+_NO_MEMORY: Final = re.compile(
+    r"bad_alloc|out of memory|exceeds PTRDIFF_MAX"
+    r"|(failed to|could not|can ?not|can't) allocate (\d|memory(?! for))",
+    re.IGNORECASE,
+)
 _LOOKED_THROUGH = {"Convert", "Reshape", "Squeeze", "Unsqueeze"}  # between ids and their table
+
+log = logging.getLogger(__name__)
 
 
 def load_backends(
@@ -93,32 +107,32 @@ class OpenvinoBackend:
         worker_threads: int = 1,
         wide_threads: int = 1,
     ) -> None:
+        self._graph = graph
         self._max_input_tokens = max_input_tokens
         self._pooling: PoolingMode = pooling
-        try:
+        with _naming(graph):
             model = _core().read_model(graph)
-        except Exception as error:  # OpenVINO raises RuntimeError and others of its own
-            raise ModelLoadError(f"graph {graph}: {last_line(error)}") from error
-        inputs = {port.any_name: port for port in model.inputs}
-        outputs = {name: port for port in model.outputs for name in port.names}
-        output = choose_output(graph, inputs, outputs)
-        self._normalize = normalized and output != OWN_OUTPUT
-        self._inputs = tuple(inputs)
-        self._num_embeddings = _count_rows(graph, model)
-        model = ov.Model([outputs[output].node], model.get_parameters(), "encoder")
-        keep_as_stored(model)
-        heavy = count_weights(model) >= _HEAVY_WEIGHTS
-        if recipe is not None:
-            with contextlib.closing(Scratch()) as scratch:
-                made_one = functools.partial(_give_back, scratch if heavy else None)
-                if not quantize(model, recipe, made_one):
-                    raise ModelLoadError(f"graph {graph}: it has no matrix that can be int8")
-        cores = max(worker_threads, wide_threads)
-        form = functools.partial(_Form, graph, model, recipe)
-        self._wide = form(streams=1, threads=cores if heavy else wide_threads)
-        self._narrow = self._wide
-        if not heavy and cores > 1:
-            self._narrow = form(streams=worker_threads, threads=worker_threads)
+            inputs = {port.any_name: port for port in model.inputs}
+            outputs = {name: port for port in model.outputs for name in port.names}
+            output = choose_output(graph, inputs, outputs)
+            self._normalize = normalized and output != OWN_OUTPUT
+            self._inputs = tuple(inputs)
+            self._num_embeddings = _count_rows(model)
+            model = ov.Model([outputs[output].node], model.get_parameters(), "encoder")
+            keep_as_stored(model)
+            weights = count_weights(model)
+            heavy = weights >= _HEAVY_WEIGHTS
+            if recipe is not None:
+                _quantize(model, recipe, weights if heavy else None)
+            form = functools.partial(_Form, model, recipe)
+            if heavy:
+                cores = max(worker_threads, wide_threads)
+                self._narrow = self._wide = form(streams=1, threads=cores)
+            else:
+                self._narrow = self._wide = form(streams=worker_threads, threads=worker_threads)
+                if wide_threads > 1:
+                    self._wide = form(streams=1, threads=wide_threads)
+        self.concurrent_passes = 1 if heavy else None
         self._lay_out(model)
 
     def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
@@ -133,10 +147,25 @@ class OpenvinoBackend:
         return forward_by_length(compute, sequences, self.layout, self._max_input_tokens)
 
     def _lay_out(self, model: ov.Model) -> None:
-        """Have the weights in the order in which they are multiplied, and not twice in memory."""
-        for alone in (True, False):
-            with contextlib.suppress(Exception):  # whoever asks for the first vector is told
-                self.forward([np.zeros(1, np.int32)], alone=alone)
+        """Have the weights in the order in which they are multiplied, and not twice in memory.
+
+        That takes a pass of each form; where their bits differ, the wide one is not used.
+        """
+        tried = [
+            np.arange(min(tokens, self._max_input_tokens), dtype=np.int32) % self._num_embeddings
+            for tokens in _COMPARED_TOKENS
+        ]
+        with contextlib.suppress(Exception):  # whoever asks for the first vector is told
+            narrow = self.forward(tried)
+            if self._wide is not self._narrow:
+                wide = self.forward(tried, alone=True)
+                if wide.tobytes() != narrow.tobytes():
+                    self._wide = self._narrow
+                    log.warning(
+                        "graph %s: texts are computed on one core each, since over several cores "
+                        "this processor gives other bits",
+                        self._graph,
+                    )
         page_out(model)
 
     def count_embeddings(self, vocabulary_size: int) -> int:
@@ -155,9 +184,10 @@ class OpenvinoBackend:
         try:
             embeddings = form.run([feeds[name] for name in self._inputs])
         except Exception as error:
-            if isinstance(error, MemoryError) or "alloc" in str(error).lower():
-                raise OutOfMemory(str(error)) from error
-            raise RuntimeError(last_line(error)) from error
+            reason = last_line(error)
+            if isinstance(error, MemoryError) or _NO_MEMORY.search(reason):
+                raise OutOfMemory(reason) from error
+            raise RuntimeError(reason) from error
         if embeddings.ndim == 3:
             embeddings = pool(embeddings, attention_mask, self._pooling)
         return normalize(embeddings) if self._normalize else embeddings
@@ -173,7 +203,7 @@ class _Form:
     """A compiled model and the requests that run it, one for each thread that computes at once."""
 
     def __init__(
-        self, graph: Path, model: ov.Model, recipe: Int8Recipe | None, *, streams: int, threads: int
+        self, model: ov.Model, recipe: Int8Recipe | None, *, streams: int, threads: int
     ) -> None:
         # Beside int8, a processor without bfloat16 computes in float32.
         bfloat16 = recipe is None or "bfloat16" in quick_dtypes()
@@ -188,13 +218,9 @@ class _Form:
             "ENABLE_CPU_RESERVATION": False,
             "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_OPERATIONS,
         }
-        try:
-            self._compiled = _core().compile_model(model, "CPU", options)
-            found = self._compiled.get_property("INFERENCE_PRECISION_HINT")
-        except Exception as error:
-            raise ModelLoadError(f"graph {graph}: {last_line(error)}") from error
-        if found != precision:
-            raise ModelLoadError(f"graph {graph}: this processor does not compute in bfloat16")
+        self._compiled = _core().compile_model(model, "CPU", options)
+        if self._compiled.get_property("INFERENCE_PRECISION_HINT") != precision:
+            raise ValueError("this processor does not compute in bfloat16")
         self._idle: list[ov.InferRequest] = []
 
     def run(self, feeds: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -209,6 +235,25 @@ class _Form:
         return found
 
 
+@contextlib.contextmanager
+def _naming(graph: Path) -> Iterator[None]:
+    """Whatever fails is said of the graph; OpenVINO raises RuntimeError and others of its own."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(f"graph {graph}: {last_line(error)}") from error
+
+
+def _quantize(model: ov.Model, recipe: Int8Recipe, heavy_weights: int | None) -> None:
+    # A file of as many bytes as the weights would take in float32 has room for any recipe.
+    scratch = None if heavy_weights is None else Scratch(4 * heavy_weights)
+    with contextlib.closing(scratch) if scratch else contextlib.nullcontext():
+        if not quantize(model, recipe, functools.partial(_give_back, scratch)):
+            raise ValueError("it has no matrix that can be int8")
+
+
 def _give_back(scratch: Scratch | None, stored: ov.Node, made: ov.Output) -> None:
     """The memory of a matrix that was made int8, and what it became goes into a file."""
     if scratch is not None:
@@ -221,7 +266,7 @@ def _core() -> ov.Core:
     return ov.Core()
 
 
-def _count_rows(graph: Path, model: ov.Model) -> int:
+def _count_rows(model: ov.Model) -> int:
     """Rows of the table that token ids are looked up in; of several, the least."""
     rows = []
     for node in model.get_ordered_ops():
@@ -231,9 +276,11 @@ def _count_rows(graph: Path, model: ov.Model) -> int:
         while source.get_type_name() in _LOOKED_THROUGH:
             source = source.input_value(0).get_node()
         if source.get_type_name() == "Parameter" and INPUT_IDS in source.output(0).names:
-            table = node.input_value(0).get_partial_shape()
-            if table.rank.get_length() == 2 and table[0].is_static:
-                rows.append(int(table[0].get_length()))
+            table, axis = node.input_value(0).get_partial_shape(), node.input_value(2).get_node()
+            if table.rank.is_static and axis.get_type_name() == "Constant":
+                length = table[int(axis.get_data().item())]
+                if length.is_static:
+                    rows.append(int(length.get_length()))
     if not rows:
-        raise ModelLoadError(f"graph {graph}: has no table that {INPUT_IDS} are looked up in")
+        raise ValueError(f"has no table that {INPUT_IDS} are looked up in")
     return min(rows)

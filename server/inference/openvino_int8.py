@@ -54,7 +54,7 @@ def stored_matrices(graph: Path) -> tuple[StoredMatrix, ...]:
 
 def count_weights(model: ov.Model) -> int:
     """Numbers in the stored matrices that are multiplied with."""
-    found = {one.weight.friendly_name: one.weight.shape for one in _find_products(model)}
+    found = {one.weight.get_name(): one.weight.shape for one in _find_products(model)}
     return sum(rows * columns for rows, columns in found.values())
 
 
@@ -68,20 +68,27 @@ def quantize(
     Left as they are: what the recipe keeps, and matrices whose inputs its groups do not divide.
 
     Args:
-        made_one: called with each stored matrix, once it is no longer wanted, and what it became.
+        made_one: called once with each matrix that was made, after the stored one.
 
     Returns:
         How many products compute in int8 now.
+
+    Raises:
+        ValueError: the recipe keeps what the graph does not have.
     """
+    products = list(_find_products(model))
+    if missing := recipe.find_missing([product.stored for product in products]):
+        raise ValueError(f"int8.keep: no weight matrix and no product is named {missing[0]!r}")
     made: dict[tuple[str, bool], ov.Output] = {}  # layers may share a matrix
     count = 0
-    for product in _find_products(model):
+    for product in products:
         matrix = product.weight
         if not recipe.makes_int8(product.stored):
             continue
-        key = (matrix.friendly_name, product.rows_are_outputs)
+        key = (matrix.get_name(), product.rows_are_outputs)  # a friendly name may be another's
         if key not in made:
             made[key] = _scaled(matrix.get_data(dtype=np.float32), product.rows_are_outputs)
+            made_one(matrix, made[key])
         attributes = product.node.get_attributes()
         # Published graphs may be float16; scales are float32, and a product wants both sides alike.
         kind = product.node.get_output_element_type(0)
@@ -91,7 +98,6 @@ def quantize(
         fresh.friendly_name = product.node.friendly_name
         for target in product.node.output(0).get_target_inputs():
             target.replace_source_output(fresh.output(0))
-        made_one(matrix, made[key])
         count += 1
     return count
 
@@ -119,8 +125,17 @@ def _find_products(model: ov.Model) -> Iterator[_Product]:
         rows_are_outputs = bool(node.get_attributes()["transpose_b"])
         source = node.input_value(1).get_node()
         while source.get_type_name() in _LOOKED_THROUGH:
-            rows_are_outputs ^= source.get_type_name() == "Transpose"
+            if source.get_type_name() == "Transpose":
+                if not _swaps(source):
+                    break
+                rows_are_outputs = not rows_are_outputs
             source = source.input_value(0).get_node()
         stored = source.get_type_name() == "Constant" and source.get_element_type() in _FLOATS
         if stored and len(source.shape) == 2:
             yield _Product(node, source, rows_are_outputs)
+
+
+def _swaps(transpose: ov.Node) -> bool:
+    """Whether rows become columns; without an order all axes are turned round."""
+    order = transpose.input_value(1).get_node()
+    return order.get_type_name() == "Constant" and order.get_data().tolist() in ([], [1, 0])

@@ -9,10 +9,13 @@ if it is ever asked for. Any thread may call; one Scratch belongs to one model.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import functools
 import logging
 import mmap
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -63,33 +66,43 @@ def page_out_constant(node: ov.Node) -> None:
 
 
 class Scratch:
-    """Weights made at load, in a file without a name that goes with the last of its mappings.
+    """Weights made at load, in a file without a name that goes with the last of them.
 
-    It lies where the system wants temporary files (`TMPDIR`) and is as large as the weights.
+    It lies where the system wants temporary files (`TMPDIR`) and takes as much room as the weights.
+    All of it is mapped once, since each mapping keeps a file descriptor.
+
+    Args:
+        most_bytes: that the weights may come to; what is not written takes no room.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
         self._file: IO[bytes] | None = None
+        self._mapping: mmap.mmap | None = None
         self._end = 0
+        self._failed = False
 
     def close(self) -> None:
         """No more weights come; those that did stay."""
+        self._mapping = None  # the weights in it hold it
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a write that failed, and was told
+                self._file.close()
 
     def move(self, made: ov.Output) -> None:
         """Put the stored weights behind an output into the file.
 
-        A file that cannot be written leaves them in memory, and a warning.
+        A file that cannot be written leaves these and all further ones in memory, and a warning.
         """
         node = made.get_node()
         if node.get_type_name() != "Constant":
             for source in node.input_values():
                 self.move(source)
-        elif node.data.nbytes >= _LEAST_BYTES:
+        elif node.data.nbytes >= _LEAST_BYTES and not self._failed:
             try:
                 moved = self._write(node.data)
             except OSError as error:
+                self._failed = True
                 log.warning("weights stay in memory, since a temporary file failed: %s", error)
                 return
             fresh = ops.constant(moved, shared_memory=True)
@@ -99,12 +112,19 @@ class Scratch:
     def _write(self, weights: NDArray[Any]) -> NDArray[Any]:
         if self._file is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
-        start = -(-self._end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        if self._mapping is None:
+            self._file.truncate(self._most_bytes)
+            self._mapping = mmap.mmap(self._file.fileno(), self._most_bytes)
+        start = -(-self._end // mmap.PAGESIZE) * mmap.PAGESIZE
+        if start + weights.nbytes > self._most_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        # Not through the mapping: where no room is left, that would end the process.
         self._file.seek(start)
         self._file.write(np.ascontiguousarray(weights).data)
         self._file.flush()
         self._end = start + weights.nbytes
-        return np.memmap(self._file, weights.dtype, "r+", start, weights.shape)
+        moved = np.frombuffer(self._mapping, weights.dtype, weights.size, start)
+        return moved.reshape(weights.shape)
 
 
 @functools.cache

@@ -99,14 +99,13 @@ def measure_again(backends: Iterable[Backend], capacity: Capacity) -> Capacity:
 
 
 class TorchBackend:
-    """A card's model on one device, in the card's dtype.
-
-    Args:
-        device: as torch names it.
+    """A card's model on one device, as torch names it, in the card's dtype.
 
     Raises:
         ModelLoadError: the card does not say how, or torch cannot load it.
     """
+
+    concurrent_passes = None
 
     def __init__(self, card: Card, device: str) -> None:
         self._name = card.name

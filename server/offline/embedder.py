@@ -225,6 +225,7 @@ def _make_engine(card: Card, encoder: Encoder, settings: Settings) -> Engine:
         encoder.capacity,
         cores=worker_threads(settings),
         max_batch_tokens=settings.max_batch_tokens,
+        concurrent_passes=encoder.backends[0].concurrent_passes,
     )
     return Engine(
         encoder,

@@ -298,6 +298,17 @@ async def test_a_load_that_gets_too_few_threads_leaves_none_behind(
     await until(lambda: not started_since(before))
 
 
+@pytest.mark.parametrize(("concurrent_passes", "threads"), [(None, 2), (1, 1)])
+async def test_a_backend_has_as_many_threads_as_it_computes_passes_at_once(
+    disk: Disk, serve: Serve, concurrent_passes: int | None, threads: int
+) -> None:
+    disk.backend.concurrent_passes = concurrent_passes
+    before = threading.enumerate()
+    served = await serve(threads=2)
+    assert await served.ask(ONE) == 7
+    assert len(started_since(before)) == threads
+
+
 async def test_a_wrong_rotation_is_the_failure_of_its_own_model(disk: Disk, serve: Serve) -> None:
     disk.wrong_rotation = VARIANT
     served = await serve()

@@ -29,6 +29,7 @@ class FaultyBackend:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.layout = backend.layout
+        self.concurrent_passes = backend.concurrent_passes
 
     def forward(self, sequences: Sequence[TokenIds], *, alone: bool = False) -> NDArray[np.float32]:
         """See Backend."""

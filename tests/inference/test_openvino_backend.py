@@ -10,10 +10,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from server.inference.backend import LoadOptions, OutOfMemory, TokenIds
 from server.inference.cpu_instructions import quick_dtypes
 from server.inference.direct import embed_texts
 from server.inference.loader import Encoder, load_encoder
-from server.inference.openvino_backend import OpenvinoBackend, _Form
+from server.inference.openvino_backend import OpenvinoBackend, _count_rows, _Form
 from server.inference.openvino_library import last_line, ops, ov
 from server.inference.placement import find_placement
 from server.inference.pooling import cosines
@@ -133,7 +133,17 @@ class Failing:
         (MemoryError(), OutOfMemory),
         (RuntimeError("Exception from src/inference: std::bad_alloc"), OutOfMemory),
         (RuntimeError("Can not allocate 4 GB"), OutOfMemory),
+        (
+            RuntimeError(
+                "Check 'ptr' failed at src/a.cpp:5:\nFailed to allocate 96 bytes of memory"
+            ),
+            OutOfMemory,
+        ),
+        (RuntimeError("Cannot allocate memory"), OutOfMemory),  # of the system
         (RuntimeError("shapes do not fit"), RuntimeError),
+        (RuntimeError("Exception from src/memory_allocator.cpp:7:\nIt is wide."), RuntimeError),
+        (RuntimeError("Cannot allocate memory for incompatible descriptors."), RuntimeError),
+        (RuntimeError("Failed to allocate aux GPR"), RuntimeError),
     ],
 )
 def test_a_pass_without_memory_is_told_and_a_request_that_failed_is_not_used_again(
@@ -143,8 +153,10 @@ def test_a_pass_without_memory_is_told_and_a_request_that_failed_is_not_used_aga
         (backend,) = encoder.backends
         assert isinstance(backend, OpenvinoBackend)
         backend._narrow._idle.append(Failing(error))
-        with pytest.raises(seen):
+        with pytest.raises(seen) as raised:
             backend.forward([sequence(3, 0)])
+        assert "\n" not in str(raised.value)
+        assert raised.type is seen
         assert np.isfinite(backend.forward([sequence(3, 0)])).all()
         assert backend._narrow._idle  # one that did not fail is
 
@@ -179,18 +191,27 @@ def published(
     looks_up: bool = True,
     output: str = "last_hidden_state",
     floats: type[np.floating] = np.float32,
+    rows_axis: int = 0,
+    unused_lookup: ov.PartialShape | None = None,
 ) -> Path:
     """A publisher's graph that gives token vectors and asks for token types."""
     names = ("input_ids", "attention_mask", "token_type_ids")
     inputs = [ops.parameter([-1, -1], np.int64, name=name) for name in names]
     for node in inputs:
         node.output(0).set_names({node.friendly_name})
-    table, axis = ops.constant(TABLE.astype(floats)), ops.constant(np.array(0))
+    stored = TABLE if rows_axis == 0 else np.ascontiguousarray(TABLE.T)
+    table, axis = ops.constant(stored.astype(floats)), ops.constant(np.array(rows_axis))
     dense = ops.constant(DENSE.astype(floats))
     ids = ops.convert(inputs[0] if looks_up else inputs[2], "i32")
-    hidden = ops.tanh(ops.matmul(ops.gather(table, ids, axis), dense, False, False))
+    found = ops.gather(table, ids, axis)
+    if rows_axis:
+        found = ops.transpose(found, ops.constant(np.array([1, 2, 0])))
+    hidden = ops.tanh(ops.matmul(found, dense, False, False))
     hidden.output(0).set_names({output})
     unused = ops.unsqueeze(ops.convert(inputs[1], "f32"), ops.constant(np.array(2)))
+    if unused_lookup is not None:
+        inputs.append(ops.parameter(unused_lookup, np.float32, name="elsewhere"))
+        unused = ops.gather(inputs[-1], ids, ops.constant(np.array(0)))
     unused.output(0).set_names({"unused"})
     path = folder / "graph.xml"
     ov.save_model(ov.Model([unused, hidden], inputs, "published"), path, compress_to_fp16=False)
@@ -251,13 +272,120 @@ def test_a_graph_that_cannot_be_served_safely_says_why(
         OpenvinoBackend(published(tmp_path, **change), max_input_tokens=8)
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_table_has_as_many_rows_as_the_axis_that_ids_look_up(tmp_path: Path, axis: int) -> None:
+    if "bfloat16" not in quick_dtypes():
+        return
+    backend = OpenvinoBackend(published(tmp_path, rows_axis=axis), max_input_tokens=10)
+    assert backend.count_embeddings(1_000) == 50
+    expected = np.tanh(TABLE[[3, 49]] @ DENSE).mean(axis=0, keepdims=True)
+    assert cosines(backend.forward([np.array([3, 49], np.int32)]), expected).min() > 0.9999
+
+
+def test_what_has_any_number_of_axes_is_no_table(tmp_path: Path) -> None:
+    graph = published(tmp_path, unused_lookup=ov.PartialShape.dynamic())
+    assert _count_rows(ov.Core().read_model(graph)) == 50
+
+
+def test_what_openvino_throws_while_a_graph_is_made_ready_is_said_of_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(model: object) -> int:
+        raise RuntimeError("Check 'n' failed at a.cpp:5:\nIt is wide.")
+
+    monkeypatch.setattr("server.inference.openvino_backend.count_weights", refuses)
+    graph = published(tmp_path)
+    with pytest.raises(ModelLoadError, match=f"^graph {graph}: It is wide.$"):
+        OpenvinoBackend(graph, max_input_tokens=8)
+
+
+def test_a_pattern_that_keeps_nothing_is_said_of_the_graph(tmp_path: Path) -> None:
+    graph = published(tmp_path)
+    with pytest.raises(ModelLoadError, match=f"^graph {graph}: int8.keep: .* named 'typo'$"):
+        OpenvinoBackend(graph, max_input_tokens=8, recipe=Int8Recipe(keep=("typo",)))
+
+
+class Counted(_Form):
+    """Notes what it was made for, and gives other bits over two cores if it is told to."""
+
+    made: ClassVar[list[tuple[int, int]]] = []
+    odd: ClassVar[bool] = False
+
+    def __init__(self, *given: Any, streams: int, threads: int) -> None:
+        super().__init__(*given, streams=streams, threads=threads)
+        self.made.append((streams, threads))
+        self._spread = threads > streams
+
+    def run(self, feeds: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        found = super().run(feeds)
+        return np.nextafter(found, np.float32(2)) if self.odd and self._spread else found
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
+    monkeypatch.setattr(Counted, "made", [])
+    monkeypatch.setattr("server.inference.openvino_backend._Form", Counted)
+    return Counted
+
+
+@pytest.mark.parametrize(
+    ("worker_threads", "wide_threads", "least_heavy", "forms"),
+    [
+        (1, 1, 10**9, [(1, 1)]),
+        (2, 1, 10**9, [(2, 2)]),  # where no pass is spread
+        (2, 2, 10**9, [(2, 2), (1, 2)]),
+        (2, 1, 1, [(1, 2)]),
+        (2, 2, 1, [(1, 2)]),
+    ],
+)
+def test_no_form_is_made_that_is_not_used(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    counted: type[Counted],
+    worker_threads: int,
+    wide_threads: int,
+    least_heavy: int,
+    forms: list[tuple[int, int]],
+) -> None:
+    if "bfloat16" not in quick_dtypes():
+        return
+    monkeypatch.setattr("server.inference.openvino_backend._HEAVY_WEIGHTS", least_heavy)
+    backend = OpenvinoBackend(
+        published(tmp_path),
+        max_input_tokens=8,
+        worker_threads=worker_threads,
+        wide_threads=wide_threads,
+    )
+    assert counted.made == forms
+    assert (backend._wide is backend._narrow) == (len(forms) == 1)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_where_several_cores_give_other_bits_none_is_spread_and_somebody_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    counted: type[Counted],
+    odd: bool,
+) -> None:
+    if "bfloat16" not in quick_dtypes():
+        return
+    monkeypatch.setattr(counted, "odd", odd)
+    graph = published(tmp_path)
+    backend = OpenvinoBackend(graph, max_input_tokens=8, worker_threads=2, wide_threads=2)
+    text = [np.array([3, 4], np.int32)]
+    assert backend.forward(text, alone=True).tobytes() == backend.forward(text).tobytes()
+    assert (backend._wide is backend._narrow) == odd
+    assert (f"graph {graph}: texts are computed on one core each" in caplog.text) == odd
+
+
 def test_a_recipe_that_keeps_everything_is_no_int8(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="no matrix that can be int8"):
         OpenvinoBackend(published(tmp_path), max_input_tokens=8, recipe=Int8Recipe(keep=("*",)))
 
 
 def test_a_processor_that_openvino_finds_without_bfloat16_is_an_error_and_never_emulates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Compiled:
         def get_property(self, name: str) -> object:
@@ -268,8 +396,8 @@ def test_a_processor_that_openvino_finds_without_bfloat16_is_an_error_and_never_
             return Compiled()
 
     monkeypatch.setattr("server.inference.openvino_backend._core", Core)
-    with pytest.raises(ModelLoadError, match="does not compute in bfloat16"):
-        _Form(tmp_path, object(), None, streams=1, threads=1)
+    with pytest.raises(ValueError, match="does not compute in bfloat16"):
+        _Form(object(), None, streams=1, threads=1)
 
 
 def test_importing_tells_nobody_and_leaves_nothing_at_home(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from server.catalog.int8_recipe import Int8Recipe
-from server.inference.openvino_int8 import quantize
+from server.inference.openvino_int8 import count_weights, quantize
 from server.inference.openvino_library import ops, ov
 
 MATRIX = np.random.default_rng(1).standard_normal((6, 64)).astype(np.float32)  # 64 inputs
@@ -100,8 +101,6 @@ def test_each_row_keeps_its_range_and_no_number_moves_by_more_than_half_a_step(
         (Int8Recipe(), True),
         (Int8Recipe(keep=("*.up.weight",)), False),
         (Int8Recipe(keep=("/layer/*/MatMul",)), False),
-        (Int8Recipe(keep=("up",)), True),  # no part of a name, but a pattern of it
-        (Int8Recipe(keep=("*.down.*",)), True),
         (Int8Recipe(group_size=128), False),  # which does not divide 64 inputs
     ],
 )
@@ -111,6 +110,26 @@ def test_what_the_recipe_keeps_and_what_its_groups_do_not_divide_stays(
     model = product(constant(MATRIX, "f32"), transposed=True)
     assert quantize(model, recipe) == quantized
     assert (weights_of(model) is not None) == quantized
+
+
+@pytest.mark.parametrize("pattern", ["up", "*.down.*"])  # no part of a name, but a pattern of it
+def test_a_pattern_that_keeps_nothing_is_an_error(pattern: str) -> None:
+    model = product(constant(MATRIX, "f32"), transposed=True)
+    line = f"int8.keep: no weight matrix and no product is named {pattern!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        quantize(model, Int8Recipe(keep=("*.up.weight", pattern)))
+
+
+@pytest.mark.parametrize(("order", "quantized"), [([1, 0], 1), ([], 1), ([0, 1], 0)])
+def test_a_transpose_is_read_by_its_order(order: list[int], quantized: int) -> None:
+    square = np.random.default_rng(5).standard_normal((64, 64)).astype(np.float32)
+    turned = ops.transpose(constant(square, "f32"), ops.constant(np.array(order, np.int64)))
+    model = product(turned, transposed=False)
+    assert quantize(model, Int8Recipe()) == quantized
+    if quantized:
+        found = weights_of(model)
+        assert found is not None
+        np.testing.assert_allclose(found.matrix, square, atol=0.02)
 
 
 def test_a_product_of_two_computed_matrices_is_left_alone() -> None:
@@ -127,7 +146,9 @@ def test_layers_that_share_a_matrix_go_on_sharing_it() -> None:
     second = ops.matmul(first, square, transpose_a=False, transpose_b=True)
     last = ops.matmul(second, shared, transpose_a=False, transpose_b=True)
     model = ov.Model([last], [inputs], "layers")
-    assert quantize(model, Int8Recipe()) == 3
+    made: list[str] = []
+    assert quantize(model, Int8Recipe(), lambda one, _: made.append(one.friendly_name)) == 3
+    assert made == ["square", "layer.up.weight"]
     integers = [
         node
         for node in model.get_ordered_ops()
@@ -135,3 +156,20 @@ def test_layers_that_share_a_matrix_go_on_sharing_it() -> None:
         if len(node.shape) == 2 and node.shape[1] > 1
     ]
     assert len(integers) == 2
+
+
+def test_unlike_matrices_of_one_name_are_two() -> None:
+    first, second = (
+        constant(
+            np.random.default_rng(n).standard_normal((64, 64)).astype(np.float32), "f32", "same"
+        )
+        for n in (6, 7)
+    )
+    inputs = ops.parameter([-1, 64], np.float32)
+    half = ops.matmul(inputs, first, transpose_a=False, transpose_b=True)
+    last = ops.matmul(half, second, transpose_a=False, transpose_b=True)
+    model = ov.Model([last], [inputs], "layers")
+    assert count_weights(model) == 2 * 64 * 64
+    made: list[ov.Output] = []
+    assert quantize(model, Int8Recipe(), lambda _, became: made.append(became)) == 2
+    assert len(made) == 2

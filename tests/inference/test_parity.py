@@ -25,6 +25,7 @@ class Skewed:
     """Adds to each vector what turns it by a known angle."""
 
     layout = Layout.PADDED
+    concurrent_passes = None
 
     def __init__(self, encoder: Encoder, cosine: float) -> None:
         self._backend = encoder.backends[0]
@@ -71,6 +72,7 @@ class Narrow:
     """Overflows on texts of at least so many tokens."""
 
     layout = Layout.PADDED
+    concurrent_passes = None
 
     def __init__(self, encoder: Encoder, tokens: int) -> None:
         self._backend = encoder.backends[0]

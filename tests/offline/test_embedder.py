@@ -332,6 +332,19 @@ class TestTheEnd:
         assert set(threads_of_embedders()) <= before
         embedder.close()
 
+    @pytest.mark.parametrize(("concurrent_passes", "threads"), [(None, 2), (1, 1)])
+    def test_none_waits_for_a_backend_that_computes_one_pass_at_once(
+        self, plain_card: Card, encoder: Encoder, concurrent_passes: int | None, threads: int
+    ) -> None:
+        backend = FakeBackend()
+        backend.concurrent_passes = concurrent_passes
+        fake = Encoder(encoder.tokenizer, (backend,), FAKE_DIM)
+        before = set(threads_of_embedders())
+        with Embedder(plain_card, fake, None, Settings(threads=2)) as embedder:
+            embedder.embed(["a"])
+            started = set(threads_of_embedders()) - before
+        assert sum(thread.name.startswith("replica") for thread in started) == threads
+
     def test_a_closed_one_says_so(self, fake: Embedder) -> None:
         fake.close()
         with pytest.raises(RuntimeError, match="closed"):
