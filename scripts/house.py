@@ -28,7 +28,7 @@ LONG_FILES = {
 # Fewer would cost figures of docs/explanation/benchmarks.md, or what keeps them right, or an attack:
 # each of those is about a hundred lines of what it sends and what it looks at. Quality, three dtypes and
 # eight peers took 300 of the benchmark's.
-MAX_LINES = {"scripts": 6_150, "scripts/benchmark": 2_650, "scripts/prove": 2_100}
+MAX_LINES = {"scripts": 6_150, "scripts/benchmark": 2_650, "scripts/prove": 2_110}
 # Files that stay on the top floor; everything else has a room.
 TOP_FLOOR = {"__init__", "__main__", "errors", "logs", "metrics", "settings"}
 # Each of these names had two meanings or more; each has one definition now, or none.

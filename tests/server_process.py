@@ -40,7 +40,11 @@ class ServerProcess:
             env={**os.environ, **(environment or {})},
         )
         assert self.process.stdout is not None
-        self.ready_line = self.process.stdout.readline()
+        try:
+            self.ready_line = self.process.stdout.readline()
+        except BaseException:  # a signal: nobody has it to close it
+            self.close()
+            raise
         found = re.search(r"http://(\S+?)/v1/embeddings", self.ready_line)
         if found is None:
             log = self.log()

@@ -19,6 +19,7 @@ from scripts.benchmark.results import Results, read_json
 from scripts.benchmark.running import FOLDER, MODEL_FOLDER, run
 from scripts.benchmark.scenario import OWN, PEERS, TABLE
 from scripts.benchmark.targets import REPOSITORY, BenchError
+from server.errors import TextFileError
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -101,7 +102,7 @@ def main() -> None:
         facts, results, failures = run(asked)
     except Timeout:
         sys.exit(_complain("another benchmark runs on this machine; let it end first", 2))
-    except (BenchError, OSError) as error:
+    except (BenchError, OSError, TextFileError) as error:
         sys.exit(_complain(str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted", INTERRUPTED))

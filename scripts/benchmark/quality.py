@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +13,9 @@ from scripts.benchmark.peers import Vectors
 from scripts.benchmark.scenario import OWN, Turn
 from scripts.benchmark.scenarios import vectors_of
 from scripts.benchmark.targets import REPOSITORY, BenchError, Server
+from server.fitting.measuring import read_scored_pairs
 from server.inference.agreement import agreement_of
-from server.inference.neighbours import shared_neighbours
+from server.inference.neighbours import shared_neighbours, spearman
 
 CUT_MODEL = "all-MiniLM-L6-v2-matryoshka"
 LINES = 600
@@ -34,8 +32,8 @@ def quality(turn: Turn, *, dimensions: int, lines: int = LINES) -> None:
     cut = dimensions < client.DIMENSIONS
     if cut and turn.target.name not in OWN.values():
         return
-    pairs = scored_pairs(turn.bench.stsb) if turn.bench.stsb else []
-    texts = [*documentation(lines), *(text for left, right, _ in pairs for text in (left, right))]
+    pairs = read_scored_pairs(turn.bench.stsb) if turn.bench.stsb else None
+    texts = [*documentation(lines), *([*pairs.left, *pairs.right] if pairs else [])]
     started = time.perf_counter()
     vectors = _compute(turn, texts, dimensions if cut else None)
     figures = {"texts_per_s": len(texts) / (time.perf_counter() - started)}
@@ -49,7 +47,8 @@ def quality(turn: Turn, *, dimensions: int, lines: int = LINES) -> None:
     kept = shared_neighbours(turn.bench.exact[:lines], vectors[:lines], np.arange(lines))
     figures["top_ten_kept_percent"] = 100 * float(kept.mean())
     if pairs:
-        figures["spearman"] = 100 * spearman(vectors[lines:], [score for *_, score in pairs])
+        left, right = np.split(vectors[lines:], 2)
+        figures["spearman"] = spearman(left, right, pairs.scores)
     turn.record(figures)
 
 
@@ -80,18 +79,3 @@ def documentation(lines: int) -> list[str]:
     known = list(dict.fromkeys(line for line in read if least < len(line) < most))
     drawn = np.random.default_rng(0).permutation(len(known))[:lines]
     return [known[place] for place in drawn]
-
-
-@functools.cache
-def scored_pairs(file: Path) -> list[tuple[str, str, float]]:
-    """Two texts and how near people found them, by line of a file with commas and no header."""
-    with file.open(encoding="utf-8", newline="") as opened:
-        return [(left, right, float(score)) for left, right, score in csv.reader(opened)]
-
-
-def spearman(vectors: Vectors, scores: Sequence[float]) -> float:
-    """Rank correlation of scores with the cosines of vectors 1 and 2, 3 and 4 and so on."""
-    from scipy.stats import spearmanr  # with the other tools for development
-
-    cosines = (vectors[::2] * vectors[1::2]).sum(axis=1)
-    return float(spearmanr(cosines, scores).statistic)

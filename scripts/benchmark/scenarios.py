@@ -24,6 +24,7 @@ from scripts.benchmark.results import Figures, percentiles_ms, work_figures
 from scripts.benchmark.scenario import Turn
 from scripts.benchmark.targets import BenchError, Peer, Server, Target
 from scripts.benchmark.texts import make_requests, num_tokens
+from server.inference.agreement import agreement_of
 
 INDEXING_TEXTS = 64
 BUSY_CLIENTS = 16
@@ -68,8 +69,7 @@ def verify(turn: Turn, *, least_cosines: dict[str, float]) -> None:
     expected, dtype = turn.bench.verified
     if vectors.shape != expected.shape:
         raise BenchError(f"{name} gives vectors {vectors.shape}, not {expected.shape}")
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
-    cosine = float(((vectors * expected).sum(axis=1) / lengths).min())
+    cosine = agreement_of(vectors, expected).min_cosine
     if not cosine > min(least_cosines[dtype], least_cosines[turn.target.dtype]):
         raise BenchError(f"{name} gives other vectors: cosine {cosine:.5f}")
 

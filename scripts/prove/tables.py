@@ -5,15 +5,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 
+from server.program.termination import raise_when_stopped
+
 
 def options(doc: str | None, **defaults: float | str) -> argparse.Namespace:
-    """What the command line says in place of these numbers and texts; `--help` shows `doc`."""
+    """What the command line says in place of these numbers and texts; `--help` shows `doc`.
+
+    From then on SIGTERM clears away what was begun.
+    """
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=doc, formatter_class=raw)
     for name, default in defaults.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=type(default), default=default, help=f"({default})")
-    return parser.parse_args()
+    given = parser.parse_args()
+    raise_when_stopped()
+    return given
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:

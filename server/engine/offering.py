@@ -212,10 +212,7 @@ class Offering:
             check_sound(model)
 
     def troubles(self) -> dict[str, str]:
-        """What keeps single models from being used, by what is in trouble; none while all is well.
-
-        A lost device is seen here while no model is in memory; it takes a new process.
-        """
+        """What keeps single models from being used, by what is in trouble; none while all is well."""
         failed = [model.card.name for model in self.models if model.state.load_failed]
         if not failed:
             return {}

@@ -21,7 +21,6 @@ MAX_LOOK_S = 1.0
 class HalfClosed(Lingering):
     """The part of a connection's protocol that goes on when its client has sent all it will."""
 
-    _answering: Any = None  # the one whose answer is next, if several have come
     _is_half_closed = False
 
     def eof_received(self) -> Any:  # bool; uvicorn says None

@@ -6,15 +6,12 @@ costs the event loop's thread. Each response here gives its head just before tha
 
 from __future__ import annotations
 
-from typing import Any
-
 from server.http.lingering import Lingering
 
 
 class JoinedHead(Lingering):
     """The part of a connection's protocol that keeps a head back."""
 
-    _answering: Any  # uvicorn's: the request whose answer is next
     awaits_head = False  # of its answer; set with each request that begins
     _head = b""  # that is not written yet
 

@@ -8,6 +8,7 @@ the bounds that PatientConnection has for bodies that nobody wants.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 # While the server stops: what a client that hardly sends may hold up its end.
@@ -20,8 +21,14 @@ class Lingering(asyncio.Protocol):
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     cycle: Any  # uvicorn's: the request that came last, and its answer
+    _answering: Any = None  # the one whose answer is next, if several have come
     flow: Any
     timeout_keep_alive: int
+    # Of the classes that come with it:
+    expects_more: Callable[[], bool]  # whether a request has begun to come, but not ended
+    forget: Callable[[], None]  # nothing that lies here is wanted any more
+    begin_unwanted: Callable[[], None]  # from now on all that comes is thrown away, within bounds
+    watch_reader: Callable[[], None]  # wait no longer for a client that does not read
     _is_ending = False
 
     def write(self, data: bytes) -> None:
@@ -64,19 +71,3 @@ class Lingering(asyncio.Protocol):
             self.end(lingers=self.cycle is not None and self.expects_more())
         else:
             self.cycle.keep_alive = False
-
-    def expects_more(self) -> bool:
-        """Whether a request has begun to come, but not ended."""
-        raise NotImplementedError
-
-    def forget(self) -> None:
-        """Nothing that lies here is wanted any more."""
-        raise NotImplementedError
-
-    def begin_unwanted(self) -> None:
-        """From now on all that comes is thrown away, within bounds."""
-        raise NotImplementedError
-
-    def watch_reader(self) -> None:
-        """Wait no longer for a client that does not read."""
-        raise NotImplementedError

@@ -7,6 +7,7 @@ thread may call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,8 +82,7 @@ def _find_dtypes(report: Callable[[str], None]) -> tuple[CpuDtype, ...]:
     """What can be tried here; says what one must have for the rest."""
     there: list[CpuDtype] = []
     lacks = []
-    dtypes: tuple[CpuDtype, ...] = ("bfloat16", "int8")
-    for dtype in dtypes:
+    for dtype in get_args(CpuDtype):
         try:
             find_placement(CPU, dtype)
             there.append(dtype)

@@ -18,7 +18,8 @@ from server.catalog.int8_recipe import GroupSize, Int8Recipe, StoredMatrix
 from server.inference import least_cosines
 
 # CPU time of a product in int8, by group size, against bfloat16: medians over 384 x 1,536 to 1,024 x
-# 4,096 both ways, times 16 and 256 tokens, on one core of an AMD EPYC (family 26).
+# 4,096 both ways, times 16 and 256 tokens, on one core of an AMD EPYC (family 26). They stay as they
+# are on every machine, since they decide recipes, and these fingerprints.
 _TIME: Final[dict[GroupSize, float]] = {128: 0.65, 64: 0.71, 32: 0.83}
 # Another processor rounds otherwise: the floor of a start leaves as much again as was lost here.
 _MARGIN: Final = 2

@@ -1,7 +1,7 @@
 """How far two computations of the same texts are from each other.
 
-One measure for imports, whose graph is compared with another implementation, and for `space
-compare`. Pure, bounded in memory beside its arguments; any thread may call.
+One measure for imports, whose graph is compared with other implementations and number types, and
+for `space compare`. Pure, bounded in memory beside its arguments; any thread may call.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from server.inference.pooling import cosines
 
-_BLOCK_ROWS = (
-    4096  # cosines are computed in float64, which of all rows would take thrice the memory
-)
+# Cosines are computed in float64, which of all rows would take thrice the memory.
+_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,12 +40,10 @@ class Layout(Enum):
     # Each padded to a length of its own; one pass for each of these. Which lengths cost least is a
     # matter of the library that computes.
     #
-    # From 33 tokens on at most a 33rd is padding, and one token is never alone: another kernel computes a product of
-    # one row. On ONNX Runtime in float32 a pass costs its tokens, padding counted, and as much as 15
-    # tokens more, whatever their length. Replayed with the costs that were measured, against padding
-    # to the longest of a micro-batch, this is slower by 0.8 % (4 clients, 64 mixed texts a request),
-    # 4 % (2,048 short texts in a request) and 4 % (short queries of 16 clients); multiples of 4 by
-    # 1.3, 13 and 4 %, of 8 by 3, 24 and 13 %, and no rounding by 1, 0 and 11 %.
+    # From 33 tokens on at most a 33rd is padding, and one token is never alone: another kernel
+    # computes a product of one row. On ONNX Runtime in float32 a pass costs its tokens, padding
+    # counted, and as much as 15 tokens more, whatever their length: multiples of 4 and of 8 pad more
+    # than they save passes, and without any rounding short queries seldom go together.
     BY_LENGTH = LengthSteps(significant_bits=6, least_step=2)
     # Multiples of 8, from 257 tokens on of 16, from 513 on of 32 and so on. See openvino_backend.
     BY_COARSE_LENGTH = LengthSteps(significant_bits=5, least_step=8)

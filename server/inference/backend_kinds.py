@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 from server.catalog.card import GRAPH_FILE, Card, Dtype, GpuDtype
+from server.catalog.cpu_precision import CpuDtype
 from server.errors import SettingError
 from server.inference import least_cosines
 from server.inference.backend import Backend, Capacity, LoadOptions
@@ -90,10 +91,6 @@ def _torch_cosines(card: Card) -> Mapping[Dtype, float]:
     return {one.dtype: one.min_cosine for one in card.torch.precision} if card.torch else {}
 
 
-def _int8_cosines(card: Card) -> Mapping[Dtype, float]:
-    return {"int8": card.int8.min_cosine} if card.int8 else {}
-
-
 # Of those that can compute a card on a device in a dtype, the first one that is installed does.
 KINDS = (
     BackendKind(
@@ -109,16 +106,16 @@ KINDS = (
         "server.inference.openvino_backend",
         extra="openvino",
         device_type="cpu",
-        dtypes=("bfloat16", "int8"),
+        dtypes=get_args(CpuDtype),
         files=_graph,
         default_dtype=lambda card: "bfloat16",
-        min_cosines=_int8_cosines,
+        min_cosines=lambda card: {one.dtype: one.min_cosine for one in card.cpu_precision},
     ),
     BackendKind(
         "server.inference.torch_backend",
         extra="torch",
         device_type="gpu",
-        dtypes=("float32", "float16", "bfloat16"),
+        dtypes=GPU_DTYPES,
         files=_torch_files,
         default_dtype=_torch_dtype,
         min_cosines=_torch_cosines,
@@ -139,11 +136,6 @@ class BackendChoice:
     def on_cpu(self) -> bool:
         """Whether its device is the CPU."""
         return self.kind.device_type == "cpu"
-
-    @property
-    def min_cosine(self) -> float | None:
-        """Smallest cosine to the card's vectors in float32; None if it was not measured."""
-        return self.kind.min_cosines(self.card.encoder_card).get(self.card.dtype)
 
 
 def device_type_of(devices: Sequence[str]) -> DeviceType:

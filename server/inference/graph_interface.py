@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from server.errors import ModelLoadError
 
 OWN_OUTPUT = "embeddings"  # of graphs with all that makes the vector inside
@@ -16,6 +19,20 @@ TOKEN_OUTPUTS = ("token_embeddings", "last_hidden_state")
 _OUTPUTS = (OWN_OUTPUT, "sentence_embedding", *TOKEN_OUTPUTS)
 INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS = "input_ids", "attention_mask", "token_type_ids"
 _INPUTS = frozenset({INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS})
+
+
+def feeds_of(
+    inputs: Collection[str], input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
+) -> dict[str, NDArray[np.int64]]:
+    """What a graph with these inputs is fed, by name; all texts are of one type.
+
+    Args:
+        input_ids, attention_mask: both (texts, num_tokens); see `pad`.
+    """
+    feeds = {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask}
+    if TOKEN_TYPE_IDS in inputs:
+        feeds[TOKEN_TYPE_IDS] = np.zeros_like(input_ids)
+    return feeds
 
 
 def choose_output(graph: Path, inputs: Collection[str], outputs: Collection[str]) -> str:

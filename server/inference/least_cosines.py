@@ -20,9 +20,9 @@ DEFAULT_DTYPE: Final = 0.9999
 # nobody tried, and that is worth more than digits.
 TRAINED_DTYPE: Final = 0.999
 # What a server asks for when it starts, where neither `min_parity` nor the card says. On a CPU
-# all-MiniLM-L6-v2 gave at least 0.99994 in bfloat16 over 4,158 texts, and 0.995 in int8.
+# all-MiniLM-L6-v2 gave at least 0.99994 in bfloat16 over 4,158 texts; int8's stands in its recipe.
 START: Final = TRAINED_DTYPE
-START_ON_CPU: Final = {"float32": START, "bfloat16": 0.9995, "int8": 0.99}
+START_ON_CPU: Final = {"float32": START, "bfloat16": 0.9995}
 # Sequences packed without padding with each alone, by dtype: two kernels, each rounding in its own
 # order.
 PACKED: Final = {"float32": 0.99999, "float16": 0.999, "bfloat16": 0.999}

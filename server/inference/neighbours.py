@@ -1,4 +1,4 @@
-"""How much a shorter vector keeps: neighbours found again, and agreement with people's scores.
+"""How much other vectors of the same texts keep: neighbours found again, and agreement with people's scores.
 
 Pure functions on numpy arrays, bounded in memory; any thread may call.
 """

@@ -34,10 +34,11 @@ from server.inference.backend import (
     pad,
 )
 from server.inference.graph_interface import (
+    ATTENTION_MASK,
     OWN_OUTPUT,
     TOKEN_OUTPUTS,
-    TOKEN_TYPE_IDS,
     choose_output,
+    feeds_of,
 )
 from server.inference.pooling import normalize, pool
 
@@ -102,7 +103,7 @@ class OnnxBackend:
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = [node.name for node in self._session.get_outputs()]
         self._output = choose_output(graph, inputs, outputs)
-        self._token_types = TOKEN_TYPE_IDS in inputs
+        self._inputs = inputs
         self._pooling: PoolingMode = pooling
         self._normalized = normalized
         self._normalize = normalized and self._output != OWN_OUTPUT
@@ -117,7 +118,7 @@ class OnnxBackend:
     def _compute(
         self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], *, alone: bool
     ) -> NDArray[np.float32]:
-        feeds = self._feeds(input_ids, attention_mask)
+        feeds = feeds_of(self._inputs, input_ids, attention_mask)
         wide = alone and input_ids.size >= WIDE_FROM_TOKENS
         try:
             (found,) = (self._wide if wide else self._session).run([self._output], feeds)
@@ -139,9 +140,9 @@ class OnnxBackend:
         tokens = [name for name in TOKEN_OUTPUTS if name in outputs]
         if not tokens or self._output in TOKEN_OUTPUTS:
             return None
-        feeds = self._feeds(*pad([sequence]))
+        feeds = feeds_of(self._inputs, *pad([sequence]))
         (hidden,) = self._session.run(tokens[:1], feeds)
-        pooled = pool(np.asarray(hidden, np.float32), feeds["attention_mask"], self._pooling)
+        pooled = pool(np.asarray(hidden, np.float32), feeds[ATTENTION_MASK], self._pooling)
         return normalize(pooled) if self._normalized else pooled
 
     def count_embeddings(self, vocabulary_size: int) -> int:
@@ -158,19 +159,11 @@ class OnnxBackend:
         quiet = ort.RunOptions()
         quiet.log_severity_level = _FATAL_SEVERITY
         try:
-            feeds = self._feeds(*pad([np.array([token_id], np.int32)]))
+            feeds = feeds_of(self._inputs, *pad([np.array([token_id], np.int32)]))
             self._session.run([self._output], feeds, quiet)
         except Exception:  # ONNX Runtime's classes share no base but Exception
             return False
         return True
-
-    def _feeds(
-        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
-    ) -> dict[str, NDArray[np.int64]]:
-        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self._token_types:
-            feeds["token_type_ids"] = np.zeros_like(input_ids)
-        return feeds
 
 
 def _open(graph: Path, *, threads: int) -> ort.InferenceSession:

@@ -117,8 +117,9 @@ class Opener:
         choice = self.placement.backend_for(card)
         if not choice.on_cpu:
             return least_cosines.START
-        measured = choice.min_cosine if choice.card.dtype == "int8" else None
-        return measured or least_cosines.START_ON_CPU[choice.card.dtype]
+        if choice.card.dtype == "int8":
+            return choice.card.int8_recipe.min_cosine
+        return least_cosines.START_ON_CPU[choice.card.dtype]
 
     def measure_again(self, encoder: Encoder) -> Encoder:
         """The encoder with what its GPUs can do now that other models take of their memory.

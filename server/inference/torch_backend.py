@@ -250,19 +250,17 @@ class TorchBackend:
         with torch.inference_mode():
             self._padded.attend()
             alone = [self._run([sequence], packed=False)[0] for sequence in sequences]
-            if self._packed.narrow() and not self._agrees(
+            narrow = self._packed.narrow() and self._agrees(
                 sequences, alone, "with a narrow last layer"
-            ):
+            )
+            if not narrow:
                 self._packed.widen()
             if self._device.type == "cuda" and worth_compiling(transformer):
                 compile_layers(transformer)
                 if self._agrees(sequences, alone, "compiled"):
                     return True
                 release_layers(transformer)
-            if self._agrees(sequences, alone, "packed"):
-                return True
-            self._packed.widen()
-            return False
+            return narrow or self._agrees(sequences, alone, "packed")
 
     def _agrees(
         self, sequences: Sequence[TokenIds], alone: Sequence[NDArray[np.float32]], form: str

@@ -155,7 +155,6 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
         owner = torch.searchsorted(bounds, places, right=True) - 1  # `slots`: of none
         positions = self._positions(ids, bounds[owner].long(), places)
         positions = torch.where(owner < slots, positions, 0)
-        pooled = pooled_tokens(bounds, ids.shape[0], self.pooling)
         hidden = self.transformer(
             input_ids=ids.long()[None],
             attention_mask=None,
@@ -165,11 +164,16 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
             max_length_q=longest,
             max_length_k=longest,
             use_cache=False,
-            **({"pooled_tokens": pooled} if self._narrow else {}),
+            **self._for_last_layer(bounds, ids.shape[0]),
         ).last_hidden_state[0]
         if self._narrow:
             return self.dense(hidden.float())
         return self.dense(pool_packed(hidden, bounds, self.pooling))
+
+    def _for_last_layer(self, bounds: torch.Tensor, num_ids: int) -> dict[str, torch.Tensor]:
+        if not self._narrow:
+            return {}
+        return {"pooled_tokens": pooled_tokens(bounds, num_ids, self.pooling)}
 
     def _positions(
         self, ids: torch.Tensor, begins: torch.Tensor, places: torch.Tensor

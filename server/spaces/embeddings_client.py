@@ -39,8 +39,10 @@ TIMEOUT_S = 330
 # Seconds that one request may be sent away for in all: some minutes of a limit that others share.
 MAX_WAIT_S = 600
 MAX_READ_S = 600  # any answer's body: a byte now and then must not hold the command for ever
-MAX_ANSWER_BYTES = 256 * 1024 * 1024  # 256 vectors of MAX_DIMENSIONS numbers, written as decimals
-MAX_DIMENSIONS = 16_384  # more would let one answer ask this machine for all of its memory
+MAX_ANSWER_BYTES = (
+    256 * 1024 * 1024
+)  # 256 vectors of MAX_ANSWER_DIMENSIONS numbers, written as decimals
+MAX_ANSWER_DIMENSIONS = 16_384  # more would let one answer ask this machine for all of its memory
 _PART_BYTES = 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_TOLD_CHARS = 300
@@ -128,8 +130,10 @@ class EmbeddingsClient:
         sizes = sorted({len(vector) for vector in vectors})
         if len(sizes) != 1 or not sizes[0]:
             raise self._error(f"vectors of {' and '.join(map(str, sizes))} dimensions came")
-        if sizes[0] > MAX_DIMENSIONS:
-            raise self._error(f"vectors of {sizes[0]} dimensions came, more than {MAX_DIMENSIONS}")
+        if sizes[0] > MAX_ANSWER_DIMENSIONS:
+            raise self._error(
+                f"vectors of {sizes[0]} dimensions came, more than {MAX_ANSWER_DIMENSIONS}"
+            )
         return np.stack(vectors)
 
     def _vector(self, row: object) -> NDArray[np.float32]:

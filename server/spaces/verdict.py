@@ -6,10 +6,12 @@ Pure; any thread may call.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from server.inference.agreement import Agreement
 from server.inference.least_cosines import SPACE
+
+if TYPE_CHECKING:  # which brings numpy
+    from server.inference.agreement import Agreement
 
 # Least mean share of ten nearest neighbours that both sides have. int8 keeps 0.967 of float32's and
 # more, by any recipe (all-MiniLM-L6-v2), random errors that leave a cosine of 0.995 keep 0.953, and

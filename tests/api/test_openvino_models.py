@@ -56,7 +56,9 @@ async def test_both_models_are_served_in_a_low_precision_and_the_fingerprint_tel
     asked = {"model": PLAIN, "input": TEXTS}
     exact = await asyncio.to_thread(http.post, "/v1/embeddings", json=asked)
     theirs = np.array([row["embedding"] for row in exact.json()["data"]])
-    assert (together * theirs).sum(axis=1).min() > (0.9999 if dtype == "bfloat16" else 0.99)
+    # Also not nearer: vectors in float32 would be.
+    low, high = (0.9999, 0.999999) if dtype == "bfloat16" else (0.99, 0.9998)
+    assert low < (together * theirs).sum(axis=1).min() < high
     np.testing.assert_allclose(turned @ turned.T, together @ together.T, atol=1e-5)
 
 

@@ -78,7 +78,7 @@ def test_figures_are_those_of_the_vectors_that_a_server_gives(
     texts = NEIGHBOUR_TEXTS[:24]  # among TEXTS there are ties, in which two proofs may differ
     monkeypatch.setattr(cpu_proof, "TEXTS", texts)
     monkeypatch.setattr(int8_choice, "FLOORS", Kept(0, 0, 0))
-    card, _ = lines_of(without_figures(plain_card), encoder)
+    card, lines = lines_of(without_figures(plain_card), encoder)
     exact = embed_texts(encoder, texts).astype(np.float64)
     for one in card.cpu_precision:
         computed = load_encoder(card, find_placement("cpu", one.dtype), hash_files=False)
@@ -93,6 +93,8 @@ def test_figures_are_those_of_the_vectors_that_a_server_gives(
         shared = [len(set(a) & set(b)) / 10 for a, b in zip(near, others, strict=True)]
         assert one.neighbours_kept == pytest.approx(np.mean(shared), abs=2e-4)
     assert {one.dtype for one in card.cpu_precision} == set(quick_dtypes()) & LOW
+    if not card.cpu_precision:
+        assert "not tried: this processor has no instructions for" in lines[0]
     write_card(card, tmp_path)
     assert read_card(tmp_path) == card.changed(folder=tmp_path)
 
@@ -111,6 +113,8 @@ def test_where_nothing_keeps_enough_int8_is_not_offered_and_not_served(
         assert card.int8 is not None
         assert not card.int8.offered
         assert card.cpu_precision[-1].dtype == "int8"
+    else:
+        assert "no instructions for int8" in lines[0]
     card = card.changed(int8=Int8Recipe(offered=False))  # also where it was not tried
     monkeypatch.setattr(placement, "quick_dtypes", lambda: ("bfloat16", "int8"))
     on_cpu = find_placement("cpu", "int8")
@@ -166,6 +170,8 @@ def test_a_graph_without_a_matrix_for_it_is_not_offered(
             "on a CPU: int8 is not offered: the graph has no matrix of whole groups"
         )
         assert card.int8 == Int8Recipe(offered=False)
+    else:
+        assert "no instructions for int8" in lines[0]
 
 
 def test_without_openvino_one_line_says_how_to_get_it(

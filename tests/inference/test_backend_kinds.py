@@ -87,19 +87,6 @@ def test_a_gpu_without_bfloat16_gets_float16_where_that_was_near_else_float32(
     assert (asked.card.dtype, asked.instead_of) == ("float16", None)
 
 
-def test_a_choice_tells_the_cosine_that_was_measured(
-    plain_card: Card, matryoshka_card: Card
-) -> None:
-    assert plain_card.torch is not None
-    measured = {one.dtype: one.min_cosine for one in plain_card.torch.precision}
-    for card in (plain_card, matryoshka_card):
-        assert choose_backend(card, ("cpu",)).min_cosine == 1
-        assert choose_backend(card, GPU, "float16").min_cosine == measured["float16"] < 1
-    unmeasured = plain_card.torch.model_copy(update={"precision": ()})
-    card = plain_card.model_copy(update={"torch": unmeasured})
-    assert choose_backend(card, GPU, "float16").min_cosine is None
-
-
 def test_a_card_that_lacks_what_a_gpu_needs_is_computed_on_the_cpu(plain_card: Card) -> None:
     choice = choose_backend(without_torch(plain_card), GPU, "float16")
     assert choice.on_cpu
@@ -165,7 +152,7 @@ def test_a_further_backend_is_one_row_and_one_module(
     monkeypatch.setattr(placement_module, "quick_dtypes", lambda: ("bfloat16",))
     placement = find_placement("cpu", "bfloat16")
     choice = placement.backend_for(plain_card)
-    assert (choice.kind, choice.card.dtype, choice.min_cosine) == (row, "bfloat16", 0.9999)
+    assert (choice.kind, choice.card.dtype) == (row, "bfloat16")
     assert choice.card.fingerprint != plain_card.fingerprint
     card = plain_card.model_copy(update={"embedding_dim": FAKE_DIM})
     assert load_encoder(card, placement, hash_files=False).backends == (backend,)

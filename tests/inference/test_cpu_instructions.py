@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,11 @@ def test_every_core_must_have_them(tmp_path: Path) -> None:
 
 def test_a_system_that_does_not_tell_is_quick_in_nothing_else(tmp_path: Path) -> None:
     assert quick_dtypes(tmp_path) == ()
+
+
+def test_this_processor_is_quick_in_what_it_has_instructions_for() -> None:
+    """Else the tests of low precision would assert refusals everywhere, and pass."""
+    told = Path("/proc/cpuinfo").read_text() if platform.machine() == "x86_64" else ""
+    names = {"bfloat16": "avx512_bf16|amx_bf16", "int8": "avx512_vnni|avx_vnni|amx_int8"}
+    there = {dtype for dtype, flags in names.items() if re.search(rf"\b({flags})\b", told)}
+    assert set(quick_dtypes()) == there

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import get_args
 
 from server.catalog.card import GpuDtype
+from server.catalog.int8_recipe import Int8Recipe
 from server.inference import least_cosines
 from server.settings import Settings
 
@@ -17,7 +18,7 @@ def test_the_least_cosine_of_a_start_is_what_the_help_of_the_setting_says() -> N
     on_cpu = least_cosines.START_ON_CPU
     assert on_cpu["float32"] == least_cosines.START
     assert f"Default: {least_cosines.START}; on the CPU {on_cpu['bfloat16']} in bfloat16" in told
-    assert f"else {on_cpu['int8']}." in told
+    assert f"else {Int8Recipe().min_cosine}." in told
 
 
 def test_packing_has_a_bound_in_every_dtype() -> None:

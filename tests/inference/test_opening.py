@@ -18,12 +18,12 @@ from server.catalog.int8_recipe import Int8Recipe
 from server.errors import CardError, ModelFileError, ModelLoadError, SettingError
 from server.inference import onnx_backend, opening
 from server.inference.backend import LoadOptions
-from server.inference.cpu_instructions import quick_dtypes
 from server.inference.loader import Encoder
 from server.inference.opening import Opener, select_cards, worker_threads
 from server.inference.placement import ON_CPU, Placement, find_placement
 from server.settings import Settings
 from tests.conftest import MATRYOSHKA, PLAIN, REPOSITORY
+from tests.low_precision import is_refused
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_how_near_vectors_must_be_at_the_start_depends_on_the_numbers_unless_it_
 def test_a_model_that_int8_moves_further_than_its_card_says_is_not_served(
     plain_card: Card, models_dir: Path
 ) -> None:
-    if "int8" not in quick_dtypes():
+    if is_refused("int8"):
         return
     opener = Opener(settings_of(models_dir), find_placement("cpu", "int8"))
     assert opener.open_encoder(plain_card).embedding_dim == 384

@@ -1,7 +1,6 @@
 """bfloat16 and int8 on a CPU: the model's vectors, and the same bits in any company.
 
-On a processor without the instructions the tests of vectors find nothing to compute, and the last
-one asserts the refusal.
+On a processor without the instructions each test asserts the refusal instead.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ import pytest
 from numpy.typing import NDArray
 
 from server.catalog.card import GRAPH_FILE, Card, Dtype
+from server.catalog.cpu_precision import CpuDtype
 from server.catalog.int8_recipe import Int8Recipe
-from server.errors import ModelLoadError, SettingError
+from server.errors import ModelLoadError
 from server.inference.backend import LoadOptions, OutOfMemory, TokenIds
-from server.inference.cpu_instructions import quick_dtypes
 from server.inference.direct import embed_texts
 from server.inference.loader import Encoder, load_encoder
 from server.inference.openvino_backend import OpenvinoBackend, _count_rows, _Form
@@ -31,6 +30,7 @@ from server.inference.openvino_library import last_line, ops, ov
 from server.inference.placement import find_placement
 from server.inference.pooling import cosines
 from tests.conftest import REPOSITORY
+from tests.low_precision import is_refused
 
 WORDS = range(1_000, 30_000)  # of the vocabulary, none with a meaning of its own
 VOCABULARY = 30_522
@@ -51,7 +51,8 @@ def encoders(plain_card: Card) -> dict[Dtype, Encoder]:
     options = LoadOptions(wide_threads=2, worker_threads=2)
     return {
         dtype: load_encoder(plain_card, find_placement("cpu", dtype), options, hash_files=False)
-        for dtype in quick_dtypes()
+        for dtype in get_args(CpuDtype)
+        if not is_refused(dtype)
     }
 
 
@@ -223,7 +224,7 @@ def published(
 def test_a_publishers_graph_is_pooled_and_normalised_here(
     tmp_path: Path, recipe: Int8Recipe | None, floats: type[np.floating]
 ) -> None:
-    if ("bfloat16" if recipe is None else "int8") not in quick_dtypes():
+    if is_refused("bfloat16" if recipe is None else "int8"):
         return
     graph = published(tmp_path, floats=floats)
     texts = [np.array(ids, np.int32) for ids in ([3, 4, 5], [7], [49, 0, 1, 2, 3, 4, 5, 6, 7])]
@@ -243,7 +244,7 @@ def test_a_text_is_padded_by_its_own_length_and_never_beyond_what_the_model_read
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A table of positions has no row behind the longest text."""
-    if "bfloat16" not in quick_dtypes():
+    if is_refused("bfloat16"):
         return
     backend = OpenvinoBackend(published(tmp_path), max_input_tokens=9)
     shapes: list[tuple[int, ...]] = []
@@ -274,7 +275,7 @@ def test_a_graph_that_cannot_be_served_safely_says_why(
 
 @pytest.mark.parametrize("axis", [1, -1])
 def test_a_table_has_as_many_rows_as_the_axis_that_ids_look_up(tmp_path: Path, axis: int) -> None:
-    if "bfloat16" not in quick_dtypes():
+    if is_refused("bfloat16"):
         return
     backend = OpenvinoBackend(published(tmp_path, rows_axis=axis), max_input_tokens=10)
     assert backend.count_embeddings(1_000) == 50
@@ -347,7 +348,7 @@ def test_no_form_is_made_that_is_not_used(
     least_heavy: int,
     forms: list[tuple[int, int]],
 ) -> None:
-    if "bfloat16" not in quick_dtypes():
+    if is_refused("bfloat16"):
         return
     monkeypatch.setattr("server.inference.openvino_backend._HEAVY_WEIGHTS", least_heavy)
     backend = OpenvinoBackend(
@@ -368,7 +369,7 @@ def test_where_several_cores_give_other_bits_none_is_spread_and_somebody_is_told
     counted: type[Counted],
     odd: bool,
 ) -> None:
-    if "bfloat16" not in quick_dtypes():
+    if is_refused("bfloat16"):
         return
     monkeypatch.setattr(counted, "odd", odd)
     graph = published(tmp_path)
@@ -423,12 +424,3 @@ print(json.dumps([importlib.metadata.version("openvino-telemetry") > "",
     )
     assert json.loads(outcome.stdout) == [True, "openvino.tools.ovc.telemetry_stub", []]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_each_low_precision_is_computed_or_refused() -> None:
-    for dtype in set(get_args(Dtype)) - {"float32", "float16"}:
-        if dtype in quick_dtypes():
-            assert find_placement("cpu", dtype).dtype == dtype
-        else:
-            with pytest.raises(SettingError, match=f"no instructions for {dtype}"):
-                find_placement("cpu", dtype)

@@ -18,11 +18,11 @@ from server.catalog.card import GRAPH_FILE, Card
 from server.catalog.int8_recipe import Int8Recipe
 from server.inference import openvino_backend
 from server.inference.backend import TokenIds
-from server.inference.cpu_instructions import quick_dtypes
 from server.inference.openvino_backend import OpenvinoBackend
 from server.inference.openvino_library import ops, ov
 from server.inference.openvino_pages import Scratch, keep_as_stored, page_out
 from tests.inference.test_openvino_int8 import constant
+from tests.low_precision import is_refused
 
 NUMBERS = np.random.default_rng(4)
 LARGE = NUMBERS.integers(0, 255, (512, 1024)).astype(np.uint8)  # 512 KiB
@@ -190,7 +190,7 @@ def largest_float32(kept: bool) -> int:
 
 
 def test_weights_of_16_bits_are_not_widened_at_load() -> None:
-    if "bfloat16" in quick_dtypes():
+    if not is_refused("bfloat16"):
         assert largest_float32(kept=True) == 0
         assert largest_float32(kept=False) == 6 * 64
 
@@ -198,7 +198,7 @@ def test_weights_of_16_bits_are_not_widened_at_load() -> None:
 def test_a_heavy_model_is_laid_out_once_and_gives_the_same_bits(
     plain_card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "int8" not in quick_dtypes():
+    if is_refused("int8"):
         return
 
     def opened(least: int) -> OpenvinoBackend:

@@ -488,12 +488,14 @@ print(embedder.embed(["a"] * 2000).shape)
     ) -> None:
         child = os.fork()
         if not child:
+            code = 1
             try:
                 fake.embed(["a"])
             except RuntimeError as error:
                 fake.close()
-                os._exit(7 if "forked" in str(error) else 1)
-            os._exit(1)
+                code = 7 if "forked" in str(error) else 1
+            finally:  # or it would go on as a second run of the tests
+                os._exit(code)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 7
         assert len(fake.embed(["a"])) == 1

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -10,7 +11,6 @@ from server.engine.engine import Engine
 from server.errors import Draining
 from server.inference.loader import Encoder
 from server.offline.engine_thread import EngineThread
-from tests.command_line import interruptible
 from tests.engine import start_engine
 
 
@@ -68,16 +68,30 @@ def test_an_engine_that_cannot_be_made_leaves_no_thread() -> None:
     assert engine_threads() == []
 
 
-def test_a_signal_while_the_engine_is_made_leaves_no_thread(encoder: Encoder) -> None:
-    main = threading.get_ident()
+def test_a_signal_while_the_engine_is_made_leaves_no_thread() -> None:
+    script = """
+import signal, threading
+from server.offline.engine_thread import EngineThread
 
-    def make() -> Engine:
-        signal.pthread_kill(main, signal.SIGINT)
-        return start_engine(encoder, threads=2)
+class MadeEngine:
+    def close(self): print("closed")
+    def join(self): print("joined")
 
-    with interruptible(), pytest.raises(KeyboardInterrupt):
-        EngineThread(make)
-    assert engine_threads() == []
+def make():
+    signal.pthread_kill(main, signal.SIGINT)
+    return MadeEngine()
+
+main = threading.get_ident()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    EngineThread(make)
+except KeyboardInterrupt:
+    print([thread.name for thread in threading.enumerate()])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split("\n") == ["closed", "joined", "['MainThread']", ""]
 
 
 def test_closing_again_waits_for_the_threads_too(engine: EngineThread) -> None:

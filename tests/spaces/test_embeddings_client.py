@@ -95,7 +95,7 @@ def test_indexes_that_name_no_text_each_are_an_error(
 def test_vectors_of_a_size_that_no_model_has_are_refused(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embeddings_client, "MAX_DIMENSIONS", 2)
+    monkeypatch.setattr(embeddings_client, "MAX_ANSWER_DIMENSIONS", 2)
     scripted.then(200, embeddings(VECTORS))
     with pytest.raises(RemoteServerError, match="vectors of 3 dimensions came, more than 2"):
         EmbeddingsClient(scripted.url).embed(["a", "b"])
@@ -128,6 +128,7 @@ def test_a_server_that_stays_busy_is_given_up(
         EmbeddingsClient(scripted.url).embed(["a"])
     assert sum(waits) <= 90
     assert len(scripted.asked) == len(waits) + 1
+    assert bool(waits) == (asked_s not in ("91", "9" * 20))
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 500, 502])
