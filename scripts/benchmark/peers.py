@@ -130,14 +130,11 @@ class OpenVino(GraphPeer):
     def __init__(self, options: PeerOptions) -> None:
         from server.catalog.registry import read_registry
         from server.inference.openvino_int8 import quantize
-        from server.inference.openvino_library import ov
+        from server.inference.openvino_library import CORE, ov
 
         super().__init__()
-        core, recipe = (
-            ov.Core(),
-            read_registry(self._folder.parent).resolve(client.MODEL).int8_recipe,
-        )
-        model = core.read_model(self._folder / "graph.onnx")
+        recipe = read_registry(self._folder.parent).resolve(client.MODEL).int8_recipe
+        model = CORE.read_model(self._folder / "graph.onnx")
         if options.dtype == "int8":
             quantize(model, recipe)
         cores = usable_cores()
@@ -148,7 +145,7 @@ class OpenVino(GraphPeer):
             "ENABLE_CPU_PINNING": False,
         }
         self._forms = {
-            alone: core.compile_model(model, "CPU", {**properties, "NUM_STREAMS": streams})
+            alone: CORE.compile_model(model, "CPU", {**properties, "NUM_STREAMS": streams})
             for alone, streams in ((True, 1), (False, cores))
         }
         self._idle: dict[bool, list[Any]] = {True: [], False: []}  # requests, by form

@@ -38,7 +38,7 @@ from server.inference.graph_interface import (
     feeds_of,
 )
 from server.inference.openvino_int8 import count_weights, quantize
-from server.inference.openvino_library import last_line, ov
+from server.inference.openvino_library import CORE, last_line, ov
 from server.inference.openvino_pages import Scratch, keep_as_stored, page_out, page_out_constant
 from server.inference.pooling import normalize, pool
 
@@ -110,7 +110,7 @@ class OpenvinoBackend:
         self._max_input_tokens = max_input_tokens
         self._pooling: PoolingMode = pooling
         with _naming(graph):
-            model = _core().read_model(graph)
+            model = CORE.read_model(graph)
             inputs = {port.any_name: port for port in model.inputs}
             outputs = {name: port for port in model.outputs for name in port.names}
             output = choose_output(graph, inputs, outputs)
@@ -215,7 +215,7 @@ class _Form:
             "ENABLE_CPU_RESERVATION": False,
             "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_OPERATIONS,
         }
-        self._compiled = _core().compile_model(model, "CPU", options)
+        self._compiled = CORE.compile_model(model, "CPU", options)
         if self._compiled.get_property("INFERENCE_PRECISION_HINT") != precision:
             raise ValueError("this processor does not compute in bfloat16")
         self._idle: list[ov.InferRequest] = []
@@ -256,11 +256,6 @@ def _give_back(scratch: Scratch | None, stored: ov.Node, made: ov.Output) -> Non
     if scratch is not None:
         scratch.move(made)
     page_out_constant(stored)
-
-
-@functools.cache
-def _core() -> ov.Core:
-    return ov.Core()
 
 
 def _count_rows(model: ov.Model) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.int8_recipe import Int8Recipe, StoredMatrix
-from server.inference.openvino_library import ops, ov
+from server.inference.openvino_library import CORE, ops, ov
 
 _LARGEST = 255
 _LOOKED_THROUGH = {"Convert", "Transpose"}  # between a stored matrix and its product
@@ -49,7 +49,7 @@ def stored_matrices(graph: Path) -> tuple[StoredMatrix, ...]:
     Raises:
         RuntimeError: OpenVINO refuses the graph.
     """
-    return tuple(product.stored for product in _find_products(ov.Core().read_model(graph)))
+    return tuple(product.stored for product in _find_products(CORE.read_model(graph)))
 
 
 def count_weights(model: ov.Model) -> int:

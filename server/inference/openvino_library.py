@@ -7,6 +7,7 @@ home folder. Where that package cannot be imported it takes a stand-in of its ow
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
@@ -19,7 +20,12 @@ from server.errors import first_line  # noqa: E402
 # meanwhile: two threads that come first at once would wait for each other for ever.
 _ = ov.Tensor(ov.Type.f32, ov.Shape([1])).data
 
-__all__ = ["last_line", "ops", "ov"]
+# The one of this process, which is never let go. The thread in which its plugin for CPUs is loaded gets
+# a signal stack from it. The plugin takes it away in the thread in which it is let go; if that is
+# another one, the first one's next signal finds no memory and ends the process.
+CORE: Final = ov.Core()
+
+__all__ = ["CORE", "last_line", "ops", "ov"]
 
 
 def last_line(error: Exception) -> str:

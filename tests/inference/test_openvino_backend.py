@@ -26,7 +26,7 @@ from server.inference.backend import LoadOptions, OutOfMemory, TokenIds
 from server.inference.direct import embed_texts
 from server.inference.loader import Encoder, load_encoder
 from server.inference.openvino_backend import OpenvinoBackend, _count_rows, _Form
-from server.inference.openvino_library import last_line, ops, ov
+from server.inference.openvino_library import CORE, last_line, ops, ov
 from server.inference.placement import find_placement
 from server.inference.pooling import cosines
 from tests.conftest import REPOSITORY
@@ -273,6 +273,30 @@ def test_a_graph_that_cannot_be_served_safely_says_why(
         OpenvinoBackend(published(tmp_path, **change), max_input_tokens=8)
 
 
+def test_a_signal_finds_its_stack_when_another_thread_has_let_a_model_go(tmp_path: Path) -> None:
+    """What loads OpenVINO's plugin has a signal stack from it, which goes with the plugin."""
+    if is_refused("bfloat16"):
+        return
+    script = """
+import gc, signal, sys, threading
+from pathlib import Path
+from server.inference.openvino_backend import OpenvinoBackend
+
+models = [OpenvinoBackend(Path(sys.argv[1]), max_input_tokens=9)]
+letting_go = threading.Thread(target=lambda: (models.clear(), gc.collect()))
+letting_go.start()
+letting_go.join()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    command = [sys.executable, "-c", script, str(published(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n")
+
+
 @pytest.mark.parametrize("axis", [1, -1])
 def test_a_table_has_as_many_rows_as_the_axis_that_ids_look_up(tmp_path: Path, axis: int) -> None:
     if is_refused("bfloat16"):
@@ -285,7 +309,7 @@ def test_a_table_has_as_many_rows_as_the_axis_that_ids_look_up(tmp_path: Path, a
 
 def test_what_has_any_number_of_axes_is_no_table(tmp_path: Path) -> None:
     graph = published(tmp_path, unused_lookup=ov.PartialShape.dynamic())
-    assert _count_rows(ov.Core().read_model(graph)) == 50
+    assert _count_rows(CORE.read_model(graph)) == 50
 
 
 def test_what_openvino_throws_while_a_graph_is_made_ready_is_said_of_the_graph(
@@ -396,7 +420,7 @@ def test_a_processor_that_openvino_finds_without_bfloat16_is_an_error_and_never_
         def compile_model(self, *given: object) -> Compiled:
             return Compiled()
 
-    monkeypatch.setattr("server.inference.openvino_backend._core", Core)
+    monkeypatch.setattr("server.inference.openvino_backend.CORE", Core())
     with pytest.raises(ValueError, match="does not compute in bfloat16"):
         _Form(object(), None, streams=1, threads=1)
 

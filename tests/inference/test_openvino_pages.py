@@ -19,7 +19,7 @@ from server.catalog.int8_recipe import Int8Recipe
 from server.inference import openvino_backend
 from server.inference.backend import TokenIds
 from server.inference.openvino_backend import OpenvinoBackend
-from server.inference.openvino_library import ops, ov
+from server.inference.openvino_library import CORE, ops, ov
 from server.inference.openvino_pages import Scratch, keep_as_stored, page_out
 from tests.inference.test_openvino_int8 import constant
 from tests.low_precision import is_refused
@@ -76,7 +76,7 @@ def test_weights_made_at_load_lie_in_a_file_and_stay_the_same() -> None:
         page_out(model)
         assert "(deleted)" in mapping(stored(model))[0]
         np.testing.assert_array_equal(stored(model), weights)
-        compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
+        compiled = CORE.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
         (found,) = compiled(np.eye(weights.shape[1], dtype=np.float32)).values()
         np.testing.assert_allclose(found, weights.T / 2, rtol=1e-6)
 
@@ -179,7 +179,7 @@ def largest_float32(kept: bool) -> int:
     model = ov.Model([ops.matmul(inputs, weight, False, True)], [inputs], "product")
     if kept:
         keep_as_stored(model)
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
+    compiled = CORE.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
     held = [
         node.get_output_shape(0)
         for node in compiled.get_runtime_model().get_ordered_ops()
